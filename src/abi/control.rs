@@ -1,0 +1,576 @@
+//! Control messages: one SEQPACKET datagram each, fixed layout, descriptors beside them.
+//!
+//! A request is answered by exactly one reply of the same kind, tagged alike, in order. A session
+//! has one request under way at a time. Every request starts with [`Head`], every reply with
+//! [`ReplyHead`]; a reply whose `status` is negative ends there, followed only by UTF-8 text for
+//! people (at most [`ERROR_TEXT_MAX`] bytes, no terminator).
+//!
+//! This file has layouts only; meaning is in `control`.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::{NAME_BYTES, SECRET_BYTES};
+
+macro_rules! layout {
+    ($(#[$doc:meta])* $name:ident = $bytes:literal { $($(#[$field_doc:meta])* $field:ident: $ty:ty,)* }) => {
+        $(#[$doc])*
+        #[derive(
+            Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+        )]
+        #[repr(C)]
+        pub struct $name { $($(#[$field_doc])* pub $field: $ty,)* }
+
+        const _: () = assert!(size_of::<$name>() == $bytes);
+
+        impl $name {
+            /// Name and byte offset of each field, for the frozen table.
+            pub(super) const FIELDS: &'static [(&'static str, usize)] =
+                &[$((stringify!($field), core::mem::offset_of!($name, $field)),)*];
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                zerocopy::FromZeros::new_zeroed()
+            }
+        }
+    };
+}
+
+/// Set in `kind` of every reply.
+pub const REPLY: u16 = 0x8000;
+/// Most bytes of error text behind a failed reply.
+pub const ERROR_TEXT_MAX: usize = 240;
+/// No control message is longer.
+pub const MESSAGE_BYTES_MAX: usize = 512;
+/// IMPORT: "my own uid" in the `uid` field.
+pub const UID_OWN: u32 = u32::MAX;
+
+/// Kinds of control message. Numbers only grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u16)]
+pub enum Kind {
+    /// Opens the session: versions, features; brings the engine's pidfd.
+    Hello = 1,
+    /// Makes a ring; brings segment, SQ bell and CQ bell. Live after MAPPED.
+    Ring = 2,
+    /// The client has mapped a ring or an engine-made region: it is sealed and goes live.
+    Mapped = 3,
+    /// Makes a region: allocated by the engine, or from the memfd that comes along.
+    Region = 4,
+    /// Offers a region under a name; brings the secret.
+    Export = 5,
+    /// Takes up an export.
+    Import = 6,
+    /// Reserved: connects to a peer engine.
+    Connect = 7,
+    /// Gives back a ring, region or import; answered when nothing touches it any more.
+    Release = 8,
+    /// Reserved: prepares a graph.
+    Prepare = 9,
+    /// Asks what this engine serves.
+    Probe = 10,
+    /// Asks for counters.
+    Stats = 11,
+    /// Takes back a queued op.
+    Cancel = 12,
+    /// Asks where an op is and what it waits for.
+    Why = 13,
+}
+
+impl Kind {
+    /// All kinds, by number from 1.
+    pub const ALL: [Self; 13] = [
+        Self::Hello,
+        Self::Ring,
+        Self::Mapped,
+        Self::Region,
+        Self::Export,
+        Self::Import,
+        Self::Connect,
+        Self::Release,
+        Self::Prepare,
+        Self::Probe,
+        Self::Stats,
+        Self::Cancel,
+        Self::Why,
+    ];
+
+    /// Reads a kind; `None` for an unknown one.
+    #[must_use]
+    pub fn from_number(number: u16) -> Option<Self> {
+        Self::ALL.get(usize::from(number).checked_sub(1)?).copied()
+    }
+}
+
+layout! {
+    /// Starts every request.
+    Head = 16 {
+        /// A [`Kind`].
+        kind: u16,
+        /// Zero.
+        reserved: u16,
+        /// Bytes of the whole message.
+        bytes: u32,
+        /// Comes back in the reply.
+        tag: u64,
+    }
+}
+
+layout! {
+    /// Starts every reply.
+    ReplyHead = 24 {
+        /// The request's kind, with [`REPLY`] set.
+        kind: u16,
+        /// Zero.
+        reserved: u16,
+        /// Bytes of the whole message.
+        bytes: u32,
+        /// From the request.
+        tag: u64,
+        /// 0, or a negative errno.
+        status: i32,
+        /// On failure a `DETAIL_*` code.
+        detail: u32,
+    }
+}
+
+layout! {
+    /// HELLO: must be the first message.
+    Hello = 64 {
+        /// Kind [`Kind::Hello`].
+        head: Head,
+        /// Lowest ABI version the client speaks.
+        version_min: u16,
+        /// Highest ABI version the client speaks.
+        version_max: u16,
+        /// Zero.
+        reserved: u32,
+        /// Features the client wants; those not offered are refused.
+        features: u64,
+        /// What to call this client in logs; UTF-8, zero padded.
+        name: [u8; 32],
+    }
+}
+
+layout! {
+    /// Answers HELLO; one descriptor: the engine's pidfd.
+    HelloReply = 64 {
+        /// See [`ReplyHead`].
+        reply: ReplyHead,
+        /// The version both will speak.
+        version: u32,
+        /// The session's number.
+        session: u32,
+        /// Features in force.
+        features: u64,
+        /// As in every segment header.
+        boot_id: [u64; 2],
+        /// The engine's number.
+        engine: u32,
+        /// The engine's process.
+        pid: u32,
+    }
+}
+
+layout! {
+    /// RING: asks for a ring.
+    RingRequest = 32 {
+        /// Kind [`Kind::Ring`].
+        head: Head,
+        /// A power of two.
+        sq_entries: u32,
+        /// A power of two; also the most ops in flight.
+        cq_entries: u32,
+        /// [`RING_FENCELESS`] or 0.
+        flags: u32,
+        /// Zero.
+        reserved: u32,
+    }
+}
+
+/// RING flag: the client cannot fence between its tail and its look at `engine_flags`; it rings
+/// the doorbell after every publication, and the engine may sleep without looking again.
+pub const RING_FENCELESS: u32 = 1 << 0;
+
+layout! {
+    /// Answers RING; three descriptors: segment memfd, SQ bell, CQ bell (the client's ends).
+    RingReply = 40 {
+        /// See [`ReplyHead`].
+        reply: ReplyHead,
+        /// The ring's number.
+        ring: u32,
+        /// Zero.
+        reserved: u32,
+        /// Bytes to map.
+        segment_bytes: u64,
+    }
+}
+
+layout! {
+    /// MAPPED: answered by a bare [`ReplyHead`].
+    Mapped = 24 {
+        /// Kind [`Kind::Mapped`].
+        head: Head,
+        /// [`OBJECT_RING`] or [`OBJECT_REGION`].
+        object: u32,
+        /// Ring number or region id.
+        id: u32,
+    }
+}
+
+/// MAPPED, RELEASE: `id` is a ring number.
+pub const OBJECT_RING: u32 = 1;
+/// MAPPED, RELEASE: `id` is a region id (for RELEASE also an import's).
+pub const OBJECT_REGION: u32 = 2;
+
+layout! {
+    /// REGION: with [`REGION_MEMFD`] one descriptor, which the client has mapped before.
+    RegionRequest = 32 {
+        /// Kind [`Kind::Region`].
+        head: Head,
+        /// [`REGION_ALLOCATED`] or [`REGION_MEMFD`].
+        source: u32,
+        /// [`REGION_HUGE`] or 0.
+        flags: u32,
+        /// Bytes, above 0; for a memfd at most its size.
+        bytes: u64,
+    }
+}
+
+/// REGION source: the engine makes the memory; map it, then send MAPPED.
+pub const REGION_ALLOCATED: u32 = 1;
+/// REGION source: the client's memfd, sealed against SHRINK and GROW. Live with the reply.
+pub const REGION_MEMFD: u32 = 2;
+/// REGION flag: huge pages, if the machine has them to spare (the reply tells).
+pub const REGION_HUGE: u32 = 1 << 0;
+
+layout! {
+    /// Answers REGION; for an allocated region one descriptor: the memfd.
+    RegionReply = 40 {
+        /// See [`ReplyHead`].
+        reply: ReplyHead,
+        /// The region's id: generation << 20 | index.
+        region: u32,
+        /// Flags in force.
+        flags: u32,
+        /// Bytes to map.
+        bytes: u64,
+    }
+}
+
+layout! {
+    /// EXPORT: offers a region of this session under a name, unique for the uid.
+    Export = 88 {
+        /// Kind [`Kind::Export`].
+        head: Head,
+        /// The region.
+        region: u32,
+        /// `RIGHT_*` bits, at least one.
+        rights: u32,
+        /// UTF-8, zero padded, not empty.
+        name: [u8; NAME_BYTES],
+    }
+}
+
+layout! {
+    /// Answers EXPORT.
+    ExportReply = 56 {
+        /// See [`ReplyHead`].
+        reply: ReplyHead,
+        /// What an importer must show.
+        secret: [u8; SECRET_BYTES],
+    }
+}
+
+/// An importer may READ.
+pub const RIGHT_READ: u32 = 1 << 0;
+/// An importer may WRITE.
+pub const RIGHT_WRITE: u32 = 1 << 1;
+/// An importer may use atomics.
+pub const RIGHT_ATOMIC: u32 = 1 << 2;
+/// An importer may NOTIFY.
+pub const RIGHT_NOTIFY: u32 = 1 << 3;
+/// Every right of ABI 1.
+pub const RIGHTS_ALL: u32 = RIGHT_READ | RIGHT_WRITE | RIGHT_ATOMIC | RIGHT_NOTIFY;
+
+layout! {
+    /// IMPORT: takes up an export of any session of this engine.
+    Import = 120 {
+        /// Kind [`Kind::Import`].
+        head: Head,
+        /// `RIGHT_*` bits wanted; 0 takes all that are offered.
+        rights: u32,
+        /// The exporter's uid, or [`UID_OWN`].
+        uid: u32,
+        /// The export's name.
+        name: [u8; NAME_BYTES],
+        /// The export's secret.
+        secret: [u8; SECRET_BYTES],
+    }
+}
+
+layout! {
+    /// Answers IMPORT.
+    ImportReply = 40 {
+        /// See [`ReplyHead`].
+        reply: ReplyHead,
+        /// The import's id, for `remote_region`.
+        region: u32,
+        /// Rights granted.
+        rights: u32,
+        /// Bytes of the region.
+        bytes: u64,
+    }
+}
+
+layout! {
+    /// RELEASE: answered by a bare [`ReplyHead`].
+    Release = 24 {
+        /// Kind [`Kind::Release`].
+        head: Head,
+        /// [`OBJECT_RING`] or [`OBJECT_REGION`].
+        object: u32,
+        /// Ring number, region id or import id.
+        id: u32,
+    }
+}
+
+layout! {
+    /// PROBE: a bare head.
+    Probe = 16 {
+        /// Kind [`Kind::Probe`].
+        head: Head,
+    }
+}
+
+layout! {
+    /// Answers PROBE.
+    ProbeReply = 104 {
+        /// See [`ReplyHead`].
+        reply: ReplyHead,
+        /// Bit n: opcode n is served.
+        opcodes: u64,
+        /// SQE flags that are served.
+        sqe_flags: u64,
+        /// Features offered.
+        features: u64,
+        /// Bit n: fabric n is there.
+        fabrics: u64,
+        /// Most bytes of one op.
+        op_bytes_max: u32,
+        /// Most pages of a WRITEV or READV.
+        pages_max: u32,
+        /// Most SQ or CQ entries of one ring.
+        entries_max: u32,
+        /// Rings this session may have.
+        rings_max: u32,
+        /// Regions and imports this session may have.
+        regions_max: u32,
+        /// Most urgent class this session may use: 1 high, 2 medium, 3 low.
+        class_ceiling: u32,
+        /// Bytes this uid may have in regions.
+        region_bytes_max: u64,
+        /// Ops in flight on the device.
+        window_ops: u32,
+        /// A large op moves in slices of this many bytes.
+        slice_bytes: u32,
+        /// Bytes in flight on the device.
+        window_bytes: u64,
+    }
+}
+
+layout! {
+    /// STATS: counters of this session or of the engine.
+    Stats = 24 {
+        /// Kind [`Kind::Stats`].
+        head: Head,
+        /// [`STATS_SESSION`] or [`STATS_ENGINE`].
+        scope: u32,
+        /// Zero.
+        reserved: u32,
+    }
+}
+
+/// STATS scope: this session.
+pub const STATS_SESSION: u32 = 0;
+/// STATS scope: the engine; for its own uid and root only.
+pub const STATS_ENGINE: u32 = 1;
+
+/// Counters in a STATS reply, by place. Numbers only grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Counter {
+    /// SQEs taken.
+    Taken = 0,
+    /// Final outcomes, including refusals and dropped successes.
+    Completed = 1,
+    /// SQEs refused for a bad field.
+    Refused = 2,
+    /// Ops that failed after they were accepted.
+    Failed = 3,
+    /// Ops cancelled.
+    Cancelled = 4,
+    /// High-class ops completed.
+    OpsHigh = 5,
+    /// Medium-class ops completed.
+    OpsMedium = 6,
+    /// Low-class ops completed.
+    OpsLow = 7,
+    /// Payload bytes moved.
+    Bytes = 8,
+    /// Notifications delivered to a CQ slot of their own or merged into one.
+    Notified = 9,
+    /// Ops in flight now.
+    InFlight = 10,
+    /// Rings now.
+    Rings = 11,
+    /// Regions and imports now.
+    Regions = 12,
+    /// Bytes in regions now.
+    RegionBytes = 13,
+    /// Engine scope: sessions now.
+    Sessions = 14,
+    /// Engine scope: turns made.
+    Turns = 15,
+    /// Engine scope: times the engine thread went to sleep.
+    Sleeps = 16,
+    /// Engine scope: records the ledger holds in all.
+    Records = 17,
+    /// Engine scope: descriptors open in the engine's process.
+    Descriptors = 18,
+    /// Rings faulted since start.
+    Faults = 19,
+    /// Times an op at the head of its lane found no credit.
+    Defers = 20,
+    /// Client bells rung.
+    BellsRung = 21,
+    /// Engine scope: sessions refused or ended for a broken rule.
+    Evicted = 22,
+}
+
+impl Counter {
+    /// Counters in a STATS reply; those not yet defined are 0.
+    pub const COUNT: usize = 32;
+    /// All counters, by place.
+    pub const ALL: [Self; 23] = [
+        Self::Taken,
+        Self::Completed,
+        Self::Refused,
+        Self::Failed,
+        Self::Cancelled,
+        Self::OpsHigh,
+        Self::OpsMedium,
+        Self::OpsLow,
+        Self::Bytes,
+        Self::Notified,
+        Self::InFlight,
+        Self::Rings,
+        Self::Regions,
+        Self::RegionBytes,
+        Self::Sessions,
+        Self::Turns,
+        Self::Sleeps,
+        Self::Records,
+        Self::Descriptors,
+        Self::Faults,
+        Self::Defers,
+        Self::BellsRung,
+        Self::Evicted,
+    ];
+}
+
+layout! {
+    /// Answers STATS.
+    StatsReply = 280 {
+        /// See [`ReplyHead`].
+        reply: ReplyHead,
+        /// Indexed by [`Counter`].
+        counters: [u64; Counter::COUNT],
+    }
+}
+
+layout! {
+    /// CANCEL and WHY: which op is meant.
+    OpQuery = 32 {
+        /// Kind [`Kind::Cancel`] or [`Kind::Why`].
+        head: Head,
+        /// Ring number.
+        ring: u32,
+        /// `CANCEL_BY_*`.
+        by: u32,
+        /// `user_data`, SQE number or record id.
+        target: u64,
+    }
+}
+
+layout! {
+    /// Answers CANCEL: status 0, ENOENT or EALREADY.
+    CancelReply = 32 {
+        /// See [`ReplyHead`].
+        reply: ReplyHead,
+        /// The record taken back.
+        record: u64,
+    }
+}
+
+layout! {
+    /// Answers WHY for an op in flight; ENOENT for one that is not.
+    WhyReply = 104 {
+        /// See [`ReplyHead`].
+        reply: ReplyHead,
+        /// The op's record.
+        record: u64,
+        /// Its SQE number.
+        number: u64,
+        /// Its `user_data`.
+        user_data: u64,
+        /// Nanoseconds since intake.
+        age_ns: u64,
+        /// Nanoseconds from intake to first post; 0 if not posted.
+        queued_ns: u64,
+        /// Bytes asked for.
+        bytes: u64,
+        /// Bytes placed so far.
+        bytes_done: u64,
+        /// Ops before it in its lane, counted up to 65,535.
+        ahead: u32,
+        /// Times it was at the head and found no credit.
+        defers: u32,
+        /// An [`Opcode`](super::Opcode).
+        opcode: u16,
+        /// 1 high, 2 medium, 3 low.
+        class: u16,
+        /// `STATE_*`.
+        state: u16,
+        /// `WAIT_*`.
+        wait: u16,
+        /// Zero.
+        reserved: u64,
+    }
+}
+
+/// WHY state: in its lane.
+pub const STATE_QUEUED: u16 = 1;
+/// WHY state: all or part of it is with the fabric.
+pub const STATE_POSTED: u16 = 2;
+/// WHY state: an ARM, waiting for notifications.
+pub const STATE_ARMED: u16 = 3;
+/// WHY state: a FLUSH, waiting for earlier ops.
+pub const STATE_FLUSHING: u16 = 4;
+
+/// WHY wait: nothing holds it.
+pub const WAIT_NONE: u16 = 0;
+/// WHY wait: ops of its lane are before it.
+pub const WAIT_LANE: u16 = 1;
+/// WHY wait: a more urgent class goes first.
+pub const WAIT_CLASS: u16 = 2;
+/// WHY wait: the window's ops are in use.
+pub const WAIT_WINDOW_OPS: u16 = 3;
+/// WHY wait: the window's bytes are in use.
+pub const WAIT_WINDOW_BYTES: u16 = 4;
+/// WHY wait: the fabric works on it.
+pub const WAIT_FABRIC: u16 = 5;
+/// WHY wait: earlier ops on the region (FLUSH).
+pub const WAIT_EARLIER: u16 = 6;
+/// WHY wait: a peer's notification (ARM).
+pub const WAIT_NOTIFY: u16 = 7;

@@ -1,0 +1,67 @@
+//! The completion entry: 32 bytes, two to a cache line.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// One completion queue entry, as it lies in the ring.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Cqe {
+    /// The SQE's `user_data`.
+    pub user_data: u64,
+    /// The op's ledger record id; 0 if the SQE was refused.
+    pub record: u64,
+    /// Bytes moved, or a negative errno. In a NOTIFY CQE: how many notifications it stands for.
+    pub res: i32,
+    /// `CQE_*` bits.
+    pub flags: u16,
+    /// On failure a `DETAIL_*` code; on success fabric << 8 | rail.
+    pub detail: u16,
+    /// Intake to first post, in units of 16 ns, saturating. In a NOTIFY CQE: the immediate.
+    pub queued: u32,
+    /// First post to completion, in units of 16 ns, saturating.
+    pub service: u32,
+}
+
+impl Cqe {
+    /// Returns the entry as the four words that are stored into a slot.
+    #[must_use]
+    pub fn to_words(self) -> [u64; 4] {
+        zerocopy::transmute!(self)
+    }
+
+    /// Reads an entry from the four words copied out of a slot.
+    #[must_use]
+    pub fn from_words(words: [u64; 4]) -> Self {
+        zerocopy::transmute!(words)
+    }
+}
+
+/// The op certainly had no effect, or repeating it is harmless.
+pub const CQE_RETRYABLE: u16 = 1 << 0;
+/// Whether the op took effect is not known.
+pub const CQE_MAYBE_DONE: u16 = 1 << 1;
+/// Folded into the op whose record this CQE carries. Reserved until coalescing is served.
+pub const CQE_COALESCED: u16 = 1 << 2;
+/// Ended because a predecessor failed. Reserved until edges are served.
+pub const CQE_DEP_FAILED: u16 = 1 << 3;
+/// Ended because its queue pair was flushed.
+pub const CQE_FLUSHED: u16 = 1 << 4;
+/// A notification: `queued` is the immediate, `res` the count.
+pub const CQE_NOTIFY: u16 = 1 << 5;
+/// Not the final CQE of its SQE (ARM).
+pub const CQE_MORE: u16 = 1 << 6;
+
+/// `detail >> 8` of a success: the engine itself (NOP, CANCEL, FLUSH, ARM).
+pub const FABRIC_NONE: u8 = 0;
+/// `detail >> 8` of a success: the same-host copy fabric.
+pub const FABRIC_LOCAL: u8 = 1;
+
+const _: () = {
+    use core::mem::offset_of;
+    assert!(size_of::<Cqe>() == 32 && align_of::<Cqe>() == 8);
+    assert!(offset_of!(Cqe, record) == 8 && offset_of!(Cqe, res) == 16);
+    assert!(offset_of!(Cqe, flags) == 20 && offset_of!(Cqe, detail) == 22);
+    assert!(offset_of!(Cqe, queued) == 24 && offset_of!(Cqe, service) == 28);
+};

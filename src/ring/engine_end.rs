@@ -189,8 +189,8 @@ impl<M: Memory> EngineEnd<M> {
         full_fence::engine_published();
         let bell_at = self.memory.word(Word::BellAt).load(Ordering::Relaxed);
         // The bell is due if `bell_at` lies in old..cq_tail; a stale one lies before and stays mute.
-        let due = self.cq_tail.wrapping_sub(bell_at).wrapping_sub(1)
-            < self.cq_tail.wrapping_sub(old);
+        let due =
+            self.cq_tail.wrapping_sub(bell_at).wrapping_sub(1) < self.cq_tail.wrapping_sub(old);
         if due {
             self.count(RingCounter::BellsRung);
         }

@@ -22,10 +22,14 @@
 
 mod client_end;
 mod engine_end;
+#[cfg(not(verbring_loom))]
+mod mapped;
 mod memory;
 
 pub use client_end::{ClientEnd, Verdict};
 pub use engine_end::{EngineEnd, Fault};
+#[cfg(not(verbring_loom))]
+pub use mapped::{BadSegment, Mapped};
 pub use memory::{Heap, Memory, Word};
 
 use crate::sync::Ordering;

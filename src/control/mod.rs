@@ -1,0 +1,3 @@
+//! The control socket: messages, descriptors, and the server behind them.
+
+pub mod fds;

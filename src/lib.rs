@@ -3,10 +3,14 @@
 pub mod abi;
 #[cfg(not(verbring_loom))]
 pub mod control;
+pub mod engine;
+pub mod fabric;
 #[cfg(not(verbring_loom))]
 pub mod host;
 pub mod ids;
+pub mod ledger;
 pub mod ring;
+pub mod sched;
 #[cfg(not(verbring_loom))]
 pub mod shm;
 mod sync;

@@ -80,7 +80,7 @@ impl Default for Config {
             rings_max: 1_024,
             regions_max: 4_096,
             window_ops: 64,
-            window_bytes: 1 << 20,
+            window_bytes: 256 << 10,
             slice_bytes: 128 << 10,
             intake_budget: 64,
             spin_us: 50,

@@ -95,6 +95,12 @@ impl<M: Memory> EngineEnd<M> {
         Ok(waiting)
     }
 
+    /// SQEs that were seen and not yet taken, without another look.
+    #[inline]
+    pub fn waiting(&self) -> u32 {
+        self.sq_tail.wrapping_sub(self.sq_head)
+    }
+
     /// Copies the SQE that lies `ahead` of the head, once; the caller has seen that it waits.
     #[inline]
     pub fn peek(&self, ahead: u32) -> [u64; 8] {

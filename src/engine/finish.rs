@@ -1,0 +1,255 @@
+//! The end of an op: notification, final CQE, references, record; then publication.
+
+use crate::abi::{
+    CQE_MORE, CQE_NOTIFY, CQE_TIME_UNIT_NS, Class, Counter, Cqe, FABRIC_NONE, Opcode, RingCounter,
+    SQE_SKIP_SUCCESS,
+};
+use crate::fabric::Fabric;
+use crate::ids::RingId;
+use crate::ledger::{NIL, State};
+use crate::ring::Memory;
+
+use super::Engine;
+use super::tables::Phase;
+
+impl<F: Fabric, M: Memory> Engine<F, M> {
+    /// Ends an op that is on no lane or list but its ring's: the one way out for every op.
+    pub(super) fn finish(&mut self, slot: u32) {
+        let failed = self.ledger[slot].failure.is_some();
+        if !failed && self.notifies(slot) {
+            let (target, immediate) = {
+                let op = &self.ledger[slot].op;
+                (op.target, op.immediate)
+            };
+            self.notify(target, immediate);
+        }
+        self.write_final(slot);
+        self.leave(slot);
+    }
+
+    /// Writes the final CQE, or drops it if that was asked for.
+    fn write_final(&mut self, slot: u32) {
+        let record = &self.ledger[slot];
+        let (id, fate, skip) = (record.ring, record.fate, record.op.flags & SQE_SKIP_SUCCESS != 0);
+        let failed = record.failure.is_some();
+        let cqe = self.final_cqe(slot);
+        let ring = self.ring(id);
+        if ring.faulted {
+            // No CQE. What is done is DONE; what failed stays as it is in the fate table.
+            if !failed {
+                ring.frees.push(fate);
+                self.touch(id);
+            }
+            return;
+        }
+        if failed || !skip {
+            ring.end.push(cqe.to_words());
+            ring.end.count(RingCounter::Completed);
+        } else {
+            ring.end.forgo(1);
+            ring.end.count(RingCounter::Skipped);
+        }
+        ring.frees.push(fate);
+        self.touch(id);
+    }
+
+    fn final_cqe(&self, slot: u32) -> Cqe {
+        let record = &self.ledger[slot];
+        let units = |from: u64, to: u64| {
+            u32::try_from(to.saturating_sub(from) / CQE_TIME_UNIT_NS).unwrap_or(u32::MAX)
+        };
+        let moved = record.posted_ns > 0;
+        let begun = if moved { record.posted_ns } else { self.now_ns };
+        let (res, flags, detail) = match record.failure {
+            Some(failure) => (-failure.errno, failure.flags, failure.detail),
+            None => {
+                let fabric = if moved { self.fabric.limits().fabric } else { FABRIC_NONE };
+                let bytes = i32::try_from(record.done_bytes).unwrap_or(i32::MAX);
+                (bytes, 0, u16::from(fabric) << 8)
+            }
+        };
+        Cqe {
+            user_data: record.op.user_data,
+            record: self.ledger.id(slot).0,
+            res,
+            flags,
+            detail,
+            queued: units(record.taken_ns, begun),
+            service: units(begun, self.now_ns),
+        }
+    }
+
+    /// Lets go of everything an op held.
+    pub(super) fn leave(&mut self, slot: u32) {
+        let record = &self.ledger[slot];
+        let (id, session, op) = (record.ring, record.session, record.op);
+        let (failure, bytes) = (record.failure, record.done_bytes);
+        self.unlink(slot);
+        self.ledger.close(slot);
+        let state = &mut self.sessions[session.0 as usize];
+        self.record_share.give(&mut state.records, 1);
+        if op.list != NIL {
+            let blocks = self.pages.give(op.list);
+            self.block_share.give(&mut state.blocks, blocks);
+        }
+        state.count(Counter::Completed, 1);
+        state.count(Counter::Bytes, bytes);
+        if failure.is_some() {
+            state.count(Counter::Failed, 1);
+        }
+        state.count(
+            match op.class {
+                Class::High => Counter::OpsHigh,
+                Class::Medium => Counter::OpsMedium,
+                Class::Low => Counter::OpsLow,
+            },
+            1,
+        );
+        let owner = state.owner;
+        self.owners[owner as usize].ops -= 1;
+        if op.opcode != Opcode::Nop {
+            for (index, remote) in [(op.local, false), (op.import, false), (op.target, true)] {
+                if index != NIL {
+                    self.unrefer(index, remote);
+                }
+            }
+        }
+        debug_assert!(self.rings[id.0 as usize].is_some());
+    }
+
+    fn unrefer(&mut self, index: u32, remote: bool) {
+        let region = &mut self.regions[index as usize];
+        if remote {
+            region.remote_refs -= 1
+        } else {
+            region.refs -= 1
+        }
+        if region.removing.is_some() && region.idle() {
+            self.remove_region_now(index);
+        }
+    }
+
+    /// Takes an op off its ring's list, moving any search that stands at it.
+    fn unlink(&mut self, slot: u32) {
+        let id = self.ledger[slot].ring;
+        let next = crate::ledger::List::<{ crate::ledger::RING }>::next(&self.ledger, slot);
+        if let Some(query) = self.query.as_mut() {
+            query.search.pass(slot, next);
+        }
+        let Some(ring) = self.rings[id.0 as usize].as_mut() else { return };
+        if let Some(search) = ring.search.as_mut() {
+            search.pass(slot, next);
+        }
+        if let Phase::Winding { cursor, .. } = &mut ring.phase
+            && *cursor == slot
+        {
+            *cursor = next;
+        }
+        ring.ops.remove(&mut self.ledger, slot);
+    }
+
+    /// Tells a region's owner: through its oldest ARM, or merged until the next.
+    fn notify(&mut self, target: u32, immediate: u32) {
+        let region = &mut self.regions[target as usize];
+        let arm = region.arms.head();
+        let owner = region.session;
+        if arm == NIL {
+            region.pending = region.pending.saturating_add(1);
+            region.pending_immediate = immediate;
+        } else {
+            self.deliver(arm, immediate, 1);
+        }
+        self.sessions[owner.0 as usize].count(Counter::Notified, 1);
+    }
+
+    /// Writes one NOTIFY CQE of an ARM; its last one ends it.
+    fn deliver(&mut self, slot: u32, immediate: u32, count: u32) {
+        let id = self.ledger.id(slot);
+        let record = &mut self.ledger[slot];
+        record.cursor += 1;
+        let last = record.cursor == record.op.bytes;
+        let (ring, fate, local) = (record.ring, record.fate, record.op.local);
+        let cqe = Cqe {
+            user_data: record.op.user_data,
+            record: id.0,
+            res: i32::try_from(count).unwrap_or(i32::MAX),
+            flags: if last { CQE_NOTIFY } else { CQE_NOTIFY | CQE_MORE },
+            detail: u16::from(FABRIC_NONE) << 8,
+            queued: immediate,
+            service: 0,
+        };
+        let entry = self.ring(ring);
+        if !entry.faulted {
+            entry.end.push(cqe.to_words());
+            if last {
+                entry.end.count(RingCounter::Completed);
+            }
+        }
+        if last {
+            self.ring(ring).frees.push(fate);
+            self.disarm(slot, local);
+            self.leave(slot);
+        }
+        self.touch(ring);
+    }
+
+    /// Takes an ARM off its region.
+    pub(super) fn disarm(&mut self, slot: u32, local: u32) {
+        let mut arms = self.regions[local as usize].arms;
+        arms.remove(&mut self.ledger, slot);
+        self.regions[local as usize].arms = arms;
+    }
+
+    /// Puts an ARM on its region, and hands it what came before it.
+    pub(super) fn begin_arm(&mut self, slot: u32) {
+        self.ledger[slot].state = State::Armed;
+        let local = self.ledger[slot].op.local;
+        let mut arms = self.regions[local as usize].arms;
+        arms.push_back(&mut self.ledger, slot);
+        let region = &mut self.regions[local as usize];
+        region.arms = arms;
+        let count = std::mem::take(&mut region.pending);
+        let immediate = region.pending_immediate;
+        if count > 0 {
+            self.deliver(slot, immediate, count);
+        }
+    }
+
+    /// Ends an ARM before its time: its unused slots go back, one carries the failure.
+    pub(super) fn end_arm(&mut self, slot: u32) {
+        let record = &self.ledger[slot];
+        let (ring, local) = (record.ring, record.op.local);
+        let unused = record.op.bytes - record.cursor;
+        let entry = self.ring(ring);
+        if !entry.faulted {
+            entry.end.forgo(unused - 1);
+        }
+        self.disarm(slot, local);
+        self.finish(slot);
+    }
+
+    /// Publishes what this turn wrote: one release a ring, then its fate entries are free.
+    pub(super) fn publish(&mut self) {
+        while let Some(id) = self.dirty.pop() {
+            let Some(ring) = self.rings[id as usize].as_mut() else { continue };
+            ring.dirty = false;
+            let rings_bell = !ring.faulted && ring.end.publish();
+            let session = ring.session;
+            for place in ring.frees.drain(..) {
+                ring.end.fate_freed(place);
+                ring.fates.push(place);
+            }
+            if rings_bell {
+                self.bells.push(id);
+                self.sessions[session.0 as usize].count(Counter::BellsRung, 1);
+            }
+        }
+    }
+
+    /// Gives a ring's last CQEs out before it leaves.
+    pub(super) fn publish_now(&mut self, id: RingId) {
+        if self.rings[id.0 as usize].as_ref().is_some_and(|ring| ring.dirty) {
+            self.publish();
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! The engine's core: a state machine over values, driven one bounded turn at a time.
+//!
+//! ```text
+//! turn(now):  reap -> wind -> intake -> schedule -> post -> publish
+//! ```
+//!
+//! Commands come in through [`Engine::command`], answers go out through [`Engine::reply`]; SQEs and
+//! CQEs move through the rings' memory. Reaping first lets a full pipe refill in the same turn;
+//! publishing last costs one release a ring. Every loop has a budget.
+//!
+//! **Invariants**: every SQE taken gets one final CQE, unless its ring is faulted or it asked to
+//! skip a success; credits taken = requests in the fabric; an op's references to its regions are
+//! held from intake to its final CQE; nothing is allocated after [`Engine::new`] but by whoever
+//! makes a command.
+//! **Deliberately absent**: clocks, threads, descriptors, locks, names, secrets.
+
+mod barrier;
+mod command;
+mod finish;
+mod intake;
+mod pages;
+mod schedule;
+mod search;
+mod tables;
+mod validate;
+mod winding;
+
+use std::collections::VecDeque;
+
+use crate::abi::Counter;
+use crate::fabric::{Done, Fabric, Request};
+use crate::ids::RingId;
+use crate::ledger::{LANE, Ledger, List};
+use crate::ring::Memory;
+use crate::sched::credits::Window;
+use crate::sched::lanes::Lanes;
+
+pub use command::{Command, Event, Reply, Why};
+pub use tables::{Ring, Wind};
+
+use pages::PagePool;
+use search::Query;
+use tables::{Owner, Posts, Region, Session, Share};
+
+/// Sizes of an engine's tables, and its budgets. All are fixed at start.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The engine's number.
+    pub engine: u8,
+    /// Ops in flight.
+    pub records: u32,
+    /// Page-list blocks.
+    pub list_blocks: u32,
+    /// Sessions.
+    pub sessions_max: u32,
+    /// Rings.
+    pub rings_max: u32,
+    /// Regions and imports.
+    pub regions_max: u32,
+    /// Requests in flight.
+    pub window_ops: u32,
+    /// Bytes in flight.
+    pub window_bytes: u64,
+    /// Bytes of a slice.
+    pub slice_bytes: u32,
+    /// SQEs taken from one ring in a turn.
+    pub intake_budget: u32,
+    /// Nanoseconds without an SQE after which a ring leaves the poll set.
+    pub ring_idle_ns: u64,
+}
+
+/// What a turn found to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Turn {
+    /// SQEs taken.
+    pub taken: u32,
+    /// Requests completed.
+    pub reaped: u32,
+    /// Requests posted.
+    pub posted: u32,
+    /// Something is under way that a further turn may move, though nothing came in.
+    pub busy: bool,
+}
+
+impl Turn {
+    /// True if the turn moved something, or another one may.
+    #[must_use]
+    pub fn worked(&self) -> bool {
+        self.busy || self.taken > 0 || self.reaped > 0 || self.posted > 0
+    }
+}
+
+/// The core of one engine, over a fabric and a kind of ring memory.
+#[derive(Debug)]
+pub struct Engine<F: Fabric, M> {
+    limits: Limits,
+    fabric: F,
+    ledger: Ledger,
+    lanes: Lanes,
+    window: Window,
+    posts: Posts,
+    pages: PagePool,
+    sessions: Vec<Session>,
+    owners: Vec<Owner>,
+    rings: Vec<Option<Box<Ring<M>>>>,
+    regions: Vec<Region>,
+    record_share: Share,
+    block_share: Share,
+    /// Rings that are looked at each turn.
+    polled: Vec<u32>,
+    poll_from: usize,
+    /// Rings with CQEs or frees to publish.
+    dirty: Vec<u32>,
+    /// Rings being wound up.
+    winding: Vec<u32>,
+    /// Rings whose client is to be woken.
+    bells: Vec<u32>,
+    flushes: List<LANE>,
+    query: Option<Query>,
+    replies: VecDeque<Reply<F::Memory, M>>,
+    events: VecDeque<Event>,
+    batch: Vec<Request>,
+    done: Vec<Done>,
+    /// Ops in lanes that have a deadline, and where the sweep for them stands.
+    deadlines: u32,
+    sweep_from: u32,
+    sequence: u64,
+    turns: u64,
+    /// Counters of sessions that are gone.
+    departed: [u64; Counter::COUNT],
+    now_ns: u64,
+}
+
+/// Replies that may wait for the host; commands are not taken beyond.
+const REPLIES_MAX: usize = 1024;
+/// Rings looked at in one turn.
+const RINGS_PER_TURN: usize = 256;
+/// Records looked at for searches, barriers and sweeps in one turn.
+const STEPS_PER_TURN: u32 = 256;
+
+impl<F: Fabric, M: Memory> Engine<F, M> {
+    /// Makes an engine; everything it will ever need is allocated here.
+    pub fn new(limits: Limits, fabric: F) -> Self {
+        let depth = fabric.limits().depth.min(limits.window_ops);
+        let rings = limits.rings_max as usize;
+        Self {
+            ledger: Ledger::new(limits.engine, limits.records),
+            lanes: Lanes::default(),
+            window: Window::new(depth, limits.window_bytes),
+            posts: Posts::new(depth),
+            pages: PagePool::new(limits.list_blocks),
+            sessions: vec![Session::NONE; limits.sessions_max as usize],
+            owners: vec![Owner::default(); limits.sessions_max as usize],
+            rings: (0..rings).map(|_| None).collect(),
+            regions: vec![Region::NONE; limits.regions_max as usize],
+            record_share: Share::new(limits.records, limits.sessions_max),
+            block_share: Share::new(limits.list_blocks, limits.sessions_max),
+            polled: Vec::with_capacity(rings),
+            poll_from: 0,
+            dirty: Vec::with_capacity(rings),
+            winding: Vec::with_capacity(rings),
+            bells: Vec::with_capacity(rings),
+            flushes: List::default(),
+            query: None,
+            replies: VecDeque::with_capacity(REPLIES_MAX),
+            events: VecDeque::with_capacity(rings + limits.regions_max as usize),
+            batch: Vec::with_capacity(depth as usize),
+            done: Vec::with_capacity(depth as usize),
+            deadlines: 0,
+            sweep_from: 0,
+            sequence: 0,
+            turns: 0,
+            departed: [0; Counter::COUNT],
+            now_ns: 0,
+            limits,
+            fabric,
+        }
+    }
+
+    /// Makes one bounded, non-blocking pass. `now_ns` is monotonic.
+    pub fn turn(&mut self, now_ns: u64) -> Turn {
+        self.now_ns = now_ns.max(self.now_ns);
+        self.turns += 1;
+        let mut turn = Turn { reaped: self.reap(), ..Turn::default() };
+        self.wind();
+        self.step_query();
+        turn.taken = self.intake();
+        self.step_flushes();
+        self.sweep_deadlines();
+        turn.posted = self.schedule();
+        self.publish();
+        turn.busy = self.busy();
+        turn
+    }
+
+    /// True if a further turn may move something that is already here.
+    fn busy(&self) -> bool {
+        !self.lanes.is_empty()
+            || self.window.ops() > 0
+            || !self.flushes.is_empty()
+            || !self.winding.is_empty()
+            || self.query.is_some()
+            || !self.replies.is_empty()
+    }
+
+    /// The next ring whose client's bell must be rung.
+    #[inline]
+    pub fn bell(&mut self) -> Option<RingId> {
+        self.bells.pop().map(RingId)
+    }
+
+    /// The next answer to a command.
+    pub fn reply(&mut self) -> Option<Reply<F::Memory, M>> {
+        self.replies.pop_front()
+    }
+
+    /// The next thing that happened unasked.
+    pub fn event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// True if another command can be taken.
+    #[inline]
+    pub fn accepts(&self) -> bool {
+        self.query.is_none() && self.replies.len() < REPLIES_MAX / 2
+    }
+
+    /// Turns made.
+    pub fn turns(&self) -> u64 {
+        self.turns
+    }
+
+    /// Puts every ring to sleep, for a host that wants to wait for bells; false if SQEs came in
+    /// the meantime, or a ring turned out broken: then make another turn.
+    pub fn fall_asleep(&mut self) -> bool {
+        if !self.dirty.is_empty() || self.busy() {
+            return false;
+        }
+        while let Some(&ring) = self.polled.last() {
+            if !self.park(ring) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Puts a ring whose bell was rung back into the poll set.
+    pub fn wake(&mut self, id: RingId) {
+        let now_ns = self.now_ns;
+        let Some(ring) = self.rings.get_mut(id.0 as usize).and_then(Option::as_mut) else { return };
+        ring.rung = true;
+        if ring.polled || ring.phase != tables::Phase::Live {
+            return;
+        }
+        ring.end.wake();
+        ring.polled = true;
+        ring.last_active_ns = now_ns;
+        self.polled.push(id.0);
+    }
+
+    /// Takes a ring out of the poll set, asleep; false if it has SQEs, or was found broken.
+    fn park(&mut self, id: u32) -> bool {
+        let Some(ring) = self.rings[id as usize].as_mut() else { return false };
+        if ring.held.is_some() || ring.search.is_some() {
+            return false;
+        }
+        match ring.end.fall_asleep() {
+            Ok(true) => {
+                self.unpoll(id);
+                true
+            }
+            Ok(false) => false,
+            Err(fault) => {
+                self.fault(id, fault);
+                false
+            }
+        }
+    }
+
+    fn unpoll(&mut self, id: u32) {
+        if let Some(ring) = self.rings[id as usize].as_mut() {
+            ring.polled = false;
+        }
+        if let Some(at) = self.polled.iter().position(|&polled| polled == id) {
+            self.polled.swap_remove(at);
+        }
+    }
+
+    fn ring(&mut self, id: RingId) -> &mut Ring<M> {
+        match self.rings[id.0 as usize].as_mut() {
+            Some(ring) => ring,
+            None => unreachable!("a record outlived its ring"),
+        }
+    }
+
+    fn touch(&mut self, id: RingId) {
+        let ring = self.ring(id);
+        if !ring.dirty {
+            ring.dirty = true;
+            self.dirty.push(id.0);
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! From lanes to the fabric, and back: credits, slices, posts, completions.
+
+use crate::abi::{
+    CQE_RETRYABLE, Counter, Detail, Opcode, SQE_NOTIFY, WAIT_FABRIC, WAIT_NONE, errno,
+};
+use crate::fabric::{Fabric, Request, Verb};
+use crate::ledger::{Failure, NIL, State};
+use crate::ring::Memory;
+
+use super::intake::order_fates;
+use super::pages::BLOCK_PAGES;
+use super::{Engine, STEPS_PER_TURN};
+
+impl<F: Fabric, M: Memory> Engine<F, M> {
+    /// Collects completions: they give credits back and end ops.
+    pub(super) fn reap(&mut self) -> u32 {
+        if self.window.ops() == 0 {
+            return 0;
+        }
+        let mut done = std::mem::take(&mut self.done);
+        self.fabric.poll(self.now_ns, &mut done);
+        let mut reaped = 0;
+        for completion in done.drain(..) {
+            reaped += 1;
+            // A completion for a post that is not open is stale: it moves nothing.
+            let Some((slot, bytes, grant)) = self.posts.close(completion.ticket) else { continue };
+            self.window.give(grant);
+            let record = &mut self.ledger[slot];
+            record.in_fabric -= 1;
+            if completion.errno == 0 {
+                record.done_bytes += u64::from(bytes);
+            } else if record.failure.is_none() {
+                let detail = Detail::None as u16;
+                record.failure = Some(Failure { errno: completion.errno, detail, flags: 0 });
+            }
+            self.settle(slot);
+        }
+        self.done = done;
+        reaped
+    }
+
+    /// Ends an op that has nothing left in the fabric: all of it is done, or it failed and the
+    /// rest is not to be posted.
+    pub(super) fn settle(&mut self, slot: u32) {
+        let record = &self.ledger[slot];
+        if record.in_fabric > 0 {
+            return;
+        }
+        if record.posted_whole {
+            self.finish(slot);
+        } else if record.failure.is_some() {
+            self.unqueue(slot);
+            self.finish(slot);
+        }
+    }
+
+    /// Takes an op out of its lane.
+    pub(super) fn unqueue(&mut self, slot: u32) {
+        self.deadlines -= u32::from(self.ledger[slot].op.deadline_us > 0);
+        self.lanes.remove(&mut self.ledger, slot);
+    }
+
+    /// Posts what the window lets in, most urgent first; returns the number of requests.
+    pub(super) fn schedule(&mut self) -> u32 {
+        if self.lanes.is_empty() {
+            return 0;
+        }
+        let mut batch = std::mem::take(&mut self.batch);
+        while batch.len() < batch.capacity() && self.posts.room() {
+            let Some(slot) = self.lanes.first() else { break };
+            if let Some(failure) = self.spoiled(slot) {
+                self.ledger[slot].failure = Some(failure);
+                self.settle_head(slot);
+                continue;
+            }
+            if !self.post_slice(slot, &mut batch) {
+                break;
+            }
+        }
+        let posted = if batch.is_empty() { 0 } else { self.ring_doorbell(&batch) };
+        batch.clear();
+        self.batch = batch;
+        posted
+    }
+
+    /// An op at the head of its lane that must not be posted (any further): late, or its target is
+    /// gone. Parts in the fabric are waited for.
+    fn settle_head(&mut self, slot: u32) {
+        if self.ledger[slot].in_fabric == 0 {
+            self.settle(slot);
+        } else {
+            self.unqueue(slot);
+            self.ledger[slot].posted_whole = true;
+        }
+    }
+
+    /// Why an op must not be posted any further.
+    fn spoiled(&self, slot: u32) -> Option<Failure> {
+        let record = &self.ledger[slot];
+        if record.failure.is_some() {
+            return record.failure;
+        }
+        let op = &record.op;
+        let target = self.regions[op.target as usize].id;
+        if !target.is_some_and(|target| self.current(target, op.epoch)) {
+            let detail = Detail::Revoked as u16;
+            return Some(Failure { errno: errno::ESTALE, detail, flags: 0 });
+        }
+        self.late(slot)
+    }
+
+    /// A deadline that passed before anything was posted.
+    fn late(&self, slot: u32) -> Option<Failure> {
+        let record = &self.ledger[slot];
+        let deadline_us = u64::from(record.op.deadline_us);
+        let late = deadline_us > 0
+            && record.state == State::Queued
+            && self.now_ns >= record.taken_ns + deadline_us * 1_000;
+        let detail = Detail::Deadline as u16;
+        late.then_some(Failure { errno: errno::ETIME, detail, flags: CQE_RETRYABLE })
+    }
+
+    /// Adds the next slice of an op to the batch; false if there is no credit for it.
+    fn post_slice(&mut self, slot: u32, batch: &mut Vec<Request>) -> bool {
+        let record = &mut self.ledger[slot];
+        let op = &record.op;
+        let bytes = (op.bytes - record.cursor).min(self.limits.slice_bytes);
+        let grant = match self.window.take(bytes) {
+            Ok(grant) => grant,
+            Err(wait) => {
+                record.defers += 1;
+                record.wait = wait;
+                let session = record.session;
+                self.sessions[session.0 as usize].count(Counter::Defers, 1);
+                return false;
+            }
+        };
+        let Some(ticket) = self.posts.open(slot, bytes, grant) else {
+            unreachable!("the loop has seen room for a post");
+        };
+        let (near, far) = if op.pages == 0 {
+            (op.local_offset, op.remote_offset)
+        } else {
+            let page = self.pages.page(record.block, record.page % BLOCK_PAGES);
+            (page.local_offset, op.remote_offset + page.remote_offset)
+        };
+        batch.push(Request {
+            ticket,
+            verb: match op.opcode {
+                Opcode::Read | Opcode::Readv => Verb::Read,
+                Opcode::FetchAdd => Verb::FetchAdd,
+                Opcode::CmpSwap => Verb::CmpSwap,
+                _ => Verb::Write,
+            },
+            local: op.local,
+            remote: op.target,
+            local_offset: near + u64::from(record.cursor),
+            remote_offset: far + u64::from(record.cursor),
+            bytes,
+            arg: op.arg,
+        });
+        record.cursor += bytes;
+        record.in_fabric += 1;
+        record.wait = WAIT_FABRIC;
+        if record.state == State::Queued {
+            record.state = State::Posted;
+            record.posted_ns = self.now_ns;
+            let (id, fate, number) = (record.ring, record.fate, record.number);
+            self.ring(id).end.fate_posted(fate, number);
+        }
+        if self.advance(slot) {
+            self.unqueue(slot);
+            self.ledger[slot].posted_whole = true;
+        }
+        true
+    }
+
+    /// Moves an op's cursor past a page that is posted whole; true if nothing is left to post.
+    fn advance(&mut self, slot: u32) -> bool {
+        let record = &mut self.ledger[slot];
+        if record.cursor < record.op.bytes {
+            return false;
+        }
+        if record.page + 1 >= record.op.pages {
+            return true;
+        }
+        record.page += 1;
+        record.cursor = 0;
+        if record.page.is_multiple_of(BLOCK_PAGES) {
+            record.block = self.pages.next(record.block);
+        }
+        false
+    }
+
+    /// Gives a batch to the fabric. What it does not take goes back to where it was.
+    fn ring_doorbell(&mut self, batch: &[Request]) -> u32 {
+        // Every entry of this batch is marked posted before any of it can take effect.
+        order_fates::<M>();
+        let taken = self.fabric.post(batch);
+        for request in batch[taken..].iter().rev() {
+            self.take_back(request);
+        }
+        u32::try_from(taken).unwrap_or(u32::MAX)
+    }
+
+    /// Undoes [`Engine::post_slice`] for the youngest request of an op.
+    fn take_back(&mut self, request: &Request) {
+        let Some((slot, bytes, grant)) = self.posts.close(request.ticket) else { return };
+        self.window.give(grant);
+        let record = &mut self.ledger[slot];
+        record.in_fabric -= 1;
+        let whole = std::mem::take(&mut record.posted_whole);
+        if whole {
+            self.deadlines += u32::from(record.op.deadline_us > 0);
+            self.lanes.push_front(&mut self.ledger, slot);
+        } else if record.page > 0 && record.cursor == 0 {
+            // The request ended a page: step back into it.
+            record.page -= 1;
+            record.cursor = record.op.bytes;
+            let block = self.block_of(slot);
+            self.ledger[slot].block = block;
+        }
+        let record = &mut self.ledger[slot];
+        record.cursor -= bytes;
+        record.wait = WAIT_NONE;
+        if record.in_fabric == 0 && record.done_bytes == 0 && record.page == 0 && record.cursor == 0
+        {
+            record.state = State::Queued;
+            record.posted_ns = 0;
+            let (id, fate, number, record) =
+                (record.ring, record.fate, record.number, self.ledger.id(slot));
+            self.ring(id).end.fate_accepted(fate, record.0, number);
+        }
+    }
+
+    fn block_of(&self, slot: u32) -> u32 {
+        let record = &self.ledger[slot];
+        let mut block = record.op.list;
+        for _ in 0..record.page / BLOCK_PAGES {
+            block = self.pages.next(block);
+        }
+        block
+    }
+
+    /// Looks for queued ops whose deadline has passed behind a head that is not.
+    pub(super) fn sweep_deadlines(&mut self) {
+        if self.deadlines == 0 {
+            return;
+        }
+        for _ in 0..STEPS_PER_TURN.min(self.ledger.capacity()) {
+            let slot = self.sweep_from;
+            self.sweep_from = (slot + 1) % self.ledger.capacity();
+            if let Some(failure) = self.late(slot) {
+                self.ledger[slot].failure = Some(failure);
+                self.unqueue(slot);
+                self.finish(slot);
+            }
+        }
+    }
+
+    /// True if an op tells the owner of its target when it is done.
+    pub(super) fn notifies(&self, slot: u32) -> bool {
+        let op = &self.ledger[slot].op;
+        op.flags & SQE_NOTIFY != 0 && op.target != NIL
+    }
+}

@@ -1,0 +1,192 @@
+//! Finding one op among those of a ring: for CANCEL and WHY, a bounded number of steps a turn.
+
+use crate::abi::{
+    CANCEL_BY_NUMBER, CANCEL_BY_RECORD, CQE_RETRYABLE, Counter, Detail, Opcode, STATE_ARMED,
+    STATE_FLUSHING, STATE_POSTED, STATE_QUEUED, WAIT_CLASS, WAIT_EARLIER, WAIT_FABRIC, WAIT_LANE,
+    WAIT_NOTIFY, errno,
+};
+use crate::fabric::Fabric;
+use crate::ids::{RecordId, RingId};
+use crate::ledger::{Failure, LANE, Ledger, List, NIL, RING, State};
+use crate::ring::Memory;
+
+use super::{Engine, Reply, STEPS_PER_TURN, Why};
+
+/// A search along a ring's ops, oldest first.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Search {
+    by: u64,
+    target: u64,
+    /// The CANCEL that searches (it does not find itself), or `NIL`.
+    pub(super) seeker: u32,
+    cursor: u32,
+}
+
+/// A control-socket CANCEL or WHY under way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Query {
+    pub(super) search: Search,
+    pub(super) ring: RingId,
+    pub(super) cancel: bool,
+    pub(super) token: u64,
+}
+
+impl Search {
+    pub(super) fn new(by: u64, target: u64, seeker: u32, first: u32) -> Self {
+        Self { by, target, seeker, cursor: first }
+    }
+
+    /// Moves on from an op that leaves the list.
+    pub(super) fn pass(&mut self, slot: u32, next: u32) {
+        if self.cursor == slot {
+            self.cursor = next;
+        }
+    }
+
+    /// `Some(Some(slot))`: found; `Some(None)`: not there; `None`: not yet known.
+    fn step(&mut self, ledger: &Ledger, ring: RingId) -> Option<Option<u32>> {
+        if self.by == CANCEL_BY_RECORD {
+            let slot = ledger.find(RecordId(self.target));
+            return Some(slot.filter(|&slot| ledger[slot].ring == ring && slot != self.seeker));
+        }
+        for _ in 0..STEPS_PER_TURN {
+            if self.cursor == NIL {
+                return Some(None);
+            }
+            let slot = self.cursor;
+            let record = &ledger[slot];
+            let key = if self.by == CANCEL_BY_NUMBER { record.number } else { record.op.user_data };
+            if key == self.target && slot != self.seeker {
+                return Some(Some(slot));
+            }
+            self.cursor = List::<RING>::next(ledger, slot);
+        }
+        None
+    }
+}
+
+impl<F: Fabric, M: Memory> Engine<F, M> {
+    /// Goes on with a ring's CANCEL; true once it is answered.
+    pub(super) fn step_cancel(&mut self, id: RingId) -> bool {
+        let Some(mut search) = self.ring(id).search else { return true };
+        let found = search.step(&self.ledger, id);
+        let Some(found) = found else {
+            self.ring(id).search = Some(search);
+            return false;
+        };
+        self.ring(id).search = None;
+        let result = found.map_or(Err(errno::ENOENT), |slot| self.cancel(slot).map(|_| ()));
+        if let Err(errno) = result {
+            let detail = Detail::None as u16;
+            self.ledger[search.seeker].failure = Some(Failure { errno, detail, flags: 0 });
+        }
+        self.finish(search.seeker);
+        true
+    }
+
+    /// Goes on with a control-socket query.
+    pub(super) fn step_query(&mut self) {
+        let Some(mut query) = self.query.take() else { return };
+        let Some(found) = query.search.step(&self.ledger, query.ring) else {
+            self.query = Some(query);
+            return;
+        };
+        let token = query.token;
+        let reply = match found {
+            None => Reply::Failed { token, errno: errno::ENOENT, detail: Detail::None },
+            Some(slot) if query.cancel => match self.cancel(slot) {
+                Ok(record) => Reply::Cancelled { token, record },
+                Err(errno) => Reply::Failed { token, errno, detail: Detail::None },
+            },
+            Some(slot) => Reply::Why { token, why: self.why(slot) },
+        };
+        self.replies.push_back(reply);
+    }
+
+    /// Takes back an op if nothing of it is posted.
+    fn cancel(&mut self, slot: u32) -> Result<RecordId, i32> {
+        let record = self.ledger.id(slot);
+        let failure = Failure {
+            errno: errno::ECANCELED,
+            detail: Detail::Cancelled as u16,
+            flags: CQE_RETRYABLE,
+        };
+        if self.ledger[slot].op.opcode == Opcode::Cancel {
+            return Err(errno::EALREADY);
+        }
+        let session = self.ledger[slot].session;
+        match self.ledger[slot].state {
+            State::Free => return Err(errno::ENOENT),
+            State::Posted => return Err(errno::EALREADY),
+            State::Queued | State::Armed | State::Flushing => self.withdraw(slot, failure),
+        }
+        self.sessions[session.0 as usize].count(Counter::Cancelled, 1);
+        Ok(record)
+    }
+
+    /// Ends an op of which nothing is posted.
+    pub(super) fn withdraw(&mut self, slot: u32, failure: Failure) {
+        let record = &mut self.ledger[slot];
+        record.failure = Some(failure);
+        match record.state {
+            State::Armed => self.end_arm(slot),
+            State::Flushing => {
+                if record.op.opcode == Opcode::Flush {
+                    self.flushes.remove(&mut self.ledger, slot);
+                }
+                self.finish(slot);
+            }
+            State::Queued | State::Posted | State::Free => {
+                self.unqueue(slot);
+                self.finish(slot);
+            }
+        }
+    }
+
+    /// Says where an op is and what it waits for.
+    fn why(&self, slot: u32) -> Why {
+        let record = &self.ledger[slot];
+        let mut ahead = 0;
+        let (state, wait) = match record.state {
+            State::Queued | State::Posted if !record.posted_whole => {
+                let mut at = List::<LANE>::previous(&self.ledger, slot);
+                while at != NIL && ahead < AHEAD_MAX {
+                    ahead += 1;
+                    at = List::<LANE>::previous(&self.ledger, at);
+                }
+                let first = self.lanes.first();
+                let wait = if first == Some(slot) {
+                    record.wait
+                } else if ahead > 0 {
+                    WAIT_LANE
+                } else {
+                    WAIT_CLASS
+                };
+                let queued = record.state == State::Queued;
+                (if queued { STATE_QUEUED } else { STATE_POSTED }, wait)
+            }
+            State::Armed => (STATE_ARMED, WAIT_NOTIFY),
+            State::Flushing => (STATE_FLUSHING, WAIT_EARLIER),
+            State::Queued | State::Posted | State::Free => (STATE_POSTED, WAIT_FABRIC),
+        };
+        let posted = record.posted_ns > 0;
+        Why {
+            record: self.ledger.id(slot),
+            number: record.number,
+            user_data: record.op.user_data,
+            age_ns: self.now_ns - record.taken_ns,
+            queued_ns: if posted { record.posted_ns - record.taken_ns } else { 0 },
+            bytes: u64::from(record.op.bytes) * u64::from(record.op.pages.max(1)),
+            bytes_done: record.done_bytes,
+            ahead,
+            defers: record.defers,
+            opcode: record.op.opcode,
+            class: record.op.class,
+            state,
+            wait,
+        }
+    }
+}
+
+/// WHY counts the ops ahead up to this many.
+const AHEAD_MAX: u32 = 4_095;

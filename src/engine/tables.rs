@@ -1,0 +1,261 @@
+//! What the engine keeps about sessions, owners, rings, regions and posts: arrays made at start.
+
+use crate::abi::{Class, Counter};
+use crate::ids::{RegionId, RingId, SessionId};
+use crate::ledger::{LANE, List, NIL, RING};
+use crate::ring::{EngineEnd, Memory};
+use crate::sched::credits::Grant;
+
+use super::search::Search;
+
+/// A session, as the core sees it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Session {
+    pub(super) live: bool,
+    pub(super) owner: u32,
+    pub(super) ceiling: Class,
+    /// Records and list blocks in use: compared with the session's guaranteed part.
+    pub(super) records: u32,
+    pub(super) blocks: u32,
+    pub(super) counters: [u64; Counter::COUNT],
+}
+
+impl Session {
+    pub(super) const NONE: Self = Self {
+        live: false,
+        owner: 0,
+        ceiling: Class::High,
+        records: 0,
+        blocks: 0,
+        counters: [0; Counter::COUNT],
+    };
+
+    #[inline]
+    pub(super) fn count(&mut self, counter: Counter, by: u64) {
+        self.counters[usize::from(counter as u8)] += by;
+    }
+}
+
+/// All sessions of one uid together.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Owner {
+    pub(super) ops: u32,
+    pub(super) ops_max: u32,
+}
+
+/// How a ring is being wound up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wind {
+    /// Queued ops run to their end; ARMs are taken back.
+    Drain,
+    /// Queued ops are taken back; posted ones run to their end.
+    Cancel,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    Live,
+    /// No more SQEs are taken. `cursor` is the next op to look at, or `NIL` when all were seen;
+    /// `token` answers the command that asked for it (a broken ring winds up unasked).
+    Winding {
+        mode: Wind,
+        cursor: u32,
+        token: Option<u64>,
+    },
+}
+
+/// A ring's state, made outside the engine thread and handed in whole.
+#[derive(Debug)]
+pub struct Ring<M> {
+    pub(super) id: RingId,
+    pub(super) session: SessionId,
+    pub(super) end: EngineEnd<M>,
+    pub(super) phase: Phase,
+    /// A client broke it: it gets no more CQEs.
+    pub(super) faulted: bool,
+    pub(super) ops: List<RING>,
+    pub(super) next_number: u64,
+    /// An SQE that was copied and could not be taken yet.
+    pub(super) held: Option<[u64; 8]>,
+    /// Fate entries not in use.
+    pub(super) fates: Vec<u32>,
+    /// Fate entries to free once `cq_tail` covers their CQEs.
+    pub(super) frees: Vec<u32>,
+    pub(super) search: Option<Search>,
+    pub(super) last_active_ns: u64,
+    pub(super) fenceless: bool,
+    /// The doorbell was rung since the last look (fenceless rings).
+    pub(super) rung: bool,
+    pub(super) polled: bool,
+    pub(super) dirty: bool,
+}
+
+impl<M: Memory> Ring<M> {
+    /// Makes the engine's side of fresh ring memory.
+    pub fn new(id: RingId, session: SessionId, memory: M, fenceless: bool) -> Self {
+        let end = EngineEnd::new(memory);
+        let entries = end.cq_entries();
+        Self {
+            id,
+            session,
+            phase: Phase::Live,
+            faulted: false,
+            ops: List::default(),
+            next_number: 0,
+            held: None,
+            fates: (0..entries).rev().collect(),
+            frees: Vec::with_capacity(entries as usize),
+            search: None,
+            last_active_ns: 0,
+            fenceless,
+            rung: false,
+            polled: false,
+            dirty: false,
+            end,
+        }
+    }
+
+    /// The ring's number.
+    pub fn id(&self) -> RingId {
+        self.id
+    }
+}
+
+/// A region or an import.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Region {
+    /// Id of the current use, `None` when the place is free.
+    pub(super) id: Option<RegionId>,
+    pub(super) session: SessionId,
+    pub(super) bytes: u64,
+    pub(super) kind: RegionKind,
+    /// Ops in flight of the own session that name this place.
+    pub(super) refs: u32,
+    /// Ops in flight through imports of this region.
+    pub(super) remote_refs: u32,
+    /// Counts revocations; an import of an earlier epoch is stale.
+    pub(super) epoch: u32,
+    /// Token of the RELEASE that waits for `refs` and `remote_refs`.
+    pub(super) removing: Option<u64>,
+    pub(super) arms: List<LANE>,
+    /// Notifications without an ARM: how many, and the last immediate.
+    pub(super) pending: u32,
+    pub(super) pending_immediate: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RegionKind {
+    Own,
+    Import { target: RegionId, epoch: u32, rights: u32 },
+}
+
+impl Region {
+    pub(super) const NONE: Self = Self {
+        id: None,
+        session: SessionId(NIL),
+        bytes: 0,
+        kind: RegionKind::Own,
+        refs: 0,
+        remote_refs: 0,
+        epoch: 0,
+        removing: None,
+        arms: List::EMPTY,
+        pending: 0,
+        pending_immediate: 0,
+    };
+
+    pub(super) fn idle(&self) -> bool {
+        self.refs == 0 && self.remote_refs == 0
+    }
+}
+
+/// What one session is guaranteed of a pool, and what is left for all.
+#[derive(Debug)]
+pub(super) struct Share {
+    pub(super) free: u32,
+    guaranteed: u32,
+    /// Parts of the guarantees that are not in use: not for others to take.
+    unfilled: u64,
+}
+
+impl Share {
+    pub(super) fn new(capacity: u32, sessions_max: u32) -> Self {
+        Self { free: capacity, guaranteed: capacity / sessions_max / 2, unfilled: 0 }
+    }
+
+    pub(super) fn join(&mut self) {
+        self.unfilled += u64::from(self.guaranteed);
+    }
+
+    pub(super) fn leave(&mut self, used: u32) {
+        assert!(used == 0, "a session left with pool entries in use");
+        self.unfilled -= u64::from(self.guaranteed);
+    }
+
+    /// True if a session that uses `used` entries may take `want` more: from its own guaranteed
+    /// part, and from what no other session is guaranteed.
+    #[inline]
+    pub(super) fn allows(&self, used: u32, want: u32) -> bool {
+        let own = u64::from(self.guaranteed.saturating_sub(used));
+        u64::from(self.free) + own >= self.unfilled + u64::from(want)
+    }
+
+    #[inline]
+    pub(super) fn take(&mut self, used: &mut u32, count: u32) {
+        let before = self.guaranteed.saturating_sub(*used);
+        *used += count;
+        let after = self.guaranteed.saturating_sub(*used);
+        self.unfilled -= u64::from(before - after);
+        self.free -= count;
+    }
+
+    #[inline]
+    pub(super) fn give(&mut self, used: &mut u32, count: u32) {
+        let before = self.guaranteed.saturating_sub(*used);
+        *used -= count;
+        let after = self.guaranteed.saturating_sub(*used);
+        self.unfilled += u64::from(after - before);
+        self.free += count;
+    }
+}
+
+/// A request that is with the fabric. It exists before the post.
+#[derive(Debug)]
+pub(super) struct Post {
+    pub(super) slot: u32,
+    pub(super) bytes: u32,
+    pub(super) grant: Option<Grant>,
+}
+
+/// All posts, in places that never move.
+#[derive(Debug)]
+pub(super) struct Posts {
+    posts: Vec<Post>,
+    free: Vec<u32>,
+}
+
+impl Posts {
+    pub(super) fn new(capacity: u32) -> Self {
+        let blank = |_| Post { slot: NIL, bytes: 0, grant: None };
+        Self { posts: (0..capacity).map(blank).collect(), free: (0..capacity).rev().collect() }
+    }
+
+    #[inline]
+    pub(super) fn open(&mut self, slot: u32, bytes: u32, grant: Grant) -> Option<u32> {
+        let ticket = self.free.pop()?;
+        self.posts[ticket as usize] = Post { slot, bytes, grant: Some(grant) };
+        Some(ticket)
+    }
+
+    #[inline]
+    pub(super) fn close(&mut self, ticket: u32) -> Option<(u32, u32, Grant)> {
+        let post = self.posts.get_mut(ticket as usize)?;
+        let grant = post.grant.take()?;
+        self.free.push(ticket);
+        Some((post.slot, post.bytes, grant))
+    }
+
+    pub(super) fn room(&self) -> bool {
+        !self.free.is_empty()
+    }
+}

@@ -1,0 +1,278 @@
+//! Judging the copy of an SQE: every field, before anything is changed.
+
+use crate::abi::{
+    CANCEL_BY_RECORD, CANCEL_BY_USER_DATA, Class, Detail, OP_BYTES_MAX, Opcode, PAGES_MAX,
+    RIGHT_ATOMIC, RIGHT_NOTIFY, RIGHT_READ, RIGHT_WRITE, SQE_NO_MERGE, SQE_NOTIFY, SQE_REVOKE,
+    SQE_SKIP_SUCCESS, Sqe, errno,
+};
+use crate::fabric::Fabric;
+use crate::ids::{RegionId, SessionId};
+use crate::ledger::{Failure, NIL, Op};
+use crate::ring::Memory;
+
+use super::Engine;
+use super::tables::{Region, RegionKind};
+
+/// Bit n: opcode n is served.
+pub(crate) const OPCODES_SERVED: u64 = 1 << Opcode::Nop as u64
+    | 1 << Opcode::Write as u64
+    | 1 << Opcode::Read as u64
+    | 1 << Opcode::Writev as u64
+    | 1 << Opcode::Readv as u64
+    | 1 << Opcode::FetchAdd as u64
+    | 1 << Opcode::CmpSwap as u64
+    | 1 << Opcode::Cancel as u64
+    | 1 << Opcode::Flush as u64
+    | 1 << Opcode::Arm as u64;
+
+/// SQE flags that are served.
+pub(crate) const FLAGS_SERVED: u16 = SQE_NO_MERGE | SQE_NOTIFY | SQE_SKIP_SUCCESS | SQE_REVOKE;
+
+/// All flags that ABI 1 defines.
+const FLAGS_DEFINED: u16 = (1 << 9) - 1;
+
+fn refuse(errno: i32, detail: Detail) -> Failure {
+    Failure { errno, detail: detail as u16, flags: 0 }
+}
+
+fn invalid(detail: Detail) -> Failure {
+    refuse(errno::EINVAL, detail)
+}
+
+fn zero(value: u64, detail: Detail) -> Result<(), Failure> {
+    if value == 0 { Ok(()) } else { Err(invalid(detail)) }
+}
+
+fn data_op(opcode: Opcode) -> bool {
+    matches!(
+        opcode,
+        Opcode::Write
+            | Opcode::Read
+            | Opcode::Writev
+            | Opcode::Readv
+            | Opcode::FetchAdd
+            | Opcode::CmpSwap
+    )
+}
+
+impl<F: Fabric, M: Memory> Engine<F, M> {
+    /// Parses an SQE of `session`. Pages of a list are checked later, when they are copied.
+    pub(super) fn parse(
+        &self,
+        session: SessionId,
+        cq_entries: u32,
+        sqe: &Sqe,
+    ) -> Result<Op, Failure> {
+        let opcode = Opcode::from_byte(sqe.opcode).ok_or_else(|| invalid(Detail::Opcode))?;
+        if OPCODES_SERVED >> sqe.opcode & 1 == 0 {
+            return Err(refuse(errno::EOPNOTSUPP, Detail::Opcode));
+        }
+        let ceiling = self.sessions[session.0 as usize].ceiling;
+        let asked = Class::from_byte(sqe.class).ok_or_else(|| invalid(Detail::Class))?;
+        if asked < ceiling && sqe.class != 0 {
+            return Err(refuse(errno::EACCES, Detail::Class));
+        }
+        let class = asked.max(ceiling);
+        check_flags(opcode, sqe.flags)?;
+        if sqe.edges != [0; 2] {
+            return Err(refuse(errno::EOPNOTSUPP, Detail::Edges));
+        }
+        if sqe.flags & SQE_NOTIFY == 0 {
+            zero(sqe.immediate.into(), Detail::Immediate)?;
+        }
+        let op = Op {
+            opcode,
+            class,
+            flags: sqe.flags,
+            user_data: sqe.user_data,
+            immediate: sqe.immediate,
+            ..Op::NOP
+        };
+        match opcode {
+            Opcode::Write | Opcode::Read => self.parse_transfer(session, sqe, op),
+            Opcode::Writev | Opcode::Readv => self.parse_list(session, sqe, op),
+            Opcode::FetchAdd | Opcode::CmpSwap => self.parse_atomic(session, sqe, op),
+            Opcode::Flush => self.parse_flush(session, sqe, op),
+            Opcode::Arm => self.parse_arm(session, cq_entries, sqe, op),
+            Opcode::Cancel => parse_cancel(sqe, op),
+            Opcode::Nop | Opcode::Join | Opcode::Run => {
+                no_regions(sqe)?;
+                zero(sqe.bytes.into(), Detail::Bytes)?;
+                zero(sqe.arg[0], Detail::Arg)?;
+                Ok(op)
+            }
+        }
+    }
+
+    fn parse_transfer(&self, session: SessionId, sqe: &Sqe, op: Op) -> Result<Op, Failure> {
+        if sqe.bytes > OP_BYTES_MAX {
+            return Err(invalid(Detail::Bytes));
+        }
+        zero(sqe.pages().into(), Detail::Arg)?;
+        let right = if op.opcode == Opcode::Write { RIGHT_WRITE } else { RIGHT_READ };
+        let op = Op { bytes: sqe.bytes, deadline_us: sqe.deadline_us(), ..op };
+        let op = self.bind(session, sqe, op, right)?;
+        self.inside(&op, op.local_offset, op.remote_offset).map_err(invalid)?;
+        Ok(op)
+    }
+
+    fn parse_list(&self, session: SessionId, sqe: &Sqe, op: Op) -> Result<Op, Failure> {
+        let pages = sqe.pages();
+        if pages == 0 {
+            return Err(invalid(Detail::Arg));
+        }
+        if pages > PAGES_MAX {
+            return Err(refuse(errno::E2BIG, Detail::Arg));
+        }
+        if u64::from(sqe.bytes) * u64::from(pages) > u64::from(OP_BYTES_MAX) {
+            return Err(invalid(Detail::Bytes));
+        }
+        let right = if op.opcode == Opcode::Writev { RIGHT_WRITE } else { RIGHT_READ };
+        let op = Op { bytes: sqe.bytes, pages, deadline_us: sqe.deadline_us(), ..op };
+        let op = self.bind(session, sqe, op, right)?;
+        let list_bytes = u64::from(pages) * size_of::<crate::abi::Page>() as u64;
+        let local = &self.regions[op.local as usize];
+        if !holds(local, op.local_offset, list_bytes) {
+            return Err(invalid(Detail::LocalOffset));
+        }
+        Ok(op)
+    }
+
+    fn parse_atomic(&self, session: SessionId, sqe: &Sqe, op: Op) -> Result<Op, Failure> {
+        let op = Op { bytes: 8, deadline_us: sqe.bytes, arg: sqe.arg, ..op };
+        if op.opcode == Opcode::FetchAdd {
+            zero(sqe.arg[1], Detail::Arg)?;
+        }
+        let op = self.bind(session, sqe, op, RIGHT_ATOMIC)?;
+        if !op.remote_offset.is_multiple_of(8) {
+            return Err(invalid(Detail::RemoteOffset));
+        }
+        if !op.local_offset.is_multiple_of(8) {
+            return Err(invalid(Detail::LocalOffset));
+        }
+        self.inside(&op, op.local_offset, op.remote_offset).map_err(invalid)?;
+        Ok(op)
+    }
+
+    fn parse_flush(&self, session: SessionId, sqe: &Sqe, op: Op) -> Result<Op, Failure> {
+        zero(sqe.remote_region.into(), Detail::RemoteRegion)?;
+        zero(sqe.local_offset, Detail::LocalOffset)?;
+        zero(sqe.remote_offset, Detail::RemoteOffset)?;
+        zero(sqe.bytes.into(), Detail::Bytes)?;
+        zero(sqe.arg[0], Detail::Arg)?;
+        let local = self.own(session, sqe.local_region, Detail::LocalRegion)?;
+        if op.flags & SQE_REVOKE != 0 && self.regions[local as usize].kind != RegionKind::Own {
+            return Err(invalid(Detail::LocalRegion));
+        }
+        Ok(Op { local, ..op })
+    }
+
+    fn parse_arm(
+        &self,
+        session: SessionId,
+        cq_entries: u32,
+        sqe: &Sqe,
+        op: Op,
+    ) -> Result<Op, Failure> {
+        zero(sqe.remote_region.into(), Detail::RemoteRegion)?;
+        zero(sqe.local_offset, Detail::LocalOffset)?;
+        zero(sqe.remote_offset, Detail::RemoteOffset)?;
+        zero(sqe.arg[0], Detail::Arg)?;
+        let local = self.own(session, sqe.local_region, Detail::LocalRegion)?;
+        if self.regions[local as usize].kind != RegionKind::Own {
+            return Err(invalid(Detail::LocalRegion));
+        }
+        match sqe.bytes {
+            0 => Err(invalid(Detail::Bytes)),
+            count if count > cq_entries => Err(refuse(errno::E2BIG, Detail::Bytes)),
+            count => Ok(Op { local, bytes: count, ..op }),
+        }
+    }
+
+    /// Finds the two regions of a data op and checks rights.
+    fn bind(&self, session: SessionId, sqe: &Sqe, op: Op, right: u32) -> Result<Op, Failure> {
+        let local = self.own(session, sqe.local_region, Detail::LocalRegion)?;
+        if self.regions[local as usize].kind != RegionKind::Own {
+            return Err(invalid(Detail::LocalRegion));
+        }
+        let import = self.own(session, sqe.remote_region, Detail::RemoteRegion)?;
+        let RegionKind::Import { target, epoch, rights } = self.regions[import as usize].kind
+        else {
+            return Err(invalid(Detail::RemoteRegion));
+        };
+        if !self.current(target, epoch) {
+            return Err(refuse(errno::ESTALE, Detail::Revoked));
+        }
+        let needs = if op.flags & SQE_NOTIFY != 0 { right | RIGHT_NOTIFY } else { right };
+        if rights & needs != needs {
+            return Err(refuse(errno::EACCES, Detail::Rights));
+        }
+        let (local_offset, remote_offset) = (sqe.local_offset, sqe.remote_offset);
+        Ok(Op { local, import, target: target.index(), epoch, local_offset, remote_offset, ..op })
+    }
+
+    /// True while the region behind an import is there and not revoked.
+    pub(super) fn current(&self, target: RegionId, epoch: u32) -> bool {
+        self.regions.get(target.index() as usize).is_some_and(|region| {
+            region.id == Some(target) && region.epoch == epoch && region.removing.is_none()
+        })
+    }
+
+    /// The place of a live region or import of this very session.
+    pub(super) fn own(&self, session: SessionId, raw: u32, detail: Detail) -> Result<u32, Failure> {
+        let id = RegionId(raw);
+        let live = self.regions.get(id.index() as usize).is_some_and(|region| {
+            region.id == Some(id) && region.session == session && region.removing.is_none()
+        });
+        if live { Ok(id.index()) } else { Err(invalid(detail)) }
+    }
+
+    /// Checks one pair of ranges, each `op.bytes` long.
+    pub(super) fn inside(&self, op: &Op, near: u64, far: u64) -> Result<(), Detail> {
+        let bytes = u64::from(op.bytes);
+        if !holds(&self.regions[op.local as usize], near, bytes) {
+            return Err(Detail::LocalOffset);
+        }
+        if !holds(&self.regions[op.target as usize], far, bytes) {
+            return Err(Detail::RemoteOffset);
+        }
+        let apart = near.abs_diff(far) >= bytes;
+        if op.local == op.target && bytes > 0 && !apart {
+            return Err(Detail::Overlap);
+        }
+        Ok(())
+    }
+}
+
+fn holds(region: &Region, offset: u64, bytes: u64) -> bool {
+    offset.checked_add(bytes).is_some_and(|end| end <= region.bytes)
+}
+
+fn check_flags(opcode: Opcode, flags: u16) -> Result<(), Failure> {
+    if flags & !FLAGS_DEFINED != 0 {
+        return Err(invalid(Detail::Flags));
+    }
+    if flags & !FLAGS_SERVED != 0 {
+        return Err(refuse(errno::EOPNOTSUPP, Detail::Flags));
+    }
+    let notify = flags & (SQE_NOTIFY | SQE_NO_MERGE) != 0 && !data_op(opcode);
+    let revoke = flags & SQE_REVOKE != 0 && opcode != Opcode::Flush;
+    let skip = flags & SQE_SKIP_SUCCESS != 0 && opcode == Opcode::Arm;
+    if notify || revoke || skip { Err(invalid(Detail::Flags)) } else { Ok(()) }
+}
+
+fn no_regions(sqe: &Sqe) -> Result<(), Failure> {
+    zero(sqe.local_region.into(), Detail::LocalRegion)?;
+    zero(sqe.remote_region.into(), Detail::RemoteRegion)?;
+    zero(sqe.local_offset, Detail::LocalOffset)?;
+    zero(sqe.remote_offset, Detail::RemoteOffset)
+}
+
+fn parse_cancel(sqe: &Sqe, op: Op) -> Result<Op, Failure> {
+    no_regions(sqe)?;
+    zero(sqe.bytes.into(), Detail::Bytes)?;
+    if !(CANCEL_BY_USER_DATA..=CANCEL_BY_RECORD).contains(&sqe.arg[1]) {
+        return Err(invalid(Detail::Arg));
+    }
+    Ok(Op { arg: sqe.arg, local: NIL, ..op })
+}

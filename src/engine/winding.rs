@@ -1,0 +1,105 @@
+//! Winding rings up: released, left by their client, drained at shutdown, or broken.
+
+use crate::abi::{CQE_RETRYABLE, Detail, Opcode, errno};
+use crate::fabric::Fabric;
+use crate::ids::RingId;
+use crate::ledger::{Failure, List, NIL, RING, State};
+use crate::ring::Memory;
+
+use super::tables::{Phase, Wind};
+use super::{Engine, Reply, STEPS_PER_TURN};
+
+impl<F: Fabric, M: Memory> Engine<F, M> {
+    /// Begins to wind up a ring. A ring that is winding already (broken, or draining) goes on under
+    /// the new mode and token; an earlier command's token is answered with it.
+    pub(super) fn begin_wind(&mut self, id: RingId, mode: Wind, token: u64) {
+        let Some(ring) = self.rings.get_mut(id.0 as usize).and_then(Option::as_mut) else {
+            self.replies.push_back(Reply::Failed {
+                token,
+                errno: errno::ENOENT,
+                detail: Detail::Ring,
+            });
+            return;
+        };
+        ring.end.close();
+        ring.held = None;
+        let cursor = ring.ops.head();
+        let earlier =
+            std::mem::replace(&mut ring.phase, Phase::Winding { mode, cursor, token: Some(token) });
+        if let Phase::Winding { token: Some(earlier), .. } = earlier {
+            self.replies.push_back(Reply::Done { token: earlier });
+        }
+        self.unpoll(id.0);
+        if !self.winding.contains(&id.0) {
+            self.winding.push(id.0);
+        }
+    }
+
+    /// Goes on with every ring that is being wound up.
+    pub(super) fn wind(&mut self) {
+        let mut at = 0;
+        while let Some(&id) = self.winding.get(at) {
+            if self.wind_ring(RingId(id)) {
+                self.winding.swap_remove(at);
+            } else {
+                at += 1;
+            }
+        }
+    }
+
+    /// True once nothing of the ring is under way, and its memory has been handed back.
+    fn wind_ring(&mut self, id: RingId) -> bool {
+        for _ in 0..STEPS_PER_TURN {
+            let Phase::Winding { mode, cursor, .. } = self.ring(id).phase else { return true };
+            if cursor == NIL {
+                break;
+            }
+            let next = List::<RING>::next(&self.ledger, cursor);
+            if let Phase::Winding { cursor, .. } = &mut self.ring(id).phase {
+                *cursor = next;
+            }
+            self.wind_op(id, cursor, mode);
+        }
+        let ring = self.ring(id);
+        let Phase::Winding { cursor: NIL, token, .. } = ring.phase else { return false };
+        if !ring.ops.is_empty() {
+            return false;
+        }
+        let Some(token) = token else { return true };
+        self.publish_now(id);
+        let Some(ring) = self.rings[id.0 as usize].take() else { return true };
+        self.bells.retain(|&bell| bell != id.0);
+        self.replies.push_back(Reply::RingGone { token, ring });
+        true
+    }
+
+    fn wind_op(&mut self, id: RingId, slot: u32, mode: Wind) {
+        let faulted = self.ring(id).faulted;
+        let (errno, detail) = if faulted {
+            (errno::ECANCELED, Detail::Faulted)
+        } else {
+            (errno::ESHUTDOWN, Detail::Closing)
+        };
+        let record = &self.ledger[slot];
+        let failure = Failure { errno, detail: detail as u16, flags: CQE_RETRYABLE };
+        match record.state {
+            State::Armed => self.withdraw(slot, Failure { flags: 0, ..failure }),
+            State::Flushing if record.op.opcode == Opcode::Cancel => {
+                self.ring(id).search = None;
+                self.withdraw(slot, failure);
+            }
+            State::Queued if mode == Wind::Cancel => self.withdraw(slot, failure),
+            State::Posted if mode == Wind::Cancel && !record.posted_whole => {
+                // Part of it may have landed: no RETRYABLE unless repeating is harmless, and a
+                // range half written is not for us to judge. The rest is not posted.
+                let record = &mut self.ledger[slot];
+                let flags = crate::abi::CQE_MAYBE_DONE;
+                record.failure.get_or_insert(Failure { flags, ..failure });
+                record.posted_whole = true;
+                self.unqueue(slot);
+                self.settle(slot);
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,349 @@
+//! The ledger: one record for every op from intake to its final CQE.
+//!
+//! Records live in one array made at start. A record's id carries a generation, so that whatever
+//! arrives late for an earlier use of its slot is recognised. Records are strung on intrusive
+//! lists, one link pair a relation: [`LANE`] (a lane, the ARMs of a region, or the flushes under
+//! way: an op is on one of them at most) and [`RING`] (all ops of a ring, in order of intake).
+//!
+//! **Invariants**: a slot is on the free list or open, never both; a closed record is on no list.
+//! **Deliberately absent**: rings, fabrics, time sources. **Tests**: against a `BTreeMap`.
+
+use crate::abi::{Class, Opcode};
+use crate::ids::{RecordId, RingId, SessionId};
+
+/// "No record" in a link.
+pub const NIL: u32 = u32::MAX;
+/// Link pair of lanes, ARM lists and the flush list.
+pub const LANE: usize = 0;
+/// Link pair of a ring's ops.
+pub const RING: usize = 1;
+
+/// Where an op is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// The slot is free.
+    Free,
+    /// In its lane, nothing posted.
+    Queued,
+    /// Posted in part or whole; the rest, if any, is in its lane.
+    Posted,
+    /// An ARM, on its region's list.
+    Armed,
+    /// A FLUSH, on the list of flushes.
+    Flushing,
+}
+
+/// Why an op failed: a positive errno, the `DETAIL_*` code, and CQE flags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Positive errno.
+    pub errno: i32,
+    /// A `Detail` number.
+    pub detail: u16,
+    /// `CQE_*` bits.
+    pub flags: u16,
+}
+
+/// What an op is to do, parsed from its SQE and checked.
+#[derive(Clone, Copy, Debug)]
+pub struct Op {
+    /// The verb.
+    pub opcode: Opcode,
+    /// Its lane.
+    pub class: Class,
+    /// `SQE_*` bits in force.
+    pub flags: u16,
+    /// For the CQE.
+    pub user_data: u64,
+    /// Index of the local region, or [`NIL`].
+    pub local: u32,
+    /// Index of the import, or [`NIL`].
+    pub import: u32,
+    /// Index of the region behind the import, or [`NIL`].
+    pub target: u32,
+    /// The target's export epoch when the op was taken.
+    pub epoch: u32,
+    /// Byte offset into the local region.
+    pub local_offset: u64,
+    /// Byte offset into the remote region.
+    pub remote_offset: u64,
+    /// Bytes of the op, or of each page, or notifications of an ARM.
+    pub bytes: u32,
+    /// Pages of a list, 0 without one.
+    pub pages: u32,
+    /// First block of the page list, or [`NIL`].
+    pub list: u32,
+    /// For NOTIFY.
+    pub immediate: u32,
+    /// Deadline in microseconds from intake, 0 for none.
+    pub deadline_us: u32,
+    /// Operands of atomics, or CANCEL's target.
+    pub arg: [u64; 2],
+}
+
+impl Op {
+    /// An op that touches nothing.
+    pub const NOP: Self = Self {
+        opcode: Opcode::Nop,
+        class: Class::Medium,
+        flags: 0,
+        user_data: 0,
+        local: NIL,
+        import: NIL,
+        target: NIL,
+        epoch: 0,
+        local_offset: 0,
+        remote_offset: 0,
+        bytes: 0,
+        pages: 0,
+        list: NIL,
+        immediate: 0,
+        deadline_us: 0,
+        arg: [0; 2],
+    };
+}
+
+/// One entry of the ledger.
+#[derive(Clone, Copy, Debug)]
+pub struct Record {
+    links: [[u32; 2]; 2],
+    generation: u32,
+    /// Where the op is.
+    pub state: State,
+    /// Its session.
+    pub session: SessionId,
+    /// Its ring.
+    pub ring: RingId,
+    /// Its entry in the ring's fate table.
+    pub fate: u32,
+    /// Its SQE number.
+    pub number: u64,
+    /// Place in the order of intake over all rings.
+    pub sequence: u64,
+    /// What it is to do.
+    pub op: Op,
+    /// Requests with the fabric.
+    pub in_fabric: u32,
+    /// Next page to post.
+    pub page: u32,
+    /// Block of the page list that holds `page`.
+    pub block: u32,
+    /// Bytes of the op (or of the current page) that are posted; for a FLUSH the next slot to look
+    /// at, for an ARM the notifications delivered.
+    pub cursor: u32,
+    /// All of it is with the fabric or done.
+    pub posted_whole: bool,
+    /// Bytes placed.
+    pub done_bytes: u64,
+    /// First failure.
+    pub failure: Option<Failure>,
+    /// When it was taken, ns.
+    pub taken_ns: u64,
+    /// When its first part was posted, ns; 0 before.
+    pub posted_ns: u64,
+    /// Times it found no credit at the head of its lane.
+    pub defers: u32,
+    /// `WAIT_*` of the last time it found none.
+    pub wait: u16,
+}
+
+/// All records of an engine.
+#[derive(Debug)]
+pub struct Ledger {
+    records: Vec<Record>,
+    engine: u8,
+    free: u32,
+    open: u32,
+}
+
+impl Ledger {
+    /// Makes a ledger of `capacity` records, 1 to 2^24.
+    #[must_use]
+    pub fn new(engine: u8, capacity: u32) -> Self {
+        assert!((1..=1 << RecordId::SLOT_BITS).contains(&capacity));
+        let blank = |slot: u32| Record {
+            links: [[if slot + 1 < capacity { slot + 1 } else { NIL }, NIL], [NIL, NIL]],
+            generation: 0,
+            state: State::Free,
+            session: SessionId(0),
+            ring: RingId(0),
+            fate: 0,
+            number: 0,
+            sequence: 0,
+            op: Op::NOP,
+            in_fabric: 0,
+            page: 0,
+            block: NIL,
+            cursor: 0,
+            posted_whole: false,
+            done_bytes: 0,
+            failure: None,
+            taken_ns: 0,
+            posted_ns: 0,
+            defers: 0,
+            wait: 0,
+        };
+        Self { records: (0..capacity).map(blank).collect(), engine, free: 0, open: 0 }
+    }
+
+    /// Opens a record; `None` if all are in use.
+    #[inline]
+    pub fn open(&mut self, session: SessionId, ring: RingId, op: Op, now_ns: u64) -> Option<u32> {
+        let slot = self.free;
+        let record = self.records.get_mut(slot as usize)?;
+        self.free = record.links[LANE][0];
+        self.open += 1;
+        // Generation 0 would make id 0 possible; after 2^32 uses of one slot it is skipped.
+        record.generation = record.generation.checked_add(1).unwrap_or(1);
+        record.links = [[NIL; 2]; 2];
+        record.state = State::Queued;
+        record.session = session;
+        record.ring = ring;
+        record.in_fabric = 0;
+        record.page = 0;
+        record.block = op.list;
+        record.cursor = 0;
+        record.posted_whole = false;
+        record.done_bytes = 0;
+        record.failure = None;
+        record.taken_ns = now_ns;
+        record.posted_ns = 0;
+        record.defers = 0;
+        record.wait = 0;
+        record.op = op;
+        Some(slot)
+    }
+
+    /// Closes a record whose final CQE is written; it must be on no list.
+    #[inline]
+    pub fn close(&mut self, slot: u32) {
+        let record = &mut self.records[slot as usize];
+        assert!(record.state != State::Free, "closed a record twice");
+        assert!(record.in_fabric == 0, "closed a record that the fabric still works on");
+        debug_assert!(record.links[RING] == [NIL; 2]);
+        record.state = State::Free;
+        record.links[LANE] = [self.free, NIL];
+        self.free = slot;
+        self.open -= 1;
+    }
+
+    /// The id that CQEs of this record carry.
+    #[inline]
+    pub fn id(&self, slot: u32) -> RecordId {
+        RecordId::new(self.records[slot as usize].generation, self.engine, slot)
+    }
+
+    /// Finds the open record with this id.
+    pub fn find(&self, id: RecordId) -> Option<u32> {
+        let record = self.records.get(id.slot() as usize)?;
+        (record.state != State::Free && self.id(id.slot()) == id).then_some(id.slot())
+    }
+
+    /// Records in use.
+    pub fn open_count(&self) -> u32 {
+        self.open
+    }
+
+    /// Records in all.
+    pub fn capacity(&self) -> u32 {
+        u32::try_from(self.records.len()).unwrap_or(u32::MAX)
+    }
+}
+
+impl std::ops::Index<u32> for Ledger {
+    type Output = Record;
+    #[inline]
+    fn index(&self, slot: u32) -> &Record {
+        &self.records[slot as usize]
+    }
+}
+
+impl std::ops::IndexMut<u32> for Ledger {
+    #[inline]
+    fn index_mut(&mut self, slot: u32) -> &mut Record {
+        &mut self.records[slot as usize]
+    }
+}
+
+/// A first-in-first-out list of records over link pair `L`.
+#[derive(Clone, Copy, Debug)]
+pub struct List<const L: usize> {
+    head: u32,
+    tail: u32,
+}
+
+impl<const L: usize> Default for List<L> {
+    fn default() -> Self {
+        Self::EMPTY
+    }
+}
+
+impl<const L: usize> List<L> {
+    /// A list with nothing on it.
+    pub const EMPTY: Self = Self { head: NIL, tail: NIL };
+
+    /// The first record, or [`NIL`].
+    #[inline]
+    pub fn head(&self) -> u32 {
+        self.head
+    }
+
+    /// True if nothing is on it.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.head == NIL
+    }
+
+    /// The record after `slot`, or [`NIL`].
+    #[inline]
+    pub fn next(ledger: &Ledger, slot: u32) -> u32 {
+        ledger[slot].links[L][0]
+    }
+
+    /// The record before `slot`, or [`NIL`].
+    #[inline]
+    pub fn previous(ledger: &Ledger, slot: u32) -> u32 {
+        ledger[slot].links[L][1]
+    }
+
+    /// Puts a record, which is on no list of this relation, at the end.
+    #[inline]
+    pub fn push_back(&mut self, ledger: &mut Ledger, slot: u32) {
+        ledger[slot].links[L] = [NIL, self.tail];
+        if self.tail == NIL {
+            self.head = slot;
+        } else {
+            ledger[self.tail].links[L][0] = slot;
+        }
+        self.tail = slot;
+    }
+
+    /// Puts a record, which is on no list of this relation, back at the front.
+    pub fn push_front(&mut self, ledger: &mut Ledger, slot: u32) {
+        ledger[slot].links[L] = [self.head, NIL];
+        if self.head == NIL {
+            self.tail = slot;
+        } else {
+            ledger[self.head].links[L][1] = slot;
+        }
+        self.head = slot;
+    }
+
+    /// Takes a record of this list off it.
+    #[inline]
+    pub fn remove(&mut self, ledger: &mut Ledger, slot: u32) {
+        let [next, previous] = ledger[slot].links[L];
+        if previous == NIL {
+            assert!(self.head == slot, "removed a record from a list it is not on");
+            self.head = next;
+        } else {
+            ledger[previous].links[L][0] = next;
+        }
+        if next == NIL {
+            self.tail = previous;
+        } else {
+            ledger[next].links[L][1] = previous;
+        }
+        ledger[slot].links[L] = [NIL; 2];
+    }
+}

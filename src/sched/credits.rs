@@ -1,0 +1,108 @@
+//! The window: credits in ops and bytes for what is in flight on a device.
+//!
+//! A credit is a [`Grant`]: made by [`Window::take`], kept with the request, ended by
+//! [`Window::give`]. It cannot be copied, so it cannot be given back twice.
+
+use crate::abi::{WAIT_WINDOW_BYTES, WAIT_WINDOW_OPS};
+
+/// Credits for one request.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "credits that are dropped are lost to the window"]
+pub struct Grant {
+    bytes: u32,
+}
+
+/// What may be in flight, and what is.
+#[derive(Debug)]
+pub struct Window {
+    ops_max: u32,
+    bytes_max: u64,
+    ops: u32,
+    bytes: u64,
+}
+
+impl Window {
+    /// Makes an empty window; both limits are at least 1.
+    #[must_use]
+    pub fn new(ops_max: u32, bytes_max: u64) -> Self {
+        assert!(ops_max > 0 && bytes_max > 0);
+        Self { ops_max, bytes_max, ops: 0, bytes: 0 }
+    }
+
+    /// Takes credits for one request of `bytes`.
+    ///
+    /// A request larger than the whole window is let in alone: nothing is refused for its size.
+    ///
+    /// # Errors
+    /// The `WAIT_*` reason: which credit is used up.
+    #[inline]
+    pub fn take(&mut self, bytes: u32) -> Result<Grant, u16> {
+        if self.ops == self.ops_max {
+            return Err(WAIT_WINDOW_OPS);
+        }
+        if self.bytes + u64::from(bytes) > self.bytes_max && self.ops > 0 {
+            return Err(WAIT_WINDOW_BYTES);
+        }
+        self.ops += 1;
+        self.bytes += u64::from(bytes);
+        Ok(Grant { bytes })
+    }
+
+    /// Gives a request's credits back.
+    ///
+    /// # Panics
+    /// If more comes back than was taken: that is never clamped.
+    #[inline]
+    #[expect(clippy::needless_pass_by_value, reason = "a grant ends here")]
+    pub fn give(&mut self, grant: Grant) {
+        let Grant { bytes } = grant;
+        assert!(self.ops > 0 && self.bytes >= u64::from(bytes), "gave back more than was taken");
+        self.ops -= 1;
+        self.bytes -= u64::from(bytes);
+    }
+
+    /// Requests in flight.
+    pub fn ops(&self) -> u32 {
+        self.ops
+    }
+
+    /// Bytes in flight.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_taken_comes_back_and_limits_hold_on_both_sides() {
+        let mut window = Window::new(2, 100);
+        let a = window.take(60).unwrap();
+        assert_eq!(window.take(41).unwrap_err(), WAIT_WINDOW_BYTES);
+        let b = window.take(40).unwrap();
+        assert_eq!(window.take(0).unwrap_err(), WAIT_WINDOW_OPS);
+        window.give(a);
+        window.give(b);
+        assert_eq!((window.ops(), window.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn what_exceeds_the_window_goes_alone() {
+        let mut window = Window::new(4, 100);
+        let small = window.take(1).unwrap();
+        assert!(window.take(1000).is_err());
+        window.give(small);
+        let alone = window.take(1000).unwrap();
+        assert!(window.take(0).is_err());
+        window.give(alone);
+    }
+
+    #[test]
+    #[should_panic(expected = "more than was taken")]
+    fn over_release_is_caught() {
+        let mut window = Window::new(4, 100);
+        window.give(Grant { bytes: 1 });
+    }
+}

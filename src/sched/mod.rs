@@ -1,0 +1,6 @@
+//! What goes next, and how much may be in flight.
+//!
+//! Plain so far: three lanes in strict order, one window in ops and bytes for the device.
+
+pub mod credits;
+pub mod lanes;

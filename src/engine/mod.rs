@@ -37,6 +37,7 @@ use crate::sched::lanes::Lanes;
 
 pub use command::{Command, Event, Reply, Why};
 pub use tables::{Ring, Wind};
+pub(crate) use validate::{FLAGS_SERVED, OPCODES_SERVED};
 
 use pages::PagePool;
 use search::Query;

@@ -1,14 +1,293 @@
 //! Engines on threads: what runs a core in production.
+//!
+//! Three threads an engine: the engine thread (turns), the control thread (sessions), and the
+//! watcher (bells of sleeping rings while the engine is busy).
 
 mod config;
+mod engine_thread;
+pub(crate) mod link;
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket,
+};
+use thiserror::Error;
 
 pub use config::{Config, ConfigError, Quota};
 
-/// Placeholder for the running engine.
+use crate::client::{ConnectError, Session};
+use crate::control::Server;
+use crate::control::fds::control_pair;
+use crate::engine;
+use crate::fabric::Local;
+use engine_thread::EngineThread;
+use link::Link;
+
+pub(crate) use crate::control::Ask;
+
+/// Why an engine could not be started.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum SpawnError {
+    /// A setting is outside its range.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The socket's path cannot be used.
+    #[error("cannot listen at {path}: {why}")]
+    Listen {
+        /// The path.
+        path: PathBuf,
+        /// What is in the way, and what to do.
+        why: String,
+    },
+    /// A system call failed.
+    #[error("{call} failed")]
+    Os {
+        /// The call.
+        call: &'static str,
+        /// Its error.
+        source: std::io::Error,
+    },
+}
+
+/// How an engine ended.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ShutdownError {
+    /// A thread of the engine panicked: a bug in verbring; sessions were ended.
+    #[error("the engine's {0} thread panicked")]
+    Panicked(&'static str),
+}
+
+/// Makes an engine.
+///
+/// # Examples
+/// ```
+/// let engine = verbring::Engine::builder().spawn()?;
+/// let session = engine.connect()?;
+/// assert!(session.probe()?.op_bytes_max > 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Builder {
+    config: Config,
+}
+
+impl Builder {
+    /// Replaces all settings.
+    #[must_use]
+    pub fn config(mut self, config: Config) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Listens at a path, for sessions of other processes.
+    #[must_use]
+    pub fn socket(mut self, path: impl Into<PathBuf>) -> Self {
+        self.config.socket = Some(path.into());
+        self
+    }
+
+    /// Starts the engine's threads.
+    ///
+    /// # Errors
+    /// [`SpawnError`] for a setting outside its range, a socket path that cannot be used, or a
+    /// refusal of the system.
+    pub fn spawn(self) -> Result<Engine, SpawnError> {
+        Engine::start(self.config)
+    }
+}
+
+/// A running engine. Dropping it shuts it down.
 #[derive(Debug)]
-pub struct Engine;
+pub struct Engine {
+    config: Config,
+    link: Arc<Link>,
+    asks: Sender<Ask>,
+    threads: Vec<(&'static str, JoinHandle<()>)>,
+}
 
 impl Engine {
-    /// x
-    pub fn connect(&self) {}
+    /// Starts with the default settings.
+    #[must_use]
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    fn start(config: Config) -> Result<Self, SpawnError> {
+        config.check()?;
+        let os = |call| move |errno: Errno| SpawnError::Os { call, source: errno.into() };
+        let link = Arc::new(Link::new(config.rings_max).map_err(os("epoll_create"))?);
+        let listener = match &config.socket {
+            Some(path) => Some((bind_at(path, config.socket_mode)?, path.clone())),
+            None => None,
+        };
+        let mut boot = [0; 16];
+        getrandom::fill(&mut boot)
+            .map_err(|error| SpawnError::Os { call: "getrandom", source: error.into() })?;
+        let boot_id = zerocopy::transmute!(boot);
+        let (asks, heard) = channel();
+        let server = Server::new(config.clone(), Arc::clone(&link), boot_id, listener, heard)
+            .map_err(os("epoll_ctl"))?;
+        let mut engine = Self { config, link, asks, threads: Vec::new() };
+        engine.start_thread("engine", {
+            let thread = engine.engine_thread();
+            let pin = engine.config.pin;
+            move || {
+                pin_to(pin);
+                thread.run();
+            }
+        })?;
+        let link = Arc::clone(&engine.link);
+        engine.start_thread("watcher", move || engine_thread::watch(&link))?;
+        engine.start_thread("control", move || server.run())?;
+        Ok(engine)
+    }
+
+    fn engine_thread(&self) -> EngineThread {
+        let config = &self.config;
+        let limits = engine::Limits {
+            engine: config.engine,
+            records: config.records,
+            list_blocks: config.list_blocks,
+            sessions_max: config.sessions_max,
+            rings_max: config.rings_max,
+            regions_max: config.regions_max,
+            window_ops: config.window_ops,
+            window_bytes: config.window_bytes,
+            slice_bytes: config.slice_bytes,
+            intake_budget: config.intake_budget,
+            ring_idle_ns: u64::from(config.ring_idle_ms) * 1_000_000,
+        };
+        let fabric = Local::new(config.regions_max, config.window_ops, config.slice_bytes);
+        let core = engine::Engine::new(limits, fabric);
+        let spin_ns = u64::from(config.spin_us) * 1_000;
+        EngineThread::new(core, Arc::clone(&self.link), config.rings_max, spin_ns)
+    }
+
+    fn start_thread(
+        &mut self,
+        name: &'static str,
+        run: impl FnOnce() + Send + 'static,
+    ) -> Result<(), SpawnError> {
+        let thread = std::thread::Builder::new()
+            .name(format!("verbring-{name}"))
+            .spawn(run)
+            .map_err(|source| SpawnError::Os { call: "clone", source })?;
+        self.threads.push((name, thread));
+        Ok(())
+    }
+
+    /// Attaches this process to the engine.
+    ///
+    /// # Errors
+    /// [`ConnectError`] if the session's quota is used up or the engine is gone.
+    pub fn connect(&self) -> Result<Session, ConnectError> {
+        let (theirs, ours) = control_pair().map_err(ConnectError::from)?;
+        let _ = self.asks.send(Ask::Attach(theirs));
+        self.link.kick_control();
+        Session::from_socket(ours)
+    }
+
+    /// The settings in force.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// True once the engine thread is gone, by shutdown or by a panic.
+    #[must_use]
+    pub fn gone(&self) -> bool {
+        self.link.dead.load(std::sync::atomic::Ordering::Acquire)
+    }
+
+    /// Drains and ends: no SQE is taken any more; those taken run to their end for at most
+    /// `drain_ms`; then sessions end.
+    ///
+    /// # Errors
+    /// [`ShutdownError`] if a thread had panicked.
+    pub fn shutdown(mut self) -> Result<(), ShutdownError> {
+        self.stop()
+    }
+
+    fn stop(&mut self) -> Result<(), ShutdownError> {
+        let _ = self.asks.send(Ask::Shutdown);
+        self.link.kick_control();
+        // The control thread tells the engine thread to stop, and that one's end ends the watcher.
+        let mut threads = std::mem::take(&mut self.threads);
+        let order = ["control", "engine", "watcher"];
+        threads.sort_by_key(|(name, _)| order.iter().position(|known| known == name));
+        let mut outcome = Ok(());
+        for (name, thread) in threads {
+            if name == "engine" {
+                self.link.stop.store(true, std::sync::atomic::Ordering::SeqCst);
+                self.link.kick_engine();
+            }
+            if thread.join().is_err() {
+                outcome = Err(ShutdownError::Panicked(name));
+            }
+        }
+        outcome
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        if !self.threads.is_empty() {
+            let _ = self.stop();
+        }
+    }
+}
+
+fn pin_to(cpu: Option<u32>) {
+    let Some(cpu) = cpu else { return };
+    let mut set = nix::sched::CpuSet::new();
+    let pinned = set
+        .set(cpu as usize)
+        .and_then(|()| nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set));
+    if let Err(errno) = pinned {
+        tracing::warn!(cpu, %errno, "the engine thread could not be pinned");
+    }
+}
+
+/// Binds the control socket; a socket file that nobody listens at is replaced.
+fn bind_at(path: &Path, mode: u32) -> Result<OwnedFd, SpawnError> {
+    let failed = |why: String| SpawnError::Listen { path: path.to_path_buf(), why };
+    let address = UnixAddr::new(path).map_err(|errno| failed(format!("{errno} (108 bytes at most)")))?;
+    let fresh = || {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)
+            .map_err(|errno| failed(errno.to_string()))
+    };
+    let listener = fresh()?;
+    match bind(listener.as_raw_fd(), &address) {
+        Ok(()) => {}
+        Err(Errno::EADDRINUSE) => {
+            let is_socket = std::fs::symlink_metadata(path).is_ok_and(|meta| {
+                std::os::unix::fs::FileTypeExt::is_socket(&meta.file_type())
+            });
+            if !is_socket {
+                return Err(failed("a file that is no socket is there; choose another path".into()));
+            }
+            if connect(fresh()?.as_raw_fd(), &address) != Err(Errno::ECONNREFUSED) {
+                return Err(failed("another engine listens there; stop it or choose another".into()));
+            }
+            std::fs::remove_file(path).map_err(|error| failed(error.to_string()))?;
+            bind(listener.as_raw_fd(), &address).map_err(|errno| failed(errno.to_string()))?;
+        }
+        Err(errno) => return Err(failed(errno.to_string())),
+    }
+    let permissions = std::fs::Permissions::from_mode(mode);
+    std::fs::set_permissions(path, permissions).map_err(|error| failed(error.to_string()))?;
+    let backlog = Backlog::new(128).map_err(|errno| failed(errno.to_string()))?;
+    listen(&listener, backlog).map_err(|errno| failed(errno.to_string()))?;
+    debug_assert!(listener.as_fd().as_raw_fd() >= 0);
+    Ok(listener)
 }

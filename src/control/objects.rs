@@ -1,0 +1,797 @@
+//! Rings, regions, exports and imports: from a request to something the engine serves, and back.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use subtle::ConstantTimeEq;
+
+use super::fds::{DESCRIPTORS_MAX, bell_pair};
+use super::jobs::{Made, Memory, Work};
+use super::server::{JobFor, Pending, RegionSource, Server};
+use super::sessions::place;
+use super::wire::{self, Refusal};
+use crate::abi::{
+    self, CancelReply, Counter, Detail, Export, ExportReply, Import, ImportReply, Kind, OpQuery,
+    Probe, ProbeReply, RegionReply, RegionRequest, Release, ReplyHead, RingReply, RingRequest,
+    SegmentHeader, Stats, StatsReply, UID_OWN, WhyReply, errno,
+};
+use crate::engine::{Command, Reply, Ring, Why, Wind};
+use crate::host::link::RingBells;
+use crate::ids::{RegionId, RingId};
+use crate::ring::Mapped;
+use crate::shm::{self, Mapping, PAGE_BYTES, ShmError};
+
+const _: () = assert!(DESCRIPTORS_MAX >= 3);
+
+/// A ring as the control thread sees it.
+#[derive(Debug)]
+pub(super) struct RingPlace {
+    pub(super) session: usize,
+    /// Made, and not yet mapped by the client: what MAPPED will need.
+    made: Option<RingMade>,
+    /// Given to the engine, which has not answered.
+    pub(super) arriving: bool,
+    served: bool,
+    pub(super) winding: bool,
+}
+
+#[derive(Debug)]
+struct RingMade {
+    fd: OwnedFd,
+    memory: Mapped,
+    bells: RingBells,
+    fenceless: bool,
+}
+
+impl RingPlace {
+    /// The engine serves it, and it is not being wound up.
+    pub(super) fn live(&self) -> bool {
+        self.served && !self.winding
+    }
+}
+
+/// A region or import as the control thread sees it.
+#[derive(Debug)]
+pub(super) struct RegionPlace {
+    bytes: u64,
+    charged: u64,
+    import: bool,
+    made: Option<(OwnedFd, Arc<Mapping>)>,
+    pub(super) arriving: bool,
+    pub(super) live: bool,
+    pub(super) removing: bool,
+    /// Keeps the memory until the engine has let go, so that it is unmapped here and not there.
+    keep: Option<Arc<Mapping>>,
+}
+
+/// A region offered under a name.
+#[derive(Debug)]
+pub(super) struct ExportEntry {
+    pub(super) session: usize,
+    pub(super) region: RegionId,
+    rights: u32,
+    secret: [u8; abi::SECRET_BYTES],
+}
+
+fn quota(what: &str, used: u64, limit: u64, raise: &str) -> Refusal {
+    let text = format!("{what}: {used} of {limit} are in use; release some or raise {raise}");
+    Refusal::new(errno::EDQUOT, Detail::Quota, text)
+}
+
+fn memory_refusal(error: &ShmError) -> Refusal {
+    let (errno, detail) = match error {
+        ShmError::Os { .. } => (errno::ENOMEM, Detail::None),
+        ShmError::NotMemfd | ShmError::Access => (errno::EINVAL, Detail::Descriptors),
+        ShmError::Seals { .. } | ShmError::Sealed { .. } => (errno::EINVAL, Detail::Seals),
+        ShmError::Size { .. } => (errno::EINVAL, Detail::Bytes),
+    };
+    let text = match error {
+        ShmError::Os { call, source } => format!("{call}: {source}"),
+        other => other.to_string(),
+    };
+    Refusal::new(errno, detail, text)
+}
+
+impl Server {
+    pub(super) fn make_ring(&mut self, key: usize, request: &RingRequest) -> Result<(), Refusal> {
+        wire::entries("sq_entries", request.sq_entries)?;
+        wire::entries("cq_entries", request.cq_entries)?;
+        if request.flags & !abi::RING_FENCELESS != 0 {
+            let text = format!("flags {:#x} are not known", request.flags);
+            return Err(Refusal::new(errno::EINVAL, Detail::Flags, text));
+        }
+        let limit = self.config.quota.rings;
+        let used = self.owner_of(key).map_or(0, |owner| owner.rings);
+        if used >= limit {
+            return Err(quota("rings of this uid", used.into(), limit.into(), "quota.rings"));
+        }
+        let Some(ring) = self.ring_places.take() else {
+            let limit = u64::from(self.config.rings_max);
+            return Err(quota("rings of this engine", limit, limit, "rings_max"));
+        };
+        let fenceless = request.flags & abi::RING_FENCELESS != 0;
+        let header = SegmentHeader {
+            boot_id: self.boot_id,
+            engine: u32::from(self.config.engine),
+            ring,
+            first_index: self.config.first_index,
+            ..SegmentHeader::lay_out(request.sq_entries, request.cq_entries)
+        };
+        self.rings[ring as usize] = Some(RingPlace {
+            session: key,
+            made: None,
+            arriving: false,
+            served: false,
+            winding: false,
+        });
+        if let Some(owner) = self.owner_of(key) {
+            owner.rings += 1;
+        }
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.rings.push(ring);
+        }
+        let tag = request.head.tag;
+        let job = self.jobs_for.insert(JobFor::Ring { session: key, ring, tag, header, fenceless });
+        self.hold(key);
+        let bytes = header.segment_bytes;
+        self.jobs.start(job, Work::Make { name: c"verbring-ring", bytes, huge: false });
+        Ok(())
+    }
+
+    pub(super) fn job_finished(&mut self, made: Made) {
+        match self.jobs_for.remove(made.token) {
+            JobFor::Ring { session, ring, tag, header, fenceless } => {
+                if !self.settle(session) {
+                    // The session has ended; its ring went with it.
+                    return;
+                }
+                let done = made
+                    .result
+                    .map_err(|error| memory_refusal(&error))
+                    .and_then(|memory| self.ring_made(session, memory, header, fenceless, tag));
+                if let Err(refusal) = done {
+                    self.forget_ring(session, ring);
+                    self.fail(session, Kind::Ring, tag, &refusal);
+                }
+            }
+            JobFor::Region { session, region, tag, source } => {
+                if !self.settle(session) {
+                    return;
+                }
+                match made.result {
+                    Ok(memory) => self.region_made(session, RegionId(region), memory, source, tag),
+                    Err(error) => {
+                        self.forget_region(session, RegionId(region));
+                        self.fail(session, Kind::Region, tag, &memory_refusal(&error));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Hands a fresh ring to its client, who maps it and says so.
+    fn ring_made(
+        &mut self,
+        key: usize,
+        memory: Memory,
+        header: SegmentHeader,
+        fenceless: bool,
+        tag: u64,
+    ) -> Result<(), Refusal> {
+        let failed = |text: String| Refusal::new(errno::ENOMEM, Detail::None, text);
+        let mapping = Arc::new(memory.mapping);
+        let ring = Mapped::create(mapping, header).map_err(|bad| failed(bad.to_string()))?;
+        let sq_bell = bell_pair().map_err(|errno| failed(format!("socketpair: {errno}")))?;
+        let cq_bell = bell_pair().map_err(|errno| failed(format!("socketpair: {errno}")))?;
+        let bells = RingBells { from_client: sq_bell.0, to_client: cq_bell.0 };
+        let reply = RingReply {
+            reply: wire::reply_head::<RingReply>(Kind::Ring, tag),
+            ring: header.ring,
+            reserved: 0,
+            segment_bytes: header.segment_bytes,
+        };
+        let handed = [memory.fd.as_fd(), sq_bell.1.as_fd(), cq_bell.1.as_fd()];
+        self.answer(key, &reply, &handed);
+        if let Some(place) = self.rings[header.ring as usize].as_mut() {
+            place.made = Some(RingMade { fd: memory.fd, memory: ring, bells, fenceless });
+        }
+        Ok(())
+    }
+
+    /// The client has mapped a ring or an allocated region: seal it for good and make it live.
+    pub(super) fn mapped(&mut self, key: usize, request: &abi::Mapped) -> Result<(), Refusal> {
+        let tag = request.head.tag;
+        let unknown = |what: &str| {
+            let text = format!("{what} {} does not wait for MAPPED", request.id);
+            Refusal::new(errno::EINVAL, Detail::Ring, text)
+        };
+        match request.object {
+            abi::OBJECT_RING => {
+                let owned = |place: &&mut RingPlace| place.session == key;
+                let place = self.rings.get_mut(request.id as usize).and_then(Option::as_mut);
+                let made = place.filter(owned).and_then(|place| place.made.take());
+                let made = made.ok_or_else(|| unknown("ring"))?;
+                self.ring_mapped(key, request.id, made, tag)
+            }
+            abi::OBJECT_REGION => {
+                let owned = self
+                    .sessions
+                    .get(key)
+                    .is_some_and(|session| session.regions.contains(&RegionId(request.id)));
+                let place = self.regions.get_mut(&request.id).filter(|_| owned);
+                let made = place.and_then(|place| place.made.take());
+                let (fd, mapping) = made.ok_or_else(|| unknown("region"))?;
+                shm::seal_for_good(fd.as_fd()).map_err(|error| memory_refusal(&error))?;
+                self.add_region(key, RegionId(request.id), mapping, tag, Kind::Mapped);
+                Ok(())
+            }
+            other => {
+                let text = format!("object is {other}, but must be 1 (ring) or 2 (region)");
+                Err(Refusal::new(errno::EINVAL, Detail::Message, text))
+            }
+        }
+    }
+
+    fn ring_mapped(
+        &mut self,
+        key: usize,
+        ring: u32,
+        made: RingMade,
+        tag: u64,
+    ) -> Result<(), Refusal> {
+        shm::seal_for_good(made.fd.as_fd()).map_err(|error| memory_refusal(&error))?;
+        self.link.watch(ring, &made.bells).map_err(|errno| {
+            Refusal::new(errno::ENOMEM, Detail::None, format!("epoll_ctl: {errno}"))
+        })?;
+        if let Some(place) = self.rings[ring as usize].as_mut() {
+            place.arriving = true;
+        }
+        let state = Ring::new(RingId(ring), place(key), made.memory, made.fenceless);
+        let token = self.pending.insert(Pending::RingLive { session: key, ring, tag }) as u64;
+        self.hold(key);
+        self.order_with(Command::AddRing { ring: Box::new(state), token }, Some(made.bells));
+        Ok(())
+    }
+
+    pub(super) fn make_region(
+        &mut self,
+        key: usize,
+        request: &RegionRequest,
+        fd: Option<OwnedFd>,
+    ) -> Result<(), Refusal> {
+        let invalid = |detail, text: String| Err(Refusal::new(errno::EINVAL, detail, text));
+        let bytes = request.bytes;
+        let source = match request.source {
+            abi::REGION_ALLOCATED => RegionSource::Allocated,
+            abi::REGION_MEMFD => RegionSource::Memfd,
+            other => {
+                let text = format!("source is {other}, but must be 1 (allocated) or 2 (memfd)");
+                return invalid(Detail::Message, text);
+            }
+        };
+        if request.flags & !abi::REGION_HUGE != 0 {
+            return invalid(Detail::Flags, format!("flags {:#x} are not known", request.flags));
+        }
+        let limit = self.config.quota.region_bytes;
+        let used = self.owner_of(key).map_or(0, |owner| owner.region_bytes);
+        if bytes == 0 {
+            return invalid(Detail::Bytes, "bytes is 0, but must be at least 1".into());
+        }
+        // The subtraction cannot be overrun by a huge request; the rounded size is what is charged.
+        let charged = bytes.checked_next_multiple_of(PAGE_BYTES).unwrap_or(u64::MAX);
+        if charged > limit.saturating_sub(used) {
+            let what = format!("bytes is {bytes}, and region bytes of this uid");
+            return Err(quota(&what, used, limit, "quota.region_bytes"));
+        }
+        let region = self.new_region(key, bytes, charged, false)?;
+        let huge = request.flags & abi::REGION_HUGE != 0;
+        let work = match (source, fd) {
+            (RegionSource::Memfd, Some(fd)) => Work::Adopt { fd, bytes },
+            _ => Work::Make { name: c"verbring-region", bytes: charged, huge },
+        };
+        let tag = request.head.tag;
+        let job = JobFor::Region { session: key, region: region.0, tag, source };
+        let job = self.jobs_for.insert(job);
+        self.hold(key);
+        self.jobs.start(job, work);
+        Ok(())
+    }
+
+    /// Takes an id for a region or import, within the uid's quota.
+    fn new_region(
+        &mut self,
+        key: usize,
+        bytes: u64,
+        charged: u64,
+        import: bool,
+    ) -> Result<RegionId, Refusal> {
+        let limit = self.config.quota.regions;
+        let used = self.owner_of(key).map_or(0, |owner| owner.regions);
+        if used >= limit {
+            let what = "regions and imports of this uid";
+            return Err(quota(what, used.into(), limit.into(), "quota.regions"));
+        }
+        let Some(region) = self.region_ids.take() else {
+            let limit = u64::from(self.config.regions_max);
+            return Err(quota("regions of this engine", limit, limit, "regions_max"));
+        };
+        if let Some(owner) = self.owner_of(key) {
+            owner.regions += 1;
+            owner.region_bytes += charged;
+        }
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.regions.push(region);
+        }
+        let place = RegionPlace {
+            bytes,
+            charged,
+            import,
+            made: None,
+            arriving: false,
+            live: false,
+            removing: false,
+            keep: None,
+        };
+        self.regions.insert(region.0, place);
+        Ok(region)
+    }
+
+    fn region_made(
+        &mut self,
+        key: usize,
+        region: RegionId,
+        memory: Memory,
+        source: RegionSource,
+        tag: u64,
+    ) {
+        let mapping = Arc::new(memory.mapping);
+        if source == RegionSource::Memfd {
+            self.add_region(key, region, mapping, tag, Kind::Region);
+            return;
+        }
+        let Some(place) = self.regions.get_mut(&region.0) else { return };
+        let reply = RegionReply {
+            reply: wire::reply_head::<RegionReply>(Kind::Region, tag),
+            region: region.0,
+            flags: if memory.huge { abi::REGION_HUGE } else { 0 },
+            bytes: place.bytes,
+        };
+        let Ok(fd) = memory.fd.try_clone() else {
+            let refusal = Refusal::new(errno::ENOMEM, Detail::None, "no descriptor is free");
+            self.forget_region(key, region);
+            self.fail(key, Kind::Region, tag, &refusal);
+            return;
+        };
+        place.made = Some((memory.fd, mapping));
+        self.answer(key, &reply, &[fd.as_fd()]);
+    }
+
+    fn add_region(
+        &mut self,
+        key: usize,
+        region: RegionId,
+        memory: Arc<Mapping>,
+        tag: u64,
+        kind: Kind,
+    ) {
+        let Some(entry) = self.regions.get_mut(&region.0) else { return };
+        entry.arriving = true;
+        entry.keep = Some(Arc::clone(&memory));
+        let bytes = entry.bytes;
+        let pending = Pending::RegionLive { session: key, region: region.0, tag, kind };
+        let token = self.pending.insert(pending) as u64;
+        self.hold(key);
+        self.order(Command::AddRegion { region, session: place(key), bytes, memory, token });
+    }
+
+    /// A live region (not an import) of a session.
+    fn own_region(&self, key: usize, id: u32) -> Option<RegionId> {
+        let owned = self.sessions.get(key)?.regions.contains(&RegionId(id));
+        let place = self.regions.get(&id)?;
+        (owned && place.live && !place.import && !place.removing).then_some(RegionId(id))
+    }
+
+    pub(super) fn export(&mut self, key: usize, request: &Export) -> Result<(), Refusal> {
+        let name = wire::name(&request.name)?;
+        let region = self.own_region(key, request.region).ok_or_else(|| {
+            let text = format!("region {:#x} is not a live region of this session", request.region);
+            Refusal::new(errno::EINVAL, Detail::LocalRegion, text)
+        })?;
+        check_rights(request.rights, request.rights == 0)?;
+        let uid = self.sessions.get(key).map_or(UID_OWN, |session| session.uid);
+        let entry = (uid, name.to_string());
+        if self.exports.contains_key(&entry) {
+            let text = format!("the name {name:?} is taken by another export of uid {uid}");
+            return Err(Refusal::new(errno::EEXIST, Detail::Name, text));
+        }
+        let mut secret = [0; abi::SECRET_BYTES];
+        getrandom::fill(&mut secret).map_err(|error| {
+            Refusal::new(errno::ENOMEM, Detail::Secret, format!("no random bytes: {error}"))
+        })?;
+        let export = ExportEntry { session: key, region, rights: request.rights, secret };
+        self.exports.insert(entry, export);
+        let reply = ExportReply {
+            reply: wire::reply_head::<ExportReply>(Kind::Export, request.head.tag),
+            secret,
+        };
+        self.answer(key, &reply, &[]);
+        Ok(())
+    }
+
+    pub(super) fn import(&mut self, key: usize, request: &Import) -> Result<(), Refusal> {
+        let name = wire::name(&request.name)?;
+        check_rights(request.rights, false)?;
+        let own = self.sessions.get(key).map_or(UID_OWN, |session| session.uid);
+        let uid = if request.uid == UID_OWN { own } else { request.uid };
+        let entry = self.exports.get(&(uid, name.to_string())).ok_or_else(|| {
+            let text = format!("uid {uid} exports nothing under the name {name:?}");
+            Refusal::new(errno::ENOENT, Detail::Name, text)
+        })?;
+        let (target, offered) = (entry.region, entry.rights);
+        let right = bool::from(entry.secret.ct_eq(&request.secret));
+        if !right {
+            if let Some(session) = self.sessions.get_mut(key) {
+                session.wrong_secrets += 1;
+            }
+            let text = format!("the secret for {name:?} is wrong; ten wrong ones end the session");
+            return Err(Refusal::new(errno::EACCES, Detail::Secret, text));
+        }
+        let rights = if request.rights == 0 { offered } else { request.rights };
+        if rights & !offered != 0 {
+            let text = format!("rights {rights:#x} are wanted, {offered:#x} are offered");
+            return Err(Refusal::new(errno::EACCES, Detail::Rights, text));
+        }
+        let bytes = self.regions.get(&target.0).map_or(0, |place| place.bytes);
+        let region = self.new_region(key, bytes, 0, true)?;
+        if let Some(entry) = self.regions.get_mut(&region.0) {
+            entry.arriving = true;
+        }
+        let tag = request.head.tag;
+        let pending = Pending::ImportLive { session: key, region: region.0, rights, tag };
+        let token = self.pending.insert(pending) as u64;
+        self.hold(key);
+        let session = place(key);
+        self.order(Command::AddImport { region, session, target, rights, token });
+        Ok(())
+    }
+
+    pub(super) fn release(&mut self, key: usize, request: &Release) -> Result<(), Refusal> {
+        let tag = request.head.tag;
+        let Some(session) = self.sessions.get(key) else { return Ok(()) };
+        let refused = |detail, what: &str| {
+            let text = format!("{what} {:#x} is not a live one of this session", request.id);
+            Err(Refusal::new(errno::EINVAL, detail, text))
+        };
+        match request.object {
+            abi::OBJECT_RING if session.rings.contains(&request.id) => {
+                let live = self.rings[request.id as usize].as_ref().is_some_and(RingPlace::live);
+                if !live {
+                    return refused(Detail::Ring, "ring");
+                }
+                self.hold(key);
+                self.wind_ring(key, request.id, Wind::Cancel, Some(tag));
+            }
+            abi::OBJECT_REGION if session.regions.contains(&RegionId(request.id)) => {
+                let place = self.regions.get(&request.id);
+                if !place.is_some_and(|place| place.live && !place.removing) {
+                    return refused(Detail::LocalRegion, "region");
+                }
+                self.hold(key);
+                self.exports.retain(|_, export| export.region.0 != request.id);
+                self.remove_region(key, RegionId(request.id), Some(tag));
+            }
+            abi::OBJECT_RING => return refused(Detail::Ring, "ring"),
+            _ => return refused(Detail::LocalRegion, "region"),
+        }
+        Ok(())
+    }
+
+    /// Asks the engine to let go of a region or import.
+    pub(super) fn remove_region(&mut self, key: usize, region: RegionId, tag: Option<u64>) {
+        if let Some(place) = self.regions.get_mut(&region.0) {
+            place.removing = true;
+        }
+        let pending = Pending::RegionRemoved { session: key, region: region.0, tag };
+        let token = self.pending.insert(pending) as u64;
+        self.order(Command::RemoveRegion { region, token });
+    }
+
+    /// Frees a ring's place.
+    pub(super) fn forget_ring(&mut self, key: usize, ring: u32) {
+        if self.rings[ring as usize].take().is_none() {
+            return;
+        }
+        self.ring_places.give(ring);
+        if let Some(owner) = self.owner_of(key) {
+            owner.rings -= 1;
+        }
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.rings.retain(|&own| own != ring);
+        }
+    }
+
+    /// Frees a region's id; its memory is unmapped here.
+    pub(super) fn forget_region(&mut self, key: usize, region: RegionId) {
+        let Some(place) = self.regions.remove(&region.0) else { return };
+        self.region_ids.give(region);
+        if let Some(owner) = self.owner_of(key) {
+            owner.regions -= 1;
+            owner.region_bytes -= place.charged;
+        }
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.regions.retain(|&own| own != region);
+        }
+    }
+
+    pub(super) fn probe(&mut self, key: usize, request: &Probe) -> Result<(), Refusal> {
+        let quota = &self.config.quota;
+        let reply = ProbeReply {
+            reply: wire::reply_head::<ProbeReply>(Kind::Probe, request.head.tag),
+            opcodes: crate::engine::OPCODES_SERVED,
+            sqe_flags: u64::from(crate::engine::FLAGS_SERVED),
+            features: abi::FEATURES,
+            fabrics: 1 << abi::FABRIC_LOCAL,
+            op_bytes_max: abi::OP_BYTES_MAX,
+            pages_max: abi::PAGES_MAX,
+            entries_max: abi::ENTRIES_MAX,
+            rings_max: quota.rings.min(self.config.rings_max),
+            regions_max: quota.regions.min(self.config.regions_max),
+            class_ceiling: u32::from(quota.class_ceiling as u8),
+            region_bytes_max: quota.region_bytes,
+            window_ops: self.config.window_ops,
+            slice_bytes: self.config.slice_bytes,
+            window_bytes: self.config.window_bytes,
+        };
+        self.answer(key, &reply, &[]);
+        Ok(())
+    }
+
+    pub(super) fn stats(&mut self, key: usize, request: &Stats) -> Result<(), Refusal> {
+        let engine_scope = match request.scope {
+            abi::STATS_SESSION => false,
+            abi::STATS_ENGINE => true,
+            other => {
+                let text = format!("scope is {other}, but must be 0 (session) or 1 (engine)");
+                return Err(Refusal::new(errno::EINVAL, Detail::Message, text));
+            }
+        };
+        let uid = self.sessions.get(key).map_or(UID_OWN, |session| session.uid);
+        let own_uid = nix::unistd::geteuid().as_raw();
+        if engine_scope && uid != 0 && uid != own_uid {
+            let text = format!("counters of the engine are for uid {own_uid} and root");
+            return Err(Refusal::new(errno::EACCES, Detail::Rights, text));
+        }
+        let tag = request.head.tag;
+        let pending = Pending::Stats { session: key, tag, engine_scope };
+        let token = self.pending.insert(pending) as u64;
+        self.hold(key);
+        let session = (!engine_scope).then(|| place(key));
+        self.order(Command::Stats { session, token });
+        Ok(())
+    }
+
+    pub(super) fn query(&mut self, key: usize, query: &OpQuery, cancel: bool) -> Result<(), Refusal> {
+        let live = self.rings.get(query.ring as usize).and_then(Option::as_ref);
+        if !live.is_some_and(|ring| ring.session == key && ring.live()) {
+            let text = format!("ring {} is not a live ring of this session", query.ring);
+            return Err(Refusal::new(errno::EINVAL, Detail::Ring, text));
+        }
+        if u64::from(query.by) > abi::CANCEL_BY_RECORD {
+            let text = format!("by is {}, but must be 0, 1 or 2", query.by);
+            return Err(Refusal::new(errno::EINVAL, Detail::Arg, text));
+        }
+        let tag = query.head.tag;
+        let session = key;
+        let pending =
+            if cancel { Pending::Cancel { session, tag } } else { Pending::Why { session, tag } };
+        let token = self.pending.insert(pending) as u64;
+        self.hold(key);
+        self.order(Command::Query {
+            ring: RingId(query.ring),
+            by: u64::from(query.by),
+            target: query.target,
+            cancel,
+            token,
+        });
+        Ok(())
+    }
+
+    /// The engine has answered a command.
+    pub(super) fn continue_with(&mut self, pending: Pending, reply: Reply<Arc<Mapping>, Mapped>) {
+        match pending {
+            Pending::RingLive { session, ring, tag } => {
+                if let Some(place) = self.rings[ring as usize].as_mut() {
+                    place.arriving = false;
+                    place.served = true;
+                }
+                if self.settle(session) {
+                    self.answer(session, &wire::reply_head::<ReplyHead>(Kind::Mapped, tag), &[]);
+                }
+            }
+            Pending::RegionLive { session, region, tag, kind } => {
+                self.region_live(session, region, tag, kind);
+            }
+            Pending::ImportLive { session, region, rights, tag } => {
+                self.import_live(session, RegionId(region), rights, tag, &reply);
+            }
+            Pending::RingWound { session, ring, tag } => self.ring_wound(session, ring, tag, reply),
+            Pending::RegionRemoved { session, region, tag } => {
+                drop(reply);
+                self.forget_region(session, RegionId(region));
+                if self.settle(session) {
+                    let head = wire::reply_head::<ReplyHead>(Kind::Release, tag.unwrap_or(0));
+                    self.answer(session, &head, &[]);
+                }
+            }
+            Pending::Cancel { session, tag } => self.answer_query(session, Kind::Cancel, tag, &reply),
+            Pending::Why { session, tag } => self.answer_query(session, Kind::Why, tag, &reply),
+            Pending::Stats { session, tag, engine_scope } => {
+                if let Reply::Stats { counters, .. } = reply
+                    && self.settle(session)
+                {
+                    self.answer_stats(session, tag, engine_scope, counters);
+                }
+            }
+            Pending::SessionRemoved { session } => self.session_removed(session),
+        }
+    }
+
+    fn region_live(&mut self, session: usize, region: u32, tag: u64, kind: Kind) {
+        let bytes = self.regions.get_mut(&region).map_or(0, |place| {
+            place.arriving = false;
+            place.live = true;
+            place.bytes
+        });
+        if !self.settle(session) {
+            return;
+        }
+        if kind == Kind::Mapped {
+            self.answer(session, &wire::reply_head::<ReplyHead>(Kind::Mapped, tag), &[]);
+        } else {
+            let reply = wire::reply_head::<RegionReply>(Kind::Region, tag);
+            self.answer(session, &RegionReply { reply, region, flags: 0, bytes }, &[]);
+        }
+    }
+
+    fn import_live(
+        &mut self,
+        session: usize,
+        region: RegionId,
+        rights: u32,
+        tag: u64,
+        reply: &Reply<Arc<Mapping>, Mapped>,
+    ) {
+        if let Reply::Failed { errno, detail, .. } = *reply {
+            self.forget_region(session, region);
+            if self.settle(session) {
+                let text = "the region was revoked or released just now";
+                self.fail(session, Kind::Import, tag, &Refusal::new(errno, detail, text));
+            }
+            return;
+        }
+        let bytes = self.regions.get_mut(&region.0).map_or(0, |place| {
+            place.arriving = false;
+            place.live = true;
+            place.bytes
+        });
+        if self.settle(session) {
+            let reply = wire::reply_head::<ImportReply>(Kind::Import, tag);
+            let region = region.0;
+            self.answer(session, &ImportReply { reply, region, rights, bytes }, &[]);
+        }
+    }
+
+    fn ring_wound(
+        &mut self,
+        session: usize,
+        ring: u32,
+        tag: Option<u64>,
+        reply: Reply<Arc<Mapping>, Mapped>,
+    ) {
+        // Done: a later command took this one's place, and will bring the ring.
+        let gone = matches!(reply, Reply::RingGone { .. } | Reply::Failed { .. });
+        drop(reply);
+        if gone {
+            self.forget_ring(session, ring);
+        }
+        // A drain is asked for by nobody's session.
+        let counted = self.sessions.get(session).is_some_and(|session| session.ending);
+        if tag.is_none() && !counted {
+            return;
+        }
+        if self.settle(session) {
+            let head = wire::reply_head::<ReplyHead>(Kind::Release, tag.unwrap_or(0));
+            self.answer(session, &head, &[]);
+        }
+    }
+
+    fn answer_query(
+        &mut self,
+        session: usize,
+        kind: Kind,
+        tag: u64,
+        reply: &Reply<Arc<Mapping>, Mapped>,
+    ) {
+        if !self.settle(session) {
+            return;
+        }
+        match *reply {
+            Reply::Cancelled { record, .. } => {
+                let reply = wire::reply_head::<CancelReply>(kind, tag);
+                self.answer(session, &CancelReply { reply, record: record.0 }, &[]);
+            }
+            Reply::Why { why, .. } => self.answer(session, &why_reply(&why, tag), &[]),
+            Reply::Failed { errno, detail, .. } => {
+                let text = if errno == errno::EALREADY {
+                    "the op is posted: its CQE will come"
+                } else {
+                    "no op in flight in this ring is meant: it is over, or never was"
+                };
+                self.fail(session, kind, tag, &Refusal::new(errno, detail, text));
+            }
+            _ => {}
+        }
+    }
+
+    fn answer_stats(
+        &mut self,
+        session: usize,
+        tag: u64,
+        engine_scope: bool,
+        mut counters: [u64; Counter::COUNT],
+    ) {
+        let (mut rings, mut regions, mut bytes) = (0, 0, 0);
+        if engine_scope {
+            rings = self.rings.iter().flatten().count() as u64;
+            regions = self.regions.len() as u64;
+            bytes = self.regions.values().map(|place| place.charged).sum();
+            counters[Counter::Sessions as usize] = self.sessions.len() as u64;
+            counters[Counter::Evicted as usize] = self.evicted;
+            counters[Counter::Descriptors as usize] =
+                std::fs::read_dir("/proc/self/fd").map_or(0, |fds| fds.count() as u64);
+            counters[Counter::Sleeps as usize] =
+                self.link.sleeps.load(std::sync::atomic::Ordering::Relaxed);
+        } else if let Some(entry) = self.sessions.get(session) {
+            rings = entry.rings.len() as u64;
+            regions = entry.regions.len() as u64;
+            let places = entry.regions.iter().filter_map(|id| self.regions.get(&id.0));
+            bytes = places.map(|place| place.charged).sum();
+        }
+        counters[Counter::Rings as usize] = rings;
+        counters[Counter::Regions as usize] = regions;
+        counters[Counter::RegionBytes as usize] = bytes;
+        let reply = wire::reply_head::<StatsReply>(Kind::Stats, tag);
+        self.answer(session, &StatsReply { reply, counters }, &[]);
+    }
+}
+
+fn check_rights(rights: u32, empty: bool) -> Result<(), Refusal> {
+    if rights & !abi::RIGHTS_ALL != 0 || empty {
+        let text = format!(
+            "rights is {rights:#x}, but must be of {:#x}, and an export grants at least one",
+            abi::RIGHTS_ALL
+        );
+        return Err(Refusal::new(errno::EINVAL, Detail::Rights, text));
+    }
+    Ok(())
+}
+
+fn why_reply(why: &Why, tag: u64) -> WhyReply {
+    WhyReply {
+        reply: wire::reply_head::<WhyReply>(Kind::Why, tag),
+        record: why.record.0,
+        number: why.number,
+        user_data: why.user_data,
+        age_ns: why.age_ns,
+        queued_ns: why.queued_ns,
+        bytes: why.bytes,
+        bytes_done: why.bytes_done,
+        ahead: why.ahead,
+        defers: why.defers,
+        opcode: u16::from(why.opcode as u8),
+        class: u16::from(why.class as u8),
+        state: why.state,
+        wait: why.wait,
+        reserved: 0,
+    }
+}

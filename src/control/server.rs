@@ -1,0 +1,396 @@
+//! The control thread: accepts sessions, gives meaning to their messages, asks the engine, and
+//! cleans up after whoever leaves, in whatever way.
+//!
+//! One thread, one epoll set, no locks. What is slow or may hang runs as a job (`jobs`); what the
+//! engine must do is a command, answered later under a token. Until then the session's socket is
+//! not read: one request under way a session, so no reply can ever pile up.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use slab::Slab;
+use tracing::{info, warn};
+
+use super::fds;
+use super::jobs::Jobs;
+use super::objects::{ExportEntry, RegionPlace, RingPlace};
+use super::places::{Places, RegionIds};
+use super::sessions::{Owner, Session};
+use crate::abi::{Detail, Kind, SegmentHeader};
+use crate::clock;
+use crate::engine::{Command, Event, Reply, Wind};
+use crate::host::Config;
+use crate::host::link::{Answer, Link, Order, RingBells};
+use crate::ids::RingId;
+use crate::ring::Mapped;
+use crate::shm::Mapping;
+
+/// What a token stands for: what to do when the engine answers.
+#[derive(Debug)]
+pub(super) enum Pending {
+    /// MAPPED of a ring.
+    RingLive { session: usize, ring: u32, tag: u64 },
+    /// MAPPED or REGION: the region is live.
+    RegionLive { session: usize, region: u32, tag: u64, kind: Kind },
+    /// IMPORT.
+    ImportLive { session: usize, region: u32, rights: u32, tag: u64 },
+    /// RELEASE of a ring, or the end of its session.
+    RingWound { session: usize, ring: u32, tag: Option<u64> },
+    /// RELEASE of a region or import, or the end of its session.
+    RegionRemoved { session: usize, region: u32, tag: Option<u64> },
+    /// CANCEL.
+    Cancel { session: usize, tag: u64 },
+    /// WHY.
+    Why { session: usize, tag: u64 },
+    /// STATS.
+    Stats { session: usize, tag: u64, engine_scope: bool },
+    /// The session is gone from the core.
+    SessionRemoved { session: usize },
+}
+
+/// What a job makes memory for.
+#[derive(Debug)]
+pub(super) enum JobFor {
+    Ring { session: usize, ring: u32, tag: u64, header: SegmentHeader, fenceless: bool },
+    Region { session: usize, region: u32, tag: u64, source: RegionSource },
+}
+
+/// Where a region's memory comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RegionSource {
+    Allocated,
+    Memfd,
+}
+
+/// What the epoll set tells apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mark {
+    Listener,
+    Bell,
+    Socket(usize),
+    Death(usize),
+}
+
+impl Mark {
+    fn pack(self) -> u64 {
+        match self {
+            Self::Listener => 0,
+            Self::Bell => 1,
+            Self::Socket(session) => 2 + 2 * session as u64,
+            Self::Death(session) => 3 + 2 * session as u64,
+        }
+    }
+
+    fn unpack(mark: u64) -> Self {
+        let session = || usize::try_from((mark - 2) / 2).unwrap_or(usize::MAX);
+        match mark {
+            0 => Self::Listener,
+            1 => Self::Bell,
+            mark if mark.is_multiple_of(2) => Self::Socket(session()),
+            _ => Self::Death(session()),
+        }
+    }
+}
+
+/// How far shutting down has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shutdown {
+    No,
+    /// Rings run to their end, until then.
+    Draining { until_ns: u64 },
+    /// Sessions are being ended.
+    Ending,
+}
+
+/// What other threads may ask of the control thread.
+#[derive(Debug)]
+pub(crate) enum Ask {
+    /// Serve the other end of this socket.
+    Attach(OwnedFd),
+    /// Drain, then end.
+    Shutdown,
+}
+
+/// The control thread's state.
+pub(crate) struct Server {
+    pub(super) config: Config,
+    pub(super) link: Arc<Link>,
+    pub(super) boot_id: [u64; 2],
+    pub(super) epoll: Epoll,
+    listener: Option<(OwnedFd, PathBuf)>,
+    asks: std::sync::mpsc::Receiver<Ask>,
+    pub(super) sessions: Slab<Session>,
+    pub(super) owners: HashMap<u32, Owner>,
+    pub(super) owner_places: Places,
+    pub(super) rings: Vec<Option<RingPlace>>,
+    pub(super) ring_places: Places,
+    pub(super) regions: HashMap<u32, RegionPlace>,
+    pub(super) region_ids: RegionIds,
+    pub(super) exports: HashMap<(u32, String), ExportEntry>,
+    pub(super) pending: Slab<Pending>,
+    pub(super) jobs_for: Slab<JobFor>,
+    pub(super) jobs: Jobs,
+    /// Commands that found the queue full.
+    backlog: VecDeque<Order>,
+    pub(super) evicted: u64,
+    shutdown: Shutdown,
+}
+
+impl Server {
+    pub(crate) fn new(
+        config: Config,
+        link: Arc<Link>,
+        boot_id: [u64; 2],
+        listener: Option<(OwnedFd, PathBuf)>,
+        asks: std::sync::mpsc::Receiver<Ask>,
+    ) -> Result<Self, Errno> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let interest = EpollFlags::EPOLLIN;
+        epoll.add(&link.control_bell, EpollEvent::new(interest, Mark::Bell.pack()))?;
+        if let Some((socket, _)) = &listener {
+            epoll.add(socket, EpollEvent::new(interest, Mark::Listener.pack()))?;
+        }
+        let waker = Arc::clone(&link);
+        Ok(Self {
+            rings: (0..config.rings_max).map(|_| None).collect(),
+            ring_places: Places::new(config.rings_max),
+            regions: HashMap::new(),
+            region_ids: RegionIds::new(config.regions_max),
+            owner_places: Places::new(config.sessions_max),
+            sessions: Slab::with_capacity(config.sessions_max as usize),
+            owners: HashMap::new(),
+            exports: HashMap::new(),
+            pending: Slab::new(),
+            jobs_for: Slab::new(),
+            jobs: Jobs::new(Arc::new(move || waker.kick_control())),
+            backlog: VecDeque::new(),
+            evicted: 0,
+            shutdown: Shutdown::No,
+            config,
+            link,
+            boot_id,
+            epoll,
+            listener,
+            asks,
+        })
+    }
+
+    /// Serves until shut down, or until the engine thread is gone.
+    pub(crate) fn run(mut self) {
+        let mut events = [EpollEvent::empty(); 64];
+        loop {
+            let timeout = self.timeout();
+            let count = match self.epoll.wait(&mut events, timeout) {
+                Err(Errno::EINTR) => continue,
+                other => other.unwrap_or(0),
+            };
+            for event in &events[..count] {
+                match Mark::unpack(event.data()) {
+                    Mark::Listener => self.accept(),
+                    Mark::Bell => {
+                        let _ = self.link.control_bell.read();
+                    }
+                    Mark::Socket(session) => self.readable(session),
+                    Mark::Death(session) => self.end_session(session, "its process is gone"),
+                }
+            }
+            self.hear();
+            self.unthrottle();
+            if self.link.dead.load(Ordering::Acquire) {
+                warn!("the engine thread is gone; ending all sessions");
+                break;
+            }
+            if self.step_shutdown() {
+                break;
+            }
+        }
+        self.unlisten();
+    }
+
+    fn timeout(&self) -> EpollTimeout {
+        let throttled = self.sessions.iter().any(|(_, session)| session.throttled);
+        match self.shutdown {
+            Shutdown::Draining { .. } => EpollTimeout::from(20u8),
+            _ if throttled => EpollTimeout::from(50u8),
+            _ => EpollTimeout::NONE,
+        }
+    }
+
+    fn accept(&mut self) {
+        let Some((listener, _)) = &self.listener else { return };
+        if let Ok(socket) = fds::accept(listener.as_fd()) {
+            self.attach(socket);
+        }
+    }
+
+    pub(super) fn watch_socket(&self, session: usize, socket: BorrowedFd<'_>) -> Result<(), Errno> {
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, Mark::Socket(session).pack());
+        self.epoll.add(socket, event)
+    }
+
+    pub(super) fn watch_death(&self, session: usize, pidfd: BorrowedFd<'_>) -> Result<(), Errno> {
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, Mark::Death(session).pack());
+        self.epoll.add(pidfd, event)
+    }
+
+    /// Reads a session's socket, or stops reading it while a request is under way.
+    pub(super) fn listen_to(&self, session: usize, listen: bool) {
+        let interest = if listen { EpollFlags::EPOLLIN } else { EpollFlags::empty() };
+        let mut event = EpollEvent::new(interest, Mark::Socket(session).pack());
+        if let Some(entry) = self.sessions.get(session) {
+            let _ = self.epoll.modify(entry.socket.as_fd(), &mut event);
+        }
+    }
+
+    /// Sends the engine a command.
+    pub(super) fn order(&mut self, command: Command<Arc<Mapping>, Mapped>) {
+        self.order_with(command, None);
+    }
+
+    pub(super) fn order_with(
+        &mut self,
+        command: Command<Arc<Mapping>, Mapped>,
+        bells: Option<RingBells>,
+    ) {
+        self.backlog.push_back(Order { command, bells });
+        self.forward();
+    }
+
+    fn forward(&mut self) {
+        while let Some(order) = self.backlog.pop_front() {
+            if let Err(order) = self.link.orders.push(order) {
+                self.backlog.push_front(order);
+                break;
+            }
+        }
+        self.link.kick_engine();
+    }
+
+    /// Takes what others have left: asks, finished jobs, the engine's answers.
+    fn hear(&mut self) {
+        while let Ok(ask) = self.asks.try_recv() {
+            match ask {
+                Ask::Attach(socket) => self.attach(socket),
+                Ask::Shutdown => self.begin_shutdown(),
+            }
+        }
+        while let Some(made) = self.jobs.finished() {
+            self.job_finished(made);
+        }
+        while let Some(answer) = self.link.answers.pop() {
+            match answer {
+                Answer::Reply(reply) => self.answered(reply),
+                Answer::Event(event) => self.happened(event),
+                Answer::Bells(bells) => drop(bells),
+            }
+        }
+        if !self.backlog.is_empty() {
+            self.forward();
+        }
+    }
+
+    fn answered(&mut self, reply: Reply<Arc<Mapping>, Mapped>) {
+        let token = match &reply {
+            Reply::Done { token }
+            | Reply::Failed { token, .. }
+            | Reply::RingGone { token, .. }
+            | Reply::RegionGone { token, .. }
+            | Reply::Cancelled { token, .. }
+            | Reply::Why { token, .. }
+            | Reply::Stats { token, .. } => *token,
+        };
+        let Some(key) = usize::try_from(token).ok().filter(|&key| self.pending.contains(key))
+        else {
+            return;
+        };
+        let pending = self.pending.remove(key);
+        self.continue_with(pending, reply);
+    }
+
+    fn happened(&mut self, event: Event) {
+        match event {
+            Event::Revoked { region } => {
+                self.exports.retain(|_, export| export.region != region);
+            }
+            Event::Faulted { ring, fault } => {
+                let session = self.rings[ring.0 as usize].as_ref().map(|ring| ring.session);
+                warn!(ring = ring.0, session, %fault, "a client broke its ring");
+            }
+        }
+    }
+
+    fn begin_shutdown(&mut self) {
+        if self.shutdown != Shutdown::No {
+            return;
+        }
+        info!(sessions = self.sessions.len(), "draining");
+        self.unlisten();
+        let until_ns = clock::now_ns() + u64::from(self.config.drain_ms) * 1_000_000;
+        self.shutdown = Shutdown::Draining { until_ns };
+        let live: Vec<(u32, usize)> = (0u32..)
+            .zip(&self.rings)
+            .filter_map(|(id, ring)| ring.as_ref().filter(|ring| ring.live()).map(|r| (id, r.session)))
+            .collect();
+        for (ring, session) in live {
+            self.wind_ring(session, ring, Wind::Drain, None);
+        }
+    }
+
+    /// Moves the shutdown on; true when everything is over.
+    fn step_shutdown(&mut self) -> bool {
+        match self.shutdown {
+            Shutdown::No => false,
+            Shutdown::Draining { until_ns } => {
+                let drained = self.rings.iter().flatten().all(|ring| !ring.live());
+                if drained || clock::now_ns() >= until_ns {
+                    self.shutdown = Shutdown::Ending;
+                    let all: Vec<usize> = self.sessions.iter().map(|(key, _)| key).collect();
+                    for session in all {
+                        self.end_session(session, "the engine is shutting down");
+                    }
+                    return self.over();
+                }
+                false
+            }
+            Shutdown::Ending => self.over(),
+        }
+    }
+
+    fn over(&mut self) -> bool {
+        if !self.sessions.is_empty() {
+            return false;
+        }
+        self.link.stop.store(true, Ordering::Release);
+        self.link.kick_engine();
+        true
+    }
+
+    fn unlisten(&mut self) {
+        if let Some((socket, path)) = self.listener.take() {
+            let _ = self.epoll.delete(&socket);
+            let _ = std::fs::remove_file(path);
+        }
+    }
+
+    /// Asks the engine to wind up a live ring.
+    pub(super) fn wind_ring(&mut self, session: usize, ring: u32, mode: Wind, tag: Option<u64>) {
+        if let Some(place) = self.rings[ring as usize].as_mut() {
+            place.winding = true;
+        }
+        let pending = Pending::RingWound { session, ring, tag };
+        let token = self.pending.insert(pending) as u64;
+        self.order(Command::WindRing { ring: RingId(ring), mode, token });
+    }
+
+    /// Ends a session for breaking a rule of the socket.
+    pub(super) fn evict(&mut self, session: usize, detail: Detail, why: &str) {
+        self.evicted += 1;
+        warn!(session, ?detail, why, "ending a session that broke a rule");
+        self.end_session(session, why);
+    }
+}

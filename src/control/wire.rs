@@ -1,0 +1,171 @@
+//! Control messages as bytes: syntax only. Meaning is in `server`.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::abi::{
+    self, Detail, ERROR_TEXT_MAX, Export, Head, Hello, Import, Kind, Mapped, OpQuery, Probe, REPLY,
+    RegionRequest, Release, ReplyHead, RingRequest, Stats, errno,
+};
+
+/// A well-formed request.
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "one variant a message of abi::control")]
+pub enum Request {
+    Hello(Hello),
+    Ring(RingRequest),
+    Mapped(Mapped),
+    Region(RegionRequest),
+    Export(Export),
+    Import(Import),
+    Release(Release),
+    Probe(Probe),
+    Stats(Stats),
+    Cancel(OpQuery),
+    Why(OpQuery),
+}
+
+/// Why a request is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct Refusal {
+    /// Positive errno.
+    pub errno: i32,
+    /// What it is about.
+    pub detail: Detail,
+    /// For people: field, value, limit, what to do.
+    pub text: String,
+}
+
+impl Refusal {
+    /// Composes a refusal.
+    pub fn new(errno: i32, detail: Detail, text: impl Into<String>) -> Self {
+        Self { errno, detail, text: text.into() }
+    }
+}
+
+/// Reads the head of a datagram, if it has one.
+#[must_use]
+pub fn head(bytes: &[u8]) -> Option<Head> {
+    Head::read_from_prefix(bytes).ok().map(|(head, _)| head)
+}
+
+/// Checks a datagram's syntax: kind, size, reserved fields.
+///
+/// # Errors
+/// A [`Refusal`] for the sender.
+pub fn parse(bytes: &[u8]) -> Result<Request, Refusal> {
+    let malformed = |text: String| Refusal::new(errno::EPROTO, Detail::Message, text);
+    let Some(head) = head(bytes) else {
+        return Err(malformed(format!("a message of {} bytes has no 16-byte head", bytes.len())));
+    };
+    if head.reserved != 0 {
+        return Err(malformed(format!("head.reserved is {}, but must be 0", head.reserved)));
+    }
+    if usize::try_from(head.bytes) != Ok(bytes.len()) {
+        let (said, came) = (head.bytes, bytes.len());
+        return Err(malformed(format!("head.bytes is {said}, but {came} bytes came")));
+    }
+    let Some(kind) = Kind::from_number(head.kind) else {
+        return Err(malformed(format!("kind {} is not known; 1 to 13 are", head.kind)));
+    };
+    let unserved = |name: &str| {
+        let text = format!("{name} is defined but not served by this engine");
+        Err(Refusal::new(errno::EOPNOTSUPP, Detail::Message, text))
+    };
+    let reserved = |value: u32| {
+        if value == 0 { Ok(()) } else { Err(malformed(format!("reserved is {value}, must be 0"))) }
+    };
+    Ok(match kind {
+        Kind::Hello => {
+            let hello: Hello = exact(bytes)?;
+            reserved(hello.reserved)?;
+            Request::Hello(hello)
+        }
+        Kind::Ring => {
+            let ring: RingRequest = exact(bytes)?;
+            reserved(ring.reserved)?;
+            Request::Ring(ring)
+        }
+        Kind::Mapped => Request::Mapped(exact(bytes)?),
+        Kind::Region => Request::Region(exact(bytes)?),
+        Kind::Export => Request::Export(exact(bytes)?),
+        Kind::Import => Request::Import(exact(bytes)?),
+        Kind::Release => Request::Release(exact(bytes)?),
+        Kind::Probe => Request::Probe(exact(bytes)?),
+        Kind::Stats => {
+            let stats: Stats = exact(bytes)?;
+            reserved(stats.reserved)?;
+            Request::Stats(stats)
+        }
+        Kind::Cancel => Request::Cancel(exact(bytes)?),
+        Kind::Why => Request::Why(exact(bytes)?),
+        Kind::Connect => return unserved("CONNECT"),
+        Kind::Prepare => return unserved("PREPARE"),
+    })
+}
+
+fn exact<T: FromBytes + Immutable + KnownLayout>(bytes: &[u8]) -> Result<T, Refusal> {
+    T::read_from_bytes(bytes).map_err(|_| {
+        let text =
+            format!("the message has {} bytes, but this kind has {}", bytes.len(), size_of::<T>());
+        Refusal::new(errno::EPROTO, Detail::Message, text)
+    })
+}
+
+/// Reads a zero-padded UTF-8 name.
+///
+/// # Errors
+/// A [`Refusal`] if it is empty, not UTF-8, or has bytes behind its end.
+pub fn name(field: &[u8]) -> Result<&str, Refusal> {
+    let bad = |text: &str| Refusal::new(errno::EINVAL, Detail::Name, text);
+    let end = field.iter().position(|&byte| byte == 0).unwrap_or(field.len());
+    if end == 0 {
+        return Err(bad("the name is empty; give 1 to 64 bytes of UTF-8"));
+    }
+    if field[end..].iter().any(|&byte| byte != 0) {
+        return Err(bad("the name has bytes behind its end; pad with zeros"));
+    }
+    std::str::from_utf8(&field[..end]).map_err(|_| bad("the name is not UTF-8"))
+}
+
+/// The head of a successful reply whose whole layout is `T`.
+#[must_use]
+pub fn reply_head<T>(kind: Kind, tag: u64) -> ReplyHead {
+    let bytes = u32::try_from(size_of::<T>()).unwrap_or(u32::MAX);
+    ReplyHead { kind: kind as u16 | REPLY, bytes, tag, ..ReplyHead::default() }
+}
+
+/// The bytes of a failed reply.
+#[must_use]
+pub fn failure(kind: u16, tag: u64, refusal: &Refusal) -> Vec<u8> {
+    let mut end = refusal.text.len().min(ERROR_TEXT_MAX);
+    while !refusal.text.is_char_boundary(end) {
+        end -= 1;
+    }
+    let text = &refusal.text.as_bytes()[..end];
+    let head = ReplyHead {
+        kind: kind | REPLY,
+        reserved: 0,
+        bytes: u32::try_from(size_of::<ReplyHead>() + text.len()).unwrap_or(u32::MAX),
+        tag,
+        status: -refusal.errno,
+        detail: u32::from(refusal.detail as u16),
+    };
+    [head.as_bytes(), text].concat()
+}
+
+/// Checks an entry count of a RING request.
+///
+/// # Errors
+/// A [`Refusal`] that names the field.
+pub fn entries(field: &str, value: u32) -> Result<(), Refusal> {
+    if value.is_power_of_two() && (abi::ENTRIES_MIN..=abi::ENTRIES_MAX).contains(&value) {
+        return Ok(());
+    }
+    let text = format!(
+        "{field} is {value}, but must be a power of two from {} to {}",
+        abi::ENTRIES_MIN,
+        abi::ENTRIES_MAX
+    );
+    Err(Refusal::new(errno::EINVAL, Detail::Entries, text))
+}

@@ -1,0 +1,217 @@
+//! The engine thread: turns while there is work, looks for a while, then sleeps on its bells.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use nix::errno::Errno;
+use nix::sys::epoll::{EpollEvent, EpollTimeout};
+
+use super::link::{Answer, ENGINE_BELL, Link, Order, RingBells};
+use crate::clock;
+use crate::control::fds::{ring_bell, silence_bell};
+use crate::engine::{Command, Engine, Reply};
+use crate::fabric::Local;
+use crate::ids::RingId;
+use crate::ring::Mapped;
+
+/// Sets `dead` and wakes the control thread however the engine thread ends.
+struct Obituary(Arc<Link>);
+
+impl Drop for Obituary {
+    fn drop(&mut self) {
+        self.0.dead.store(true, Ordering::SeqCst);
+        self.0.kick_control();
+        let _ = self.0.watcher_bell.write(1);
+        let _ = self.0.engine_bell.write(1);
+    }
+}
+
+/// What the engine thread owns.
+pub(super) struct EngineThread {
+    engine: Engine<Local, Mapped>,
+    link: Arc<Link>,
+    bells: Vec<Option<RingBells>>,
+    spin_ns: u64,
+    /// When this stretch of being awake began, and whether the watcher knows of it.
+    woke_ns: u64,
+    watched: bool,
+}
+
+/// A stretch of being awake that lasts longer has the bells of sleeping rings watched.
+const WATCH_AFTER_NS: u64 = 20_000;
+
+impl EngineThread {
+    pub(super) fn new(
+        engine: Engine<Local, Mapped>,
+        link: Arc<Link>,
+        rings_max: u32,
+        spin_ns: u64,
+    ) -> Self {
+        let bells = (0..rings_max).map(|_| None).collect();
+        Self { engine, link, bells, spin_ns, woke_ns: 0, watched: false }
+    }
+
+    /// Runs until told to stop.
+    pub(super) fn run(mut self) {
+        let _obituary = Obituary(Arc::clone(&self.link));
+        let mut events = [EpollEvent::empty(); 64];
+        let mut idle_since = clock::now_ns();
+        loop {
+            let now_ns = clock::now_ns();
+            let heard = self.listen();
+            let turn = self.engine.turn(now_ns);
+            self.ring_bells();
+            let told = self.tell();
+            if turn.worked() || heard || told {
+                idle_since = now_ns;
+                self.ask_for_watch(now_ns);
+                continue;
+            }
+            if self.link.stop.load(Ordering::Acquire) {
+                return;
+            }
+            if now_ns.saturating_sub(idle_since) < self.spin_ns {
+                std::hint::spin_loop();
+                continue;
+            }
+            if self.engine.fall_asleep() {
+                self.sleep(&mut events);
+                self.woke_ns = clock::now_ns();
+                idle_since = self.woke_ns;
+                self.watched = false;
+            }
+        }
+    }
+
+    /// Takes commands, and the bells that the watcher saw. True if there were any.
+    fn listen(&mut self) -> bool {
+        let mut heard = false;
+        while let Some(ring) = self.link.rung.pop() {
+            self.answer_bell(ring);
+            heard = true;
+        }
+        while self.engine.accepts() {
+            let Some(Order { command, bells }) = self.link.orders.pop() else { break };
+            if let (Command::AddRing { ring, .. }, Some(bells)) = (&command, bells) {
+                self.bells[ring.id().0 as usize] = Some(bells);
+            }
+            self.engine.command(command);
+            heard = true;
+        }
+        heard
+    }
+
+    fn answer_bell(&mut self, ring: u32) {
+        if let Some(Some(bells)) = self.bells.get(ring as usize) {
+            // Silenced before the look, so that a ring after the look is heard again.
+            silence_bell(bells.from_client.as_fd());
+            self.engine.wake(RingId(ring));
+        }
+    }
+
+    fn ring_bells(&mut self) {
+        while let Some(ring) = self.engine.bell() {
+            if let Some(Some(bells)) = self.bells.get(ring.0 as usize) {
+                ring_bell(bells.to_client.as_fd());
+            }
+        }
+    }
+
+    /// Passes on what the engine has to say. True if it said anything.
+    fn tell(&mut self) -> bool {
+        let mut told = false;
+        while self.link.answers.len() + 2 < self.link.answers.capacity() {
+            if let Some(reply) = self.engine.reply() {
+                if let Reply::RingGone { ring, .. } = &reply
+                    && let Some(bells) = self.bells[ring.id().0 as usize].take()
+                {
+                    // Whoever waits for this ring's bell looks again and finds it closing.
+                    ring_bell(bells.to_client.as_fd());
+                    let _ = self.link.answers.push(Answer::Bells(bells));
+                }
+                let _ = self.link.answers.push(Answer::Reply(reply));
+            } else if let Some(event) = self.engine.event() {
+                if let crate::engine::Event::Faulted { ring, .. } = event
+                    && let Some(Some(bells)) = self.bells.get(ring.0 as usize)
+                {
+                    ring_bell(bells.to_client.as_fd());
+                }
+                let _ = self.link.answers.push(Answer::Event(event));
+            } else {
+                break;
+            }
+            told = true;
+        }
+        if told {
+            self.link.kick_control();
+        }
+        told
+    }
+
+    /// While this thread is busy it makes no system call; the watcher listens for rings that
+    /// sleep. It is told once in each stretch of being awake, and only if that lasts.
+    fn ask_for_watch(&mut self, now_ns: u64) {
+        if !self.watched && now_ns.saturating_sub(self.woke_ns) > WATCH_AFTER_NS {
+            self.watched = true;
+            let _ = self.link.watcher_bell.write(1);
+        }
+    }
+
+    fn sleep(&mut self, events: &mut [EpollEvent]) {
+        self.link.asleep.store(true, Ordering::Relaxed);
+        // Pairs with `Link::kick_engine`.
+        fence(Ordering::SeqCst);
+        let link = &self.link;
+        if link.orders.is_empty() && link.rung.is_empty() && !link.stop.load(Ordering::Relaxed) {
+            link.sleeps.fetch_add(1, Ordering::Relaxed);
+            let count = loop {
+                match link.bells.wait(events, EpollTimeout::NONE) {
+                    Err(Errno::EINTR) => {}
+                    other => break other.unwrap_or(0),
+                }
+            };
+            self.link.asleep.store(false, Ordering::Relaxed);
+            for event in &events[..count] {
+                if event.data() == ENGINE_BELL {
+                    let _ = self.link.engine_bell.read();
+                } else if let Ok(ring) = u32::try_from(event.data()) {
+                    self.answer_bell(ring);
+                }
+            }
+        }
+        self.link.asleep.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Listens for the bells of sleeping rings while the engine thread is busy.
+pub(super) fn watch(link: &Link) {
+    let mut events = [EpollEvent::empty(); 64];
+    loop {
+        // Until the engine thread has been busy for a while.
+        let _ = link.watcher_bell.read();
+        loop {
+            if link.dead.load(Ordering::Acquire) {
+                return;
+            }
+            let count = match link.bells.wait(&mut events, EpollTimeout::NONE) {
+                Err(Errno::EINTR) => continue,
+                other => other.unwrap_or(0),
+            };
+            for event in &events[..count] {
+                if event.data() == ENGINE_BELL {
+                    // Meant for a sleeping engine thread: pass it on below.
+                    let _ = link.engine_bell.read();
+                } else if let Ok(ring) = u32::try_from(event.data()) {
+                    // Sized for every ring twice: a ring is in it at most once an edge.
+                    let _ = link.rung.push(ring);
+                }
+            }
+            fence(Ordering::SeqCst);
+            if link.asleep.load(Ordering::Relaxed) {
+                let _ = link.engine_bell.write(1);
+                break;
+            }
+        }
+    }
+}

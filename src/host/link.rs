@@ -1,0 +1,109 @@
+//! Between the control thread and an engine thread: two bounded queues and a way to wake each.
+//!
+//! The engine thread never waits for the control thread. It sleeps in `epoll_wait` on all its
+//! rings' bells and on `engine_bell`; `asleep` tells others whether to write to that. The handshake
+//! is the rings' own: whoever sleeps says so, fences, and looks once more.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+
+use crossbeam_queue::ArrayQueue;
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::engine::{Command, Event, Reply};
+use crate::ring::Mapped;
+use crate::shm::Mapping;
+
+/// A command, and the descriptors that the engine thread keeps for a ring.
+#[derive(Debug)]
+pub(crate) struct Order {
+    pub(crate) command: Command<Arc<Mapping>, Mapped>,
+    pub(crate) bells: Option<RingBells>,
+}
+
+/// A ring's bells, the engine's ends.
+#[derive(Debug)]
+pub(crate) struct RingBells {
+    /// Readable when the client has rung.
+    pub(crate) from_client: OwnedFd,
+    /// Rings the client.
+    pub(crate) to_client: OwnedFd,
+}
+
+/// What comes back.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    Reply(Reply<Arc<Mapping>, Mapped>),
+    Event(Event),
+    /// A ring's bells, to be closed off the engine thread.
+    Bells(RingBells),
+}
+
+/// What the threads of one engine share.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) orders: ArrayQueue<Order>,
+    pub(crate) answers: ArrayQueue<Answer>,
+    /// Rings whose bell the watcher saw while the engine was busy.
+    pub(crate) rung: ArrayQueue<u32>,
+    pub(crate) asleep: AtomicBool,
+    pub(crate) stop: AtomicBool,
+    /// The engine thread is gone.
+    pub(crate) dead: AtomicBool,
+    pub(crate) sleeps: AtomicU64,
+    /// All rings' bells and `engine_bell`.
+    pub(crate) bells: Epoll,
+    pub(crate) engine_bell: EventFd,
+    pub(crate) control_bell: EventFd,
+    pub(crate) watcher_bell: EventFd,
+}
+
+/// `engine_bell`'s mark in the epoll set; rings are marked by their number.
+pub(crate) const ENGINE_BELL: u64 = u64::MAX;
+
+impl Link {
+    pub(crate) fn new(rings_max: u32) -> Result<Self, Errno> {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let bells = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let engine_bell = EventFd::from_flags(flags)?;
+        // Edge-triggered, as the rings' bells: an event goes to one of the waiting threads.
+        let interest = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+        bells.add(&engine_bell, EpollEvent::new(interest, ENGINE_BELL))?;
+        Ok(Self {
+            orders: ArrayQueue::new(4096),
+            answers: ArrayQueue::new(4096),
+            rung: ArrayQueue::new(2 * rings_max as usize + 16),
+            asleep: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            dead: AtomicBool::new(false),
+            sleeps: AtomicU64::new(0),
+            bells,
+            engine_bell,
+            control_bell: EventFd::from_flags(flags)?,
+            watcher_bell: EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?,
+        })
+    }
+
+    /// Watches a ring's bell from now on.
+    pub(crate) fn watch(&self, ring: u32, bells: &RingBells) -> Result<(), Errno> {
+        let interest = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+        self.bells.add(bells.from_client.as_fd(), EpollEvent::new(interest, u64::from(ring)))
+    }
+
+    /// Wakes the engine thread if it sleeps; the caller has left something for it to find.
+    pub(crate) fn kick_engine(&self) {
+        // Pairs with the fence in the engine thread between `asleep` and its last look.
+        fence(Ordering::SeqCst);
+        if self.asleep.load(Ordering::Relaxed) {
+            let _ = self.engine_bell.write(1);
+        }
+    }
+
+    /// Wakes the control thread.
+    pub(crate) fn kick_control(&self) {
+        let _ = self.control_bell.write(1);
+    }
+}

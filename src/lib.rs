@@ -2,6 +2,8 @@
 
 pub mod abi;
 #[cfg(not(verbring_loom))]
+pub mod client;
+#[cfg(not(verbring_loom))]
 pub mod control;
 #[cfg(not(verbring_loom))]
 pub mod host;
@@ -10,3 +12,9 @@ pub mod ring;
 #[cfg(not(verbring_loom))]
 pub mod shm;
 mod sync;
+
+#[cfg(not(verbring_loom))]
+pub use client::{
+    Arm, Cancel, CmpSwap, Completion, FetchAdd, Flush, Import, Lease, Nop, PagePair, RawRing, Read,
+    Readv, Region, Rights, Ring, RingOptions, Secret, Session, Ticket, Write, Writev,
+};

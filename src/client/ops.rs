@@ -261,7 +261,7 @@ op! {
     /// Copies a lease to a place in an import. Its result is the number of bytes.
     ///
     /// ```no_run
-    /// # use verbring::{Class, Import, Lease, Ring, Write};
+    /// # use verbring::{Import, Lease, Ring, Write, abi::Class};
     /// # use std::time::Duration;
     /// # fn f(ring: &mut Ring, lease: Lease, import: &Import) -> Result<(), Box<dyn std::error::Error>> {
     /// let op = Write::new(lease, import.at(4096))

@@ -2,6 +2,8 @@
 
 pub mod abi;
 #[cfg(not(verbring_loom))]
+pub mod client;
+#[cfg(not(verbring_loom))]
 pub mod control;
 pub mod engine;
 pub mod fabric;
@@ -14,3 +16,9 @@ pub mod sched;
 #[cfg(not(verbring_loom))]
 pub mod shm;
 mod sync;
+
+#[cfg(not(verbring_loom))]
+pub use client::{
+    Arm, Cancel, CmpSwap, Completion, FetchAdd, Flush, Import, Lease, Nop, PagePair, RawRing, Read,
+    Readv, Region, Rights, Ring, RingOptions, Secret, Session, Ticket, Write, Writev,
+};

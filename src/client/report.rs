@@ -1,0 +1,208 @@
+//! What an engine says about itself, its counters, and single ops.
+
+use std::ops::Index;
+use std::time::Duration;
+
+use super::Ticket;
+use crate::abi::{self, Class, Counter, Opcode, ProbeReply, StatsReply, WhyReply};
+
+/// What an engine serves, and how much of it this session may have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Probe {
+    /// Bit n: opcode n is served. See [`Probe::serves`].
+    pub opcodes: u64,
+    /// SQE flags that are served, `abi::SQE_*`.
+    pub sqe_flags: u64,
+    /// Features offered.
+    pub features: u64,
+    /// Bit n: fabric n is there, `abi::FABRIC_*`.
+    pub fabrics: u64,
+    /// Most bytes of one op.
+    pub op_bytes_max: u32,
+    /// Most pages of a WRITEV or READV.
+    pub pages_max: u32,
+    /// Most SQ or CQ entries of one ring.
+    pub entries_max: u32,
+    /// Rings this session may have.
+    pub rings_max: u32,
+    /// Regions and imports this session may have.
+    pub regions_max: u32,
+    /// Most urgent class this session may use; `None` if this version does not know it.
+    pub class_ceiling: Option<Class>,
+    /// Bytes this uid may have in regions.
+    pub region_bytes_max: u64,
+    /// Ops in flight on the device.
+    pub window_ops: u32,
+    /// Bytes in flight on the device.
+    pub window_bytes: u64,
+    /// A large op moves in slices of this many bytes.
+    pub slice_bytes: u32,
+}
+
+impl Probe {
+    /// True if the engine serves this opcode.
+    #[must_use]
+    pub fn serves(&self, opcode: Opcode) -> bool {
+        self.opcodes >> opcode as u8 & 1 != 0
+    }
+}
+
+impl From<ProbeReply> for Probe {
+    fn from(reply: ProbeReply) -> Self {
+        Self {
+            opcodes: reply.opcodes,
+            sqe_flags: reply.sqe_flags,
+            features: reply.features,
+            fabrics: reply.fabrics,
+            op_bytes_max: reply.op_bytes_max,
+            pages_max: reply.pages_max,
+            entries_max: reply.entries_max,
+            rings_max: reply.rings_max,
+            regions_max: reply.regions_max,
+            class_ceiling: u8::try_from(reply.class_ceiling).ok().and_then(Class::from_byte),
+            region_bytes_max: reply.region_bytes_max,
+            window_ops: reply.window_ops,
+            window_bytes: reply.window_bytes,
+            slice_bytes: reply.slice_bytes,
+        }
+    }
+}
+
+/// Whose counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// This session's.
+    Session,
+    /// The engine's: for its own uid and root only.
+    Engine,
+}
+
+impl Scope {
+    pub(super) fn number(self) -> u32 {
+        match self {
+            Self::Session => abi::STATS_SESSION,
+            Self::Engine => abi::STATS_ENGINE,
+        }
+    }
+}
+
+/// Counters, indexed by [`Counter`]: `stats[Counter::Bytes]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stats([u64; Counter::COUNT]);
+
+impl Stats {
+    /// Returns all places, also those that no counter of this version has.
+    #[must_use]
+    pub fn as_slice(&self) -> &[u64] {
+        &self.0
+    }
+}
+
+impl Index<Counter> for Stats {
+    type Output = u64;
+
+    fn index(&self, counter: Counter) -> &u64 {
+        &self.0[usize::from(counter as u8)]
+    }
+}
+
+impl From<StatsReply> for Stats {
+    fn from(reply: StatsReply) -> Self {
+        Self(reply.counters)
+    }
+}
+
+/// Which op [`Session::cancel`](super::Session::cancel) and [`Session::why`](super::Session::why)
+/// mean: one of this session's rings, and the op's number, record or `user_data` in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpRef {
+    pub(super) ring: u32,
+    pub(super) by: u32,
+    pub(super) target: u64,
+}
+
+impl OpRef {
+    /// Means the op with this SQE number, 0 for the ring's first.
+    #[must_use]
+    pub fn number(ring: u32, number: u64) -> Self {
+        Self::new(ring, abi::CANCEL_BY_NUMBER, number)
+    }
+
+    /// Means the op with this ledger record.
+    #[must_use]
+    pub fn record(ring: u32, record: u64) -> Self {
+        Self::new(ring, abi::CANCEL_BY_RECORD, record)
+    }
+
+    /// Means the oldest op in flight with this `user_data`: for entries of a
+    /// [`RawRing`](super::RawRing).
+    #[must_use]
+    pub fn user_data(ring: u32, user_data: u64) -> Self {
+        Self::new(ring, abi::CANCEL_BY_USER_DATA, user_data)
+    }
+
+    fn new(ring: u32, by: u64, target: u64) -> Self {
+        let [by, _]: [u32; 2] = zerocopy::transmute!(by);
+        Self { ring, by, target }
+    }
+}
+
+impl From<Ticket> for OpRef {
+    fn from(ticket: Ticket) -> Self {
+        Self::number(ticket.ring(), ticket.number())
+    }
+}
+
+/// Where an op in flight is, and what it waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Why {
+    /// The op's ledger record.
+    pub record: u64,
+    /// Its number in its ring.
+    pub number: u64,
+    /// Its `user_data`.
+    pub user_data: u64,
+    /// Since intake.
+    pub age: Duration,
+    /// From intake to first post; `None` if nothing of it is posted.
+    pub queued: Option<Duration>,
+    /// Bytes asked for.
+    pub bytes: u64,
+    /// Bytes placed so far.
+    pub bytes_done: u64,
+    /// Ops before it in its lane, counted up to 65,535.
+    pub ahead: u32,
+    /// Times it was at the head of its lane and found no credit.
+    pub defers: u32,
+    /// What it does; `None` if this version does not know it.
+    pub opcode: Option<Opcode>,
+    /// Its class; `None` if this version does not know it.
+    pub class: Option<Class>,
+    /// Where it is, an `abi::STATE_*` number.
+    pub state: u16,
+    /// What it waits for, an `abi::WAIT_*` number.
+    pub wait: u16,
+}
+
+impl From<WhyReply> for Why {
+    fn from(reply: WhyReply) -> Self {
+        let queued = (reply.queued_ns > 0).then(|| Duration::from_nanos(reply.queued_ns));
+        Self {
+            record: reply.record,
+            number: reply.number,
+            user_data: reply.user_data,
+            age: Duration::from_nanos(reply.age_ns),
+            queued,
+            bytes: reply.bytes,
+            bytes_done: reply.bytes_done,
+            ahead: reply.ahead,
+            defers: reply.defers,
+            opcode: u8::try_from(reply.opcode).ok().and_then(Opcode::from_byte),
+            class: u8::try_from(reply.class).ok().and_then(Class::from_byte),
+            state: reply.state,
+            wait: reply.wait,
+        }
+    }
+}

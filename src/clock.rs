@@ -5,7 +5,7 @@ use nix::time::{ClockId, clock_gettime};
 /// Returns monotonic nanoseconds. On Linux this is a vDSO read, no system call.
 #[must_use]
 #[inline]
-pub fn now_ns() -> u64 {
+pub(crate) fn now_ns() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC);
     now.map_or(0, |now| {
         let seconds = u64::try_from(now.tv_sec()).unwrap_or(0);

@@ -4,6 +4,8 @@ pub mod abi;
 #[cfg(not(verbring_loom))]
 pub mod client;
 #[cfg(not(verbring_loom))]
+mod clock;
+#[cfg(not(verbring_loom))]
 pub mod control;
 pub mod engine;
 pub mod fabric;
@@ -22,3 +24,5 @@ pub use client::{
     Arm, Cancel, CmpSwap, Completion, FetchAdd, Flush, Import, Lease, Nop, PagePair, RawRing, Read,
     Readv, Region, Rights, Ring, RingOptions, Secret, Session, Ticket, Write, Writev,
 };
+#[cfg(not(verbring_loom))]
+pub use host::Engine;

@@ -118,7 +118,6 @@ pub(super) fn close_aside(descriptors: Vec<OwnedFd>) {
         return;
     }
     // If no thread is to be had the closure, and the descriptors with it, is dropped here.
-    let _ = std::thread::Builder::new()
-        .name("verbring-close".into())
-        .spawn(move || drop(descriptors));
+    let _ =
+        std::thread::Builder::new().name("verbring-close".into()).spawn(move || drop(descriptors));
 }

@@ -570,7 +570,12 @@ impl Server {
         Ok(())
     }
 
-    pub(super) fn query(&mut self, key: usize, query: &OpQuery, cancel: bool) -> Result<(), Refusal> {
+    pub(super) fn query(
+        &mut self,
+        key: usize,
+        query: &OpQuery,
+        cancel: bool,
+    ) -> Result<(), Refusal> {
         let live = self.rings.get(query.ring as usize).and_then(Option::as_ref);
         if !live.is_some_and(|ring| ring.session == key && ring.live()) {
             let text = format!("ring {} is not a live ring of this session", query.ring);
@@ -623,7 +628,9 @@ impl Server {
                     self.answer(session, &head, &[]);
                 }
             }
-            Pending::Cancel { session, tag } => self.answer_query(session, Kind::Cancel, tag, &reply),
+            Pending::Cancel { session, tag } => {
+                self.answer_query(session, Kind::Cancel, tag, &reply)
+            }
             Pending::Why { session, tag } => self.answer_query(session, Kind::Why, tag, &reply),
             Pending::Stats { session, tag, engine_scope } => {
                 if let Reply::Stats { counters, .. } = reply

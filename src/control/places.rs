@@ -23,10 +23,6 @@ impl Places {
     pub(super) fn give(&mut self, place: u32) {
         self.free.push_back(place);
     }
-
-    pub(super) fn free_count(&self) -> usize {
-        self.free.len()
-    }
 }
 
 /// Free region ids: a generation a place.
@@ -50,10 +46,6 @@ impl RegionIds {
 
     pub(super) fn give(&mut self, id: RegionId) {
         self.places.give(id.index());
-    }
-
-    pub(super) fn free_count(&self) -> usize {
-        self.places.free_count()
     }
 }
 

@@ -102,7 +102,9 @@ impl Mark {
 enum Shutdown {
     No,
     /// Rings run to their end, until then.
-    Draining { until_ns: u64 },
+    Draining {
+        until_ns: u64,
+    },
     /// Sessions are being ended.
     Ending,
 }
@@ -334,7 +336,9 @@ impl Server {
         self.shutdown = Shutdown::Draining { until_ns };
         let live: Vec<(u32, usize)> = (0u32..)
             .zip(&self.rings)
-            .filter_map(|(id, ring)| ring.as_ref().filter(|ring| ring.live()).map(|r| (id, r.session)))
+            .filter_map(|(id, ring)| {
+                ring.as_ref().filter(|ring| ring.live()).map(|r| (id, r.session))
+            })
             .collect();
         for (ring, session) in live {
             self.wind_ring(session, ring, Wind::Drain, None);

@@ -154,12 +154,12 @@ impl Server {
         };
         let mut descriptors = received.descriptors;
         let outcome = if received.surplus {
-            let text = format!("more than {} descriptors came with a message", fds::DESCRIPTORS_MAX);
+            let text =
+                format!("more than {} descriptors came with a message", fds::DESCRIPTORS_MAX);
             Err(Refusal::new(errno::EINVAL, Detail::Descriptors, text))
         } else {
-            wire::parse(&received.bytes).and_then(|request| {
-                self.handle(key, &request, &mut descriptors)
-            })
+            wire::parse(&received.bytes)
+                .and_then(|request| self.handle(key, &request, &mut descriptors))
         };
         if !descriptors.is_empty() {
             close_aside(descriptors);
@@ -217,7 +217,8 @@ impl Server {
             let text = "the first message must be HELLO";
             return Err(Refusal::new(errno::EPROTO, Detail::Message, text));
         }
-        let adopts = matches!(request, Request::Region(region) if region.source == abi::REGION_MEMFD);
+        let adopts =
+            matches!(request, Request::Region(region) if region.source == abi::REGION_MEMFD);
         if descriptors.len() != usize::from(adopts) {
             let (came, want) = (descriptors.len(), usize::from(adopts));
             let text = format!("{came} descriptors came with a message that takes {want}");
@@ -373,7 +374,8 @@ impl Server {
     }
 
     fn end_region(&mut self, key: usize, region: RegionId) {
-        let known = self.regions.get(&region.0).map(|place| (place.live || place.arriving, place.removing));
+        let known =
+            self.regions.get(&region.0).map(|place| (place.live || place.arriving, place.removing));
         match known {
             Some((true, false)) => {
                 if let Some(session) = self.sessions.get_mut(key) {

@@ -22,7 +22,7 @@ use thiserror::Error;
 
 pub use config::{Config, ConfigError, Quota};
 
-use crate::client::{ConnectError, Session};
+use crate::client::{ConnectError, ControlError, Session};
 use crate::control::Server;
 use crate::control::fds::control_pair;
 use crate::engine;
@@ -190,7 +190,8 @@ impl Engine {
     /// # Errors
     /// [`ConnectError`] if the session's quota is used up or the engine is gone.
     pub fn connect(&self) -> Result<Session, ConnectError> {
-        let (theirs, ours) = control_pair().map_err(ConnectError::from)?;
+        let (theirs, ours) = control_pair()
+            .map_err(|errno| ControlError::Os { call: "socketpair", source: errno.into() })?;
         let _ = self.asks.send(Ask::Attach(theirs));
         self.link.kick_control();
         Session::from_socket(ours)
@@ -260,7 +261,8 @@ fn pin_to(cpu: Option<u32>) {
 /// Binds the control socket; a socket file that nobody listens at is replaced.
 fn bind_at(path: &Path, mode: u32) -> Result<OwnedFd, SpawnError> {
     let failed = |why: String| SpawnError::Listen { path: path.to_path_buf(), why };
-    let address = UnixAddr::new(path).map_err(|errno| failed(format!("{errno} (108 bytes at most)")))?;
+    let address =
+        UnixAddr::new(path).map_err(|errno| failed(format!("{errno} (108 bytes at most)")))?;
     let fresh = || {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)
@@ -270,14 +272,17 @@ fn bind_at(path: &Path, mode: u32) -> Result<OwnedFd, SpawnError> {
     match bind(listener.as_raw_fd(), &address) {
         Ok(()) => {}
         Err(Errno::EADDRINUSE) => {
-            let is_socket = std::fs::symlink_metadata(path).is_ok_and(|meta| {
-                std::os::unix::fs::FileTypeExt::is_socket(&meta.file_type())
-            });
+            let is_socket = std::fs::symlink_metadata(path)
+                .is_ok_and(|meta| std::os::unix::fs::FileTypeExt::is_socket(&meta.file_type()));
             if !is_socket {
-                return Err(failed("a file that is no socket is there; choose another path".into()));
+                return Err(failed(
+                    "a file that is no socket is there; choose another path".into(),
+                ));
             }
             if connect(fresh()?.as_raw_fd(), &address) != Err(Errno::ECONNREFUSED) {
-                return Err(failed("another engine listens there; stop it or choose another".into()));
+                return Err(failed(
+                    "another engine listens there; stop it or choose another".into(),
+                ));
             }
             std::fs::remove_file(path).map_err(|error| failed(error.to_string()))?;
             bind(listener.as_raw_fd(), &address).map_err(|errno| failed(errno.to_string()))?;

@@ -201,8 +201,8 @@ pub enum UnfitReason {
         /// Pages given.
         count: u64,
     },
-    /// The page list ends beyond the lease, or does not lie at a multiple of 8.
-    #[error("the page list does not lie in the lease, at a multiple of 8")]
+    /// The page list ends beyond the lease.
+    #[error("the page list does not lie in the lease")]
     List,
     /// A page ends beyond the lease.
     #[error("page {index} does not lie in the lease")]

@@ -17,11 +17,15 @@
 //! **Tests**: here against a small peer that answers by hand; `tests/` against the engine.
 
 mod error;
+#[cfg(test)]
+mod fake;
 mod ops;
 mod raw;
 mod region;
 mod report;
 mod ring;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 pub use error::{

@@ -145,9 +145,6 @@ fn check_pages(
     let Some(list_end) = list_end.filter(|end| *end <= lease.bytes()) else {
         return Err(UnfitReason::List);
     };
-    if !(lease.offset() + list_at).is_multiple_of(8) {
-        return Err(UnfitReason::List);
-    }
     for (index, pair) in pages.iter().enumerate() {
         let end = pair.local.checked_add(page_bytes.into());
         let Some(end) = end.filter(|end| *end <= lease.bytes()) else {
@@ -301,7 +298,7 @@ op! {
     /// number of bytes in all.
     ///
     /// One lease covers the pages and, apart from them, the list that the engine reads: 16 bytes a
-    /// page at `list_at`, a place whose offset in the region is a multiple of 8.
+    /// page, from `list_at` on. The engine has read it when it has taken the op.
     ///
     /// ```no_run
     /// # use verbring::{Import, PagePair, Region, Ring, Writev};

@@ -238,6 +238,49 @@ fn a_page_list_that_does_not_fit_is_refused_with_its_lease() {
 }
 
 #[test]
+fn scattered_pages_travel_with_their_list_and_come_back_in_order() {
+    let (session, fake) = Fake::attach();
+    let region = session.alloc(8192).unwrap();
+    let import = import_of(&session);
+    let (mut ring, mut engine) = ring_of(&session, &fake);
+    let lend = |range| region.lend(range).unwrap();
+    let pages = vec![lend(300..400), lend(100..200)];
+    let op = Readv::scattered(lend(0..40), pages, &[7, 9], import.at(8)).unwrap();
+    ring.push(op).unwrap();
+    ring.submit();
+    assert!(region.lend(399..400).is_err());
+    assert!(region.lend(200..300).is_ok(), "what lies between is free");
+    let sqe = engine.serve(200);
+    assert_eq!((sqe.local_offset, sqe.bytes, sqe.pages()), (0, 100, 2));
+    assert_eq!((sqe.remote_region, sqe.remote_offset), (import.id(), 8));
+    let done = next(&mut ring);
+    let mut list = [0; 32];
+    done.lease.unwrap().read(0, &mut list);
+    let page = |local_offset, remote_offset| Page { local_offset, remote_offset };
+    assert_eq!(<[Page; 2]>::read_from_bytes(&list).unwrap(), [page(300, 7), page(100, 9)]);
+    let offsets: Vec<_> = done.pages.iter().map(Lease::offset).collect();
+    assert_eq!(offsets, [300, 100]);
+    drop(done.pages);
+
+    let other = session.alloc(4096).unwrap();
+    let there = || other.lend(0..100).unwrap();
+    let reason = |list: u64, pages: Vec<Lease>, remotes: &[u64]| {
+        let given = pages.len();
+        let unfit = Writev::scattered(lend(0..list), pages, remotes, import.at(0)).unwrap_err();
+        assert_eq!((unfit.lease.bytes(), unfit.pages.len()), (list, given), "all come back");
+        unfit.reason
+    };
+    let pages = || vec![lend(300..400), lend(100..200)];
+    assert_eq!(reason(40, vec![], &[]), UnfitReason::PageCount { count: 0 });
+    assert_eq!(reason(40, pages(), &[1]), UnfitReason::Remotes { pages: 2, remotes: 1 });
+    assert_eq!(reason(31, pages(), &[1, 2]), UnfitReason::List);
+    let longer = vec![lend(300..400), lend(100..201)];
+    assert_eq!(reason(32, longer, &[1, 2]), UnfitReason::PageBytes { index: 1 });
+    let elsewhere = vec![lend(300..400), there()];
+    assert_eq!(reason(32, elsewhere, &[1, 2]), UnfitReason::PageRegion { index: 1 });
+}
+
+#[test]
 fn atomics_want_one_aligned_word() {
     let (session, _fake) = Fake::attach();
     let region = session.alloc(8192).unwrap();

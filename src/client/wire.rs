@@ -108,8 +108,8 @@ impl Wire {
         let bytes = u32::try_from(size_of::<Q>()).unwrap_or(u32::MAX);
         let request = request(Head { kind: kind as u16, reserved: 0, bytes, tag: *tag });
         match fds::transmit(self.socket(), request.as_bytes(), attached.as_slice(), true) {
-            Ok(()) => {}
-            Err(Errno::EPIPE | Errno::ECONNRESET) => return Err(self.end().into()),
+            // An engine that hung up may have said why before.
+            Ok(()) | Err(Errno::EPIPE | Errno::ECONNRESET) => {}
             Err(source) => return Err(os("sendmsg", source)),
         }
         let received = self.await_reply()?;
@@ -128,7 +128,9 @@ impl Wire {
             let gone = self.engine_gone();
             match fds::receive(self.socket(), false) {
                 Ok(Some(received)) => return Ok(received),
-                Ok(None) | Err(Errno::ECONNRESET) => return Err(self.end().into()),
+                Ok(None) => return Err(self.end().into()),
+                // Told once, if the engine hung up with a request unread; its last words follow.
+                Err(Errno::ECONNRESET) => continue,
                 Err(Errno::EAGAIN) if gone => return Err(ControlError::EngineGone),
                 Err(Errno::EAGAIN) => {}
                 Err(source) => return Err(os("recvmsg", source)),
@@ -154,7 +156,9 @@ fn parse<R: FromBytes, const FDS: usize>(
     let Ok((head, text)) = ReplyHead::read_from_prefix(bytes) else {
         return broken("a reply shorter than its head");
     };
-    if head.kind != kind as u16 | abi::REPLY || head.tag != tag {
+    // An engine that takes no further session says so before it has heard anything.
+    let unasked = kind == Kind::Hello && head.tag == 0 && head.status < 0;
+    if head.kind != kind as u16 | abi::REPLY || head.tag != tag && !unasked {
         return broken("a reply to something else");
     }
     if u64::from(head.bytes) != bytes.len() as u64 || head.reserved != 0 {

@@ -2,7 +2,7 @@
 //!
 //! The engine may be hostile too: its head and tail are compared before they are believed.
 
-use super::{Fault, Memory, Word, full_fence, order};
+use super::{Fault, Memory, Word, fences, order};
 use crate::abi;
 use crate::sync::Ordering;
 
@@ -57,8 +57,8 @@ impl<M: Memory> ClientEnd<M> {
     }
 
     fn observe_taken(&mut self) {
-        // Acquire: the engine's loads of the slots come before our stores into them.
-        let head = self.memory.word(Word::SqHead).load(Ordering::Acquire);
+        // sync: sqe-free, fate-visible (acquire)
+        let head = self.memory.word(Word::SqHead).load(order::TAKEN_OBSERVE);
         let advance = head.wrapping_sub(self.index(self.taken));
         // A head that cannot be is not believed: the ring then looks full for ever.
         if u64::from(advance) <= self.published - self.taken {
@@ -90,9 +90,9 @@ impl<M: Memory> ClientEnd<M> {
         }
         self.published = self.pushed;
         // sync: sqe-visible (release)
-        self.memory.word(Word::SqTail).store(self.index(self.pushed), order::PUBLISH);
+        self.memory.word(Word::SqTail).store(self.index(self.pushed), order::SQE_PUBLISH);
         // sync: engine-sleep, the client's half: sq_tail before, engine_flags after.
-        full_fence::client_published();
+        fences::client_published();
         self.memory.word(Word::EngineFlags).load(Ordering::Relaxed) & abi::ENGINE_NEED_WAKEUP != 0
     }
 
@@ -113,7 +113,7 @@ impl<M: Memory> ClientEnd<M> {
     #[inline]
     pub fn observe_tail(&mut self) -> Result<u32, Fault> {
         // sync: cqe-visible (acquire)
-        let tail = self.memory.word(Word::CqTail).load(order::OBSERVE);
+        let tail = self.memory.word(Word::CqTail).load(order::CQE_OBSERVE);
         let ready = tail.wrapping_sub(self.popped);
         if ready > self.memory.cq_entries() || ready < self.cq_tail.wrapping_sub(self.popped) {
             return Err(Fault::CqHead);
@@ -140,7 +140,8 @@ impl<M: Memory> ClientEnd<M> {
     /// Gives popped slots back to the engine.
     #[inline]
     pub fn release(&mut self) {
-        self.memory.word(Word::CqHead).store(self.popped, Ordering::Release);
+        // sync: cqe-free (release)
+        self.memory.word(Word::CqHead).store(self.popped, order::POPPED);
     }
 
     /// Asks for the bell once `want` CQEs (at least 1) are ready; true if the client may sleep
@@ -154,14 +155,15 @@ impl<M: Memory> ClientEnd<M> {
         let bell_at = self.popped.wrapping_add(want - 1);
         self.memory.word(Word::BellAt).store(bell_at, Ordering::Relaxed);
         // sync: client-sleep, the client's half: bell_at before, cq_tail after.
-        full_fence::client_sleeps();
+        fences::client_sleeps();
         Ok(self.observe_tail()? < want)
     }
 
     /// Returns the `ENGINE_*` bits and the fault reason.
     #[inline]
     pub fn engine_flags(&self) -> u32 {
-        self.memory.word(Word::EngineFlags).load(Ordering::Acquire)
+        // sync: last-words (acquire)
+        self.memory.word(Word::EngineFlags).load(order::FLAGS_OBSERVE)
     }
 
     /// SQEs pushed so far: the number of the next one.
@@ -178,13 +180,12 @@ impl<M: Memory> ClientEnd<M> {
     /// readable and all CQEs are popped; before, it is a snapshot.
     #[must_use]
     pub fn verdict(&mut self, number: u64) -> Verdict {
-        // sync: fate-visible (acquire)
         self.observe_taken();
         let taken = self.taken;
         for place in 0..self.memory.cq_entries() {
             let entry = self.memory.fate(place);
             // sync: fate-entry (acquire)
-            let word = entry[1].load(Ordering::Acquire);
+            let word = entry[1].load(order::FATE_OBSERVE);
             if word >> abi::FATE_SHIFT == number {
                 match word & ((1 << abi::FATE_SHIFT) - 1) {
                     abi::FATE_ACCEPTED => return Verdict::NotStarted,

@@ -2,9 +2,9 @@
 
 use thiserror::Error;
 
-use super::{Memory, Word, full_fence, order};
+use super::{Memory, Word, fences, order};
 use crate::abi::{self, RingCounter};
-use crate::sync::{Ordering, fence};
+use crate::sync::Ordering;
 
 /// What a client wrote that cannot be. Ends that ring, nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -79,7 +79,7 @@ impl<M: Memory> EngineEnd<M> {
     #[inline]
     pub fn look(&mut self) -> Result<u32, Fault> {
         // sync: sqe-visible (acquire)
-        let tail = self.memory.word(Word::SqTail).load(order::OBSERVE);
+        let tail = self.memory.word(Word::SqTail).load(order::SQE_OBSERVE);
         let waiting = tail.wrapping_sub(self.sq_head);
         if waiting > self.memory.sq_entries() {
             return Err(if self.sq_tail.wrapping_sub(tail) <= self.memory.sq_entries() {
@@ -122,8 +122,8 @@ impl<M: Memory> EngineEnd<M> {
     /// Publishes `sq_head`: everything taken has its fate entry by now.
     #[inline]
     pub fn publish_taken(&mut self) {
-        // sync: fate-visible (release): a client that sees this head sees the entries before it.
-        self.memory.word(Word::SqHead).store(self.sq_head, order::FATE);
+        // sync: sqe-free, fate-visible (release)
+        self.memory.word(Word::SqHead).store(self.sq_head, order::TAKEN);
     }
 
     /// Returns how many CQ slots can still be promised; looks at the client's head if `want` asks
@@ -146,8 +146,8 @@ impl<M: Memory> EngineEnd<M> {
     /// # Errors
     /// A [`Fault`] if it ran back or passed `cq_tail`.
     pub fn observe_head(&mut self) -> Result<(), Fault> {
-        // Acquire: the client's loads of the slots it popped come before our stores into them.
-        let head = self.memory.word(Word::CqHead).load(Ordering::Acquire);
+        // sync: cqe-free (acquire)
+        let head = self.memory.word(Word::CqHead).load(order::POPPED_OBSERVE);
         let popped = head.wrapping_sub(self.cq_head);
         if popped > self.cq_published.wrapping_sub(self.cq_head) {
             return Err(Fault::CqHead);
@@ -189,10 +189,10 @@ impl<M: Memory> EngineEnd<M> {
         let old = self.cq_published;
         self.cq_published = self.cq_tail;
         // sync: cqe-visible (release)
-        self.memory.word(Word::CqTail).store(self.cq_tail, order::PUBLISH);
+        self.memory.word(Word::CqTail).store(self.cq_tail, order::CQE_PUBLISH);
         self.count(RingCounter::Heartbeat);
         // sync: client-sleep, the engine's half: cq_tail before, bell_at after.
-        full_fence::engine_published();
+        fences::engine_published();
         let bell_at = self.memory.word(Word::BellAt).load(Ordering::Relaxed);
         // The bell is due if `bell_at` lies in old..cq_tail; a stale one lies before and stays mute.
         let due =
@@ -214,28 +214,32 @@ impl<M: Memory> EngineEnd<M> {
     pub fn fate_accepted(&self, place: u32, record: u64, number: u64) {
         let entry = self.memory.fate(place);
         entry[0].store(record, Ordering::Relaxed);
-        // sync: fate-entry (release): whoever sees the number sees its record.
-        entry[1].store((number << abi::FATE_SHIFT) | abi::FATE_ACCEPTED, order::FATE);
+        // sync: fate-entry (release): whoever sees the number sees its record, and what became of
+        // the op that had this place before.
+        entry[1].store((number << abi::FATE_SHIFT) | abi::FATE_ACCEPTED, order::ACCEPTED);
     }
 
     /// Marks an accepted op as posted. [`Self::fates_posted`] must follow before the post.
     #[inline]
     pub fn fate_posted(&self, place: u32, number: u64) {
         let word = (number << abi::FATE_SHIFT) | abi::FATE_POSTED;
-        self.memory.fate(place)[1].store(word, Ordering::Relaxed);
+        // sync: fate-entry (release): the place's last op may have been a skipped success, of
+        // which this mark is all that the client sees.
+        self.memory.fate(place)[1].store(word, order::MARKED);
     }
 
     /// Orders all posted marks before the posts that follow.
     #[inline]
     pub fn fates_posted() {
-        fence(Ordering::Release);
+        fences::posts_follow();
     }
 
     /// Takes an op out of the fate table: its CQE is published, or it was a skipped success.
     #[inline]
     pub fn fate_freed(&self, place: u32) {
-        // Release: a client that no longer sees the entry sees the op's effect and its CQE.
-        self.memory.fate(place)[1].store(abi::FATE_FREE, order::FATE);
+        // sync: fate-entry (release): a client that no longer sees the entry sees the op's effect
+        // and its CQE.
+        self.memory.fate(place)[1].store(abi::FATE_FREE, order::FREED);
     }
 
     /// Asks to be woken; false (and awake again) if SQEs came in the meantime.
@@ -245,7 +249,7 @@ impl<M: Memory> EngineEnd<M> {
     pub fn fall_asleep(&mut self) -> Result<bool, Fault> {
         self.set_flags(self.flags | abi::ENGINE_NEED_WAKEUP);
         // sync: engine-sleep, the engine's half: NEED_WAKEUP before, sq_tail after.
-        full_fence::engine_sleeps();
+        fences::engine_sleeps();
         match self.look() {
             Ok(0) => {
                 self.count(RingCounter::Sleeps);
@@ -275,8 +279,14 @@ impl<M: Memory> EngineEnd<M> {
         self.set_flags(self.flags | abi::ENGINE_CLOSING);
     }
 
-    /// Tells the client that it broke its ring, and how.
+    /// Tells the client that it broke its ring, and how. What was taken and pushed until now is
+    /// published first, so that the fate table stays true: a slot that is freed from now on
+    /// belongs to an op whose number and CQE can be seen.
+    ///
+    /// The caller rings the client's bell in any case.
     pub fn fault(&mut self, fault: Fault) {
+        self.publish_taken();
+        self.publish();
         let reason = u32::from(fault.reason()) << 16;
         self.set_flags(self.flags | abi::ENGINE_FAULTED | reason);
     }
@@ -307,6 +317,6 @@ impl<M: Memory> EngineEnd<M> {
 
     fn set_flags(&mut self, flags: u32) {
         self.flags = flags;
-        self.memory.word(Word::EngineFlags).store(flags, Ordering::Release);
+        self.memory.word(Word::EngineFlags).store(flags, order::FLAGS);
     }
 }

@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -279,6 +280,22 @@ fn a_daemon_is_asked_and_ends_without_a_trace() {
     }
 }
 
+/// Two signals wait for a daemon that stands still: the first starts the drain, the second ends
+/// the process in its midst.
+#[test]
+fn a_second_signal_ends_at_once() {
+    let dir = Dir::new();
+    let socket = dir.0.join("socket");
+    let (mut daemon, _) = serve(&socket, &[]);
+    for signal in [Signal::SIGSTOP, Signal::SIGINT, Signal::SIGTERM, Signal::SIGCONT] {
+        daemon.signal(signal);
+    }
+    let (status, errors) = daemon.end();
+    // The lower number is taken first.
+    assert_eq!(status.signal(), Some(Signal::SIGTERM as i32), "{errors}");
+    assert!(errors.contains("draining"), "{errors}");
+}
+
 #[test]
 fn counters_are_watched_until_the_engine_ends() {
     let dir = Dir::new();
@@ -545,6 +562,33 @@ fn demo_fails_soon_if_a_client_is_killed() {
     kill(demo.exporter, Signal::SIGKILL).unwrap();
     // The sender may notice first, by an op on a region that is gone.
     demo.must_fail("the ");
+}
+
+/// Somebody reaches into the exporter's memory while the file lies there: the digests differ, and
+/// the demo says so.
+#[test]
+fn demo_fails_if_a_byte_is_wrong() {
+    let mut demo = LongDemo::start();
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", demo.exporter)).unwrap();
+    let region = maps.lines().find(|line| line.contains("rw-s") && line.contains("memfd")).unwrap();
+    let start = u64::from_str_radix(region.split('-').next().unwrap(), 16).unwrap();
+    let memory = format!("/proc/{}/mem", demo.exporter);
+    let memory = std::fs::OpenOptions::new().write(true).open(memory).unwrap();
+    for byte in (0..=u8::MAX).cycle() {
+        // Ends with the process.
+        if memory.write_at(&[byte], start + 1_000).is_err() {
+            break;
+        }
+        if demo.parent.0.try_wait().unwrap().is_some() {
+            break;
+        }
+    }
+    let mut told = String::new();
+    demo.parent.0.stdout.take().unwrap().read_to_string(&mut told).unwrap();
+    let told = json(&told);
+    let sides = ["sha256_sent", "sha256_received", "sha256_read_back"].map(|side| &told[side]);
+    assert!(sides[1] != sides[0] || sides[2] != sides[0], "{told}");
+    demo.must_fail("is not what was sent");
 }
 
 #[test]

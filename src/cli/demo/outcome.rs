@@ -120,7 +120,7 @@ impl Outcome {
                SHA-256 received   {}\n  \
                SHA-256 read back  {}\n\
              \n  \
-               {} ops moved {} bytes in {seconds:.3} s: {} ops/s, {:.1} MiB/s\n  \
+               {} ops moved {} bytes, {seconds:.3} s in flight: {} ops/s, {:.1} MiB/s\n  \
                fabric {}, records {:#018x} to {:#018x}\n\
              \n  \
                class        ops    p50 us    p99 us\n",
@@ -225,6 +225,6 @@ mod tests {
         let names: Vec<_> = classes.iter().map(|class| class["class"].as_str().unwrap()).collect();
         assert_eq!(names, ["high", "medium", "low"]);
         assert_eq!(classes[0]["p99_ns"], 20);
-        assert!(outcome.to_text().contains("6 ops moved 6 bytes in 2.000 s: 3 ops/s"));
+        assert!(outcome.to_text().contains("6 ops moved 6 bytes, 2.000 s in flight: 3 ops/s"));
     }
 }

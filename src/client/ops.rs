@@ -263,7 +263,8 @@ op! {
     /// ```no_run
     /// # use verbring::{Import, Lease, Ring, Write, abi::Class};
     /// # use std::time::Duration;
-    /// # fn f(ring: &mut Ring, lease: Lease, import: &Import) -> Result<(), Box<dyn std::error::Error>> {
+    /// # fn f(ring: &mut Ring, lease: Lease, import: &Import)
+    /// #     -> Result<(), Box<dyn std::error::Error>> {
     /// let op = Write::new(lease, import.at(4096))
     ///     .class(Class::High)
     ///     .notify(7)
@@ -305,7 +306,8 @@ op! {
     ///
     /// ```no_run
     /// # use verbring::{Import, PagePair, Region, Ring, Writev};
-    /// # fn f(ring: &mut Ring, region: &Region, import: &Import) -> Result<(), Box<dyn std::error::Error>> {
+    /// # fn f(ring: &mut Ring, region: &Region, import: &Import)
+    /// #     -> Result<(), Box<dyn std::error::Error>> {
     /// // Two pages of 4 KiB, then their list.
     /// let mut lease = region.lend(0..8192 + 32)?;
     /// lease.write(0, &[1; 8192]);

@@ -18,6 +18,8 @@ pub mod sched;
 #[cfg(not(verbring_loom))]
 pub mod shm;
 mod sync;
+#[cfg(test)]
+mod tidy;
 
 #[cfg(not(verbring_loom))]
 pub use client::{

@@ -12,7 +12,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::{NAME_BYTES, SECRET_BYTES};
 
 macro_rules! layout {
-    ($(#[$doc:meta])* $name:ident = $bytes:literal { $($(#[$field_doc:meta])* $field:ident: $ty:ty,)* }) => {
+    (
+        $(#[$doc:meta])*
+        $name:ident = $bytes:literal { $($(#[$field_doc:meta])* $field:ident: $ty:ty,)* }
+    ) => {
         $(#[$doc])*
         #[derive(
             Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,

@@ -194,7 +194,7 @@ impl<M: Memory> EngineEnd<M> {
         // sync: client-sleep, the engine's half: cq_tail before, bell_at after.
         fences::engine_published();
         let bell_at = self.memory.word(Word::BellAt).load(Ordering::Relaxed);
-        // The bell is due if `bell_at` lies in old..cq_tail; a stale one lies before and stays mute.
+        // The bell is due if `bell_at` lies in old..cq_tail; a stale one lies before: mute.
         let due =
             self.cq_tail.wrapping_sub(bell_at).wrapping_sub(1) < self.cq_tail.wrapping_sub(old);
         if due {

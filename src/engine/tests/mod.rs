@@ -2,6 +2,7 @@
 
 mod audit;
 mod garbage;
+mod room;
 mod script;
 mod watched;
 mod world;

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use super::audit::audit;
 use super::watched::{Watch, Watched};
 use crate::abi::{
-    CQE_NOTIFY, Class, Cqe, Detail, Opcode, Page, RIGHTS_ALL, SQE_NOTIFY, SQE_REVOKE, Sqe,
+    CQE_NOTIFY, Class, Cqe, Detail, Opcode, Page, RIGHTS_ALL, SQE_NOTIFY, SQE_REVOKE,
+    SQE_SKIP_SUCCESS, Sqe,
 };
 use crate::engine::{Command, Engine, Event, Limits, Reply, Ring, Turn, Wind};
 use crate::fabric::{Fabric, Local};
@@ -420,6 +421,10 @@ pub(super) fn cancel(by: u64, target: u64) -> Sqe {
 
 pub(super) fn nop() -> Sqe {
     Sqe::default()
+}
+
+pub(super) fn nop_skipped() -> Sqe {
+    Sqe { flags: SQE_SKIP_SUCCESS, ..nop() }
 }
 
 /// What a fresh region holds at an offset.

@@ -15,6 +15,8 @@ pub mod ids;
 pub mod ledger;
 pub mod ring;
 pub mod sched;
+#[cfg(all(test, not(verbring_loom)))]
+mod seeds;
 #[cfg(not(verbring_loom))]
 pub mod shm;
 mod sync;

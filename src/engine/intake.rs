@@ -88,8 +88,9 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 
     fn take_one(&mut self, id: u32) -> Result<Step, Fault> {
         let ring = self.ring(RingId(id));
-        // An unfinished CANCEL holds the ring's intake, so that its search is bounded a turn.
-        if ring.search.is_some() || ring.end.room(1)? == 0 {
+        // An unfinished CANCEL holds the ring's intake, so that its search is bounded a turn. A
+        // skipped success gives its CQ slot back at once, but its fate entry only at publication.
+        if ring.search.is_some() || ring.fates.is_empty() || ring.end.room(1)? == 0 {
             return Ok(Step::Later);
         }
         let words = match ring.held.take() {

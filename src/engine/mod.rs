@@ -22,6 +22,8 @@ mod pages;
 mod schedule;
 mod search;
 mod tables;
+#[cfg(all(test, not(verbring_loom)))]
+mod tests;
 mod validate;
 mod winding;
 

@@ -103,6 +103,7 @@ impl FakeRing {
     /// Takes the next SQE, which must be there.
     pub(super) fn take(&mut self) -> Sqe {
         assert!(self.end.look().unwrap() > 0, "an SQE was published");
+        assert!(self.end.room(1).unwrap() > 0, "the client has given slots back");
         let sqe = Sqe::from_words(self.end.peek(0));
         self.end.take(1);
         self.end.publish_taken();

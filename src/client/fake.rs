@@ -104,6 +104,7 @@ impl FakeRing {
     pub(super) fn take(&mut self) -> Sqe {
         assert!(self.end.look().unwrap() > 0, "an SQE was published");
         let sqe = Sqe::from_words(self.end.peek(0));
+        assert_ne!(self.end.room(1), Ok(0), "the CQ is full");
         self.end.take(1);
         self.end.publish_taken();
         sqe

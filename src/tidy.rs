@@ -2,8 +2,8 @@
 //! know, and the shape of files.
 //!
 //! One crate gets the layering of a workspace by these tables. They read the source as text:
-//! comments and strings are blanked first, and where a rule speaks of what is shipped, items under
-//! `#[cfg(test)]` too. Each rule is also tried on planted offences, so that it is seen to bite.
+//! comments and strings are blanked first, and where a rule speaks of what is shipped, items for
+//! tests alone too. Each rule is also tried on planted offences, so that it is seen to bite.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -205,12 +205,18 @@ fn raw_string(bytes: &[u8]) -> usize {
     until(bytes, &mark, hashes + 1)
 }
 
-/// Blanks every item under `#[cfg(test)]`.
+/// Where items that are for tests alone are marked so, and where the mark ends.
+fn test_marks(code: &str) -> impl Iterator<Item = (usize, usize)> {
+    let marks = ["#[cfg(test)]", "#[cfg(all(test, "].into_iter();
+    let starts = marks.flat_map(|mark| code.match_indices(mark)).map(|(at, _)| at);
+    starts.map(|at| (at, at + until(&code.as_bytes()[at..], b"]", 0)))
+}
+
+/// Blanks every item that is for tests alone.
 fn without_tests(code: &str) -> String {
     let mut out = code.as_bytes().to_vec();
-    for (at, mark) in code.match_indices("#[cfg(test)]") {
+    for (at, from) in test_marks(code) {
         let mut depth = 0;
-        let from = at + mark.len();
         let end = code.bytes().enumerate().skip(from).find(|(_, byte)| {
             match byte {
                 b'(' | b'[' | b'{' => depth += 1,
@@ -414,8 +420,8 @@ fn package() -> Vec<Source> {
     read("src", &mut sources);
     let mut tests = BTreeSet::new();
     for source in &sources {
-        for (at, mark) in source.code.match_indices("#[cfg(test)]") {
-            let item = source.code[at + mark.len()..].trim_start();
+        for (_, end) in test_marks(&source.code) {
+            let item = source.code[end..].trim_start();
             let item = item.trim_start_matches("pub(crate) ").trim_start_matches("pub(super) ");
             let Some(name) = item.strip_prefix("mod ").and_then(|rest| rest.split_once(';')) else {
                 continue;
@@ -423,10 +429,11 @@ fn package() -> Vec<Source> {
             let module = source.module().join("/");
             let parent = if module == "lib" { String::new() } else { module + "/" };
             tests.insert(format!("src/{parent}{}.rs", name.0));
-            tests.insert(format!("src/{parent}{}/mod.rs", name.0));
+            tests.insert(format!("src/{parent}{}/", name.0));
         }
     }
-    sources.retain(|source| !tests.contains(&source.path));
+    let tests: Vec<_> = tests.iter().map(String::as_str).collect();
+    sources.retain(|source| !source.is_in(&tests));
     let found = |path: &str| sources.iter().any(|source| source.path == path);
     assert!(found("src/lib.rs") && found("src/ring/mod.rs") && !found("src/tidy.rs"));
     sources
@@ -584,6 +591,7 @@ fn tests_are_told_from_what_is_shipped() {
     for (code, shipped) in [
         ("a #[cfg(test)] mod b { { c } d } e", "a e"),
         ("#[cfg(test)] mod b; c", "c"),
+        ("#[cfg(all(test, not(a)))] mod b; c", "c"),
         ("#[cfg(test)] #[x(y)] fn b(c: [u8; 2]) { d } e", "e"),
         ("#[cfg(not(test))] fn a() {}", "#[cfg(not(test))] fn a() {}"),
         ("#[cfg(test)] mod a {", ""),

@@ -1,9 +1,10 @@
-//! Claim: the engine thread is quiet. While busy it makes no system call and allocates nothing; while
-//! idle it costs nothing; and between the two no wake-up is ever lost.
+//! Claim: the engine thread is quiet. While busy it makes no system call and allocates nothing;
+//! while idle it costs nothing; and between the two no wake-up is ever lost.
 //!
 //! The engine runs in a process of its own (this binary, started again), so that its threads can be
 //! watched from outside: by strace, and by the scheduler's own account of CPU time.
-//! `VERBRING_ROUNDS` and `VERBRING_IDLE_S` set how long; the defaults are a tenth of the full proof.
+//! `VERBRING_ROUNDS` and `VERBRING_IDLE_S` set how long; the defaults are a tenth of the full
+//! proof.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 

@@ -1,5 +1,5 @@
-//! Claim: nothing is allocated on the engine thread after start, from the first SQE to the last CQE.
-//! The allocator of this binary counts what the engine thread asks for.
+//! Claim: nothing is allocated on the engine thread after start, from the first SQE to the last
+//! CQE. The allocator of this binary counts what the engine thread asks for.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 #![allow(unsafe_code, reason = "a counting global allocator is unsafe to implement")]

@@ -105,6 +105,7 @@ impl FakeRing {
         assert!(self.end.look().unwrap() > 0, "an SQE was published");
         assert!(self.end.room(1).unwrap() > 0, "the client has given slots back");
         let sqe = Sqe::from_words(self.end.peek(0));
+        assert_ne!(self.end.room(1), Ok(0), "the CQ is full");
         self.end.take(1);
         self.end.publish_taken();
         sqe

@@ -207,13 +207,15 @@ const fn low32(number: u64) -> u32 {
 }
 
 #[cfg(test)]
+#[cfg(not(verbring_loom))]
 mod tests {
     use std::sync::Arc;
 
     use proptest::prelude::*;
 
     use super::*;
-    use crate::ring::{EngineEnd, Heap, property};
+    use crate::ring::{EngineEnd, Heap};
+    use crate::seeds::property;
 
     const FIRST_INDEX: u32 = u32::MAX - 2;
     const SQ_ENTRIES: u32 = 4;

@@ -322,6 +322,7 @@ impl<M: Memory> EngineEnd<M> {
 }
 
 #[cfg(test)]
+#[cfg(not(verbring_loom))]
 mod tests {
     use std::collections::VecDeque;
     use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -330,7 +331,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::ring::{Heap, property};
+    use crate::ring::Heap;
+    use crate::seeds::property;
 
     const FIRST_INDEX: u32 = u32::MAX - 2;
     const SQ_ENTRIES: u32 = 4;

@@ -133,17 +133,3 @@ pub(crate) mod fences {
         }
     }
 }
-
-/// The configuration of this module's property tests: the same cases every time, unless
-/// `VERBRING_SEED` chooses others. A test that fails prints its seed.
-#[cfg(test)]
-fn property(cases: u32) -> proptest::test_runner::Config {
-    let seed = std::env::var("VERBRING_SEED").map_or(1, |seed| seed.parse().expect("a number"));
-    println!("VERBRING_SEED={seed}");
-    proptest::test_runner::Config {
-        cases,
-        rng_seed: proptest::test_runner::RngSeed::Fixed(seed),
-        failure_persistence: None,
-        ..proptest::test_runner::Config::default()
-    }
-}

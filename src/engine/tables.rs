@@ -222,12 +222,15 @@ impl Share {
 /// A request that is with the fabric. It exists before the post.
 #[derive(Debug)]
 pub(super) struct Post {
+    /// Uses of this place, this one included.
+    generation: u32,
     pub(super) slot: u32,
     pub(super) bytes: u32,
     pub(super) grant: Option<Grant>,
 }
 
-/// All posts, in places that never move.
+/// All posts, in places that never move. A ticket is generation << 32 | place, so that a completion
+/// that comes twice does not end the post that has its place by then.
 #[derive(Debug)]
 pub(super) struct Posts {
     posts: Vec<Post>,
@@ -236,22 +239,28 @@ pub(super) struct Posts {
 
 impl Posts {
     pub(super) fn new(capacity: u32) -> Self {
-        let blank = |_| Post { slot: NIL, bytes: 0, grant: None };
+        let blank = |_| Post { generation: 0, slot: NIL, bytes: 0, grant: None };
         Self { posts: (0..capacity).map(blank).collect(), free: (0..capacity).rev().collect() }
     }
 
     #[inline]
-    pub(super) fn open(&mut self, slot: u32, bytes: u32, grant: Grant) -> Option<u32> {
-        let ticket = self.free.pop()?;
-        self.posts[ticket as usize] = Post { slot, bytes, grant: Some(grant) };
-        Some(ticket)
+    pub(super) fn open(&mut self, slot: u32, bytes: u32, grant: Grant) -> Option<u64> {
+        let place = self.free.pop()?;
+        let post = &mut self.posts[place as usize];
+        let generation = post.generation.wrapping_add(1);
+        *post = Post { generation, slot, bytes, grant: Some(grant) };
+        Some(u64::from(generation) << 32 | u64::from(place))
     }
 
     #[inline]
-    pub(super) fn close(&mut self, ticket: u32) -> Option<(u32, u32, Grant)> {
-        let post = self.posts.get_mut(ticket as usize)?;
+    pub(super) fn close(&mut self, ticket: u64) -> Option<(u32, u32, Grant)> {
+        let place = (ticket & 0xffff_ffff) as u32;
+        let post = self.posts.get_mut(place as usize)?;
+        if u64::from(post.generation) != ticket >> 32 {
+            return None;
+        }
         let grant = post.grant.take()?;
-        self.free.push(ticket);
+        self.free.push(place);
         Some((post.slot, post.bytes, grant))
     }
 

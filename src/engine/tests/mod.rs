@@ -1,8 +1,11 @@
 //! The core under a virtual clock, without threads: one idea a file, on the harness in `world`.
 
 mod audit;
+mod completion;
 mod garbage;
+mod model;
 mod room;
 mod script;
+mod streams;
 mod watched;
 mod world;

@@ -1230,7 +1230,7 @@ static inline int vr_release(struct vr_session *session, uint32_t object, uint32
     return vr_release_(session, object, id);
 }
 
-/* Asks what this engine serves and allows. 0 or -errno. */
+/* Asks what this engine serves and allows. 0, or -errno and all zeros. */
 static inline int vr_probe(struct vr_session *session, struct vr_probe_reply *probe)
 {
     struct vr_probe request;
@@ -1239,7 +1239,8 @@ static inline int vr_probe(struct vr_session *session, struct vr_probe_reply *pr
                     NULL, 0);
 }
 
-/* Reads counters (by enum vr_counter) of VR_STATS_SESSION or VR_STATS_ENGINE. 0 or -errno. */
+/* Reads counters (by enum vr_counter) of VR_STATS_SESSION or VR_STATS_ENGINE. 0, or -errno and all
+ * counters 0. */
 static inline int vr_stats(struct vr_session *session, uint32_t scope,
                            uint64_t counters[VR_COUNTERS])
 {
@@ -1250,8 +1251,7 @@ static inline int vr_stats(struct vr_session *session, uint32_t scope,
     request.scope = scope;
     status = vr_call_(session, VR_KIND_STATS, &request, sizeof request, -1, &reply, sizeof reply,
                       NULL, 0);
-    if (status == 0)
-        memcpy(counters, reply.counters, sizeof reply.counters);
+    memcpy(counters, reply.counters, sizeof reply.counters);
     return status;
 }
 
@@ -1357,13 +1357,14 @@ static inline int vr_region_free(struct vr_region *region)
 }
 
 /* Offers a region under a name (1 to 64 bytes, unique for the uid) with VR_RIGHT_* rights; fills
- * in the secret that importers must show. 0 or -errno. */
+ * in the secret that importers must show. 0, or -errno and a secret of zeros. */
 static inline int vr_export(const struct vr_region *region, const char *name, uint32_t rights,
                             uint8_t secret[VR_SECRET_BYTES])
 {
     struct vr_export request;
     struct vr_export_reply reply;
     int status;
+    memset(secret, 0, VR_SECRET_BYTES);
     memset(&request, 0, sizeof request);
     request.region = region->id;
     request.rights = rights;
@@ -1468,7 +1469,8 @@ static inline int vr_ring_free(struct vr_ring *ring)
     return status;
 }
 
-/* Returns how many SQEs can be pushed now. */
+/* Returns how many SQEs can be pushed now, or fewer: the engine's head is looked at only when no
+ * room is known of, so that 0 is exact and the rest costs nothing. */
 static inline uint32_t vr_room(struct vr_ring *ring)
 {
     if (ring->pushed - ring->taken == ring->header.sq_entries)
@@ -1714,8 +1716,8 @@ static inline enum vr_verdict vr_verdict(struct vr_ring *ring, uint64_t number)
 }
 
 /* Takes back an op of this ring over the control socket, which works while the SQ is full. `by`
- * is VR_CANCEL_BY_*. 0 (its own CQE says -VR_ECANCELED; *record, if not NULL, names it),
- * -ENOENT, -EALREADY if it is posted, or another -errno. */
+ * is VR_CANCEL_BY_*. 0 (the op's own CQE says -VR_ECANCELED), -ENOENT, -EALREADY if it is posted,
+ * or another -errno. *record, if not NULL, becomes the record taken back, or 0. */
 static inline int vr_cancel(struct vr_ring *ring, uint32_t by, uint64_t target, uint64_t *record)
 {
     struct vr_op_query request;
@@ -1727,7 +1729,7 @@ static inline int vr_cancel(struct vr_ring *ring, uint32_t by, uint64_t target, 
     request.target = target;
     status = vr_call_(ring->session, VR_KIND_CANCEL, &request, sizeof request, -1, &reply,
                       sizeof reply, NULL, 0);
-    if (status == 0 && record != NULL)
+    if (record != NULL)
         *record = reply.record;
     return status;
 }

@@ -4,11 +4,14 @@
  *     peer SOCKET export NAME              prints `ready SECRETHEX`, later `ok`
  *     peer SOCKET use NAME SECRETHEX       prints `ok`
  *
- * Every completion is held to its res, detail and flags; the first mismatch ends the process with
- * status 1 and says what was expected. Compiled as C11 and as C++17. */
+ * Beside the steps that all languages share, this one tries the control calls (PROBE, STATS,
+ * CANCEL, WHY) and a region of a memfd. Every completion is held to its res, detail and flags; the
+ * first mismatch ends the process with status 1 and says what was expected. Compiled as C11 and as
+ * C++17. */
 #include "verbring.h"
 
 #include <inttypes.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdlib.h>
 
@@ -159,6 +162,19 @@ static void expect_notification(struct vr_ring *ring, const char *step, uint64_t
         die("%s: user_data %" PRIu64 " is not the ARM's", step, cqe.user_data);
 }
 
+/* WHY finds the ARM, once it is taken. */
+static void expect_armed(struct vr_session *session, struct vr_ring *ring, uint64_t user_data)
+{
+    struct vr_why_reply why;
+    while (vr_ring_counter(ring, VR_RING_COUNTER_TAKEN) == 0)
+        sched_yield();
+    must(session, "why", vr_why(ring, VR_CANCEL_BY_USER_DATA, user_data, &why));
+    if (why.opcode != VR_OP_ARM || why.number != 0 || why.user_data != user_data ||
+        why.state != VR_STATE_ARMED || why.wait != VR_WAIT_NOTIFY || why.record == 0)
+        die("why: opcode %u, number %" PRIu64 ", state %u, wait %u", why.opcode, why.number,
+            why.state, why.wait);
+}
+
 static void export_region(struct vr_session *session, const char *name)
 {
     const uint64_t arm_data = 0x41524d;
@@ -180,6 +196,7 @@ static void export_region(struct vr_session *session, const char *name)
     push(&ring, &sqe);
     if (vr_submit(&ring) != 1)
         die("arm: not submitted");
+    expect_armed(session, &ring, arm_data);
 
     fputs("ready ", stdout);
     for (at = 0; at < sizeof secret; at++)
@@ -340,6 +357,43 @@ static void notify_alone(struct user *user)
     run_well(&user->ring, &sqe, "a write of nothing", 0);
 }
 
+static void expect_none(struct vr_session *session, const char *step, int status)
+{
+    if (status != -VR_ENOENT)
+        die("%s: %d (%s), and not ENOENT", step, status, session->error_text);
+}
+
+/* Control calls after all ops have ended, and FLUSH of a memfd's region. */
+static void ask_the_engine(struct vr_session *session, struct user *user)
+{
+    const uint64_t served = UINT64_C(1) << VR_OP_WRITEV | UINT64_C(1) << VR_OP_ARM;
+    uint64_t counters[VR_COUNTERS];
+    struct vr_probe_reply probe;
+    struct vr_why_reply why;
+    struct vr_region own;
+    struct vr_sqe sqe;
+    struct vr_cqe cqe;
+    must(session, "probe", vr_probe(session, &probe));
+    if ((probe.opcodes & served) != served || (probe.sqe_flags & VR_SQE_NOTIFY) == 0 ||
+        (probe.fabrics >> VR_FABRIC_LOCAL & 1) == 0 || probe.op_bytes_max != VR_OP_BYTES_MAX)
+        die("probe: opcodes %#" PRIx64 ", flags %#" PRIx64 ", fabrics %#" PRIx64, probe.opcodes,
+            probe.sqe_flags, probe.fabrics);
+    must(session, "memfd region", vr_region_memfd(session, REGION_BYTES, &own));
+    vr_prep_flush(&sqe, own.id);
+    cqe = run(&user->ring, &sqe, "flush");
+    expect_cqe("flush", &cqe, 0, 0, 0);
+    must(session, "free memfd region", vr_region_free(&own));
+    must(session, "stats", vr_stats(session, VR_STATS_SESSION, counters));
+    if (counters[VR_COUNTER_TAKEN] != user->ring.pushed || counters[VR_COUNTER_REFUSED] != 1 ||
+        counters[VR_COUNTER_COMPLETED] != user->ring.pushed ||
+        counters[VR_COUNTER_CANCELLED] != 1 || counters[VR_COUNTER_IN_FLIGHT] != 0)
+        die("stats: taken %" PRIu64 ", refused %" PRIu64 ", cancelled %" PRIu64,
+            counters[VR_COUNTER_TAKEN], counters[VR_COUNTER_REFUSED],
+            counters[VR_COUNTER_CANCELLED]);
+    expect_none(session, "why", vr_why(&user->ring, VR_CANCEL_BY_NUMBER, 0, &why));
+    expect_none(session, "cancel", vr_cancel(&user->ring, VR_CANCEL_BY_NUMBER, 0, NULL));
+}
+
 static void use_region(struct vr_session *session, const char *name,
                        const uint8_t secret[VR_SECRET_BYTES])
 {
@@ -358,6 +412,7 @@ static void use_region(struct vr_session *session, const char *name,
     cancel_queued(&user);
     be_refused(&user);
     notify_alone(&user);
+    ask_the_engine(session, &user);
 
     must(session, "free ring", vr_ring_free(&user.ring));
     must(session, "release import", vr_release(session, VR_OBJECT_REGION, far->id));

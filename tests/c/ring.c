@@ -576,11 +576,11 @@ static void no_wake_up_is_lost(void)
     CHECK(vr_bell_arm(&bench.ring, 1) == 0);
     for (round = 0; round < rounds; round++) {
         unsigned count = 1 + round % SQ_ENTRIES;
-        volatile unsigned idle = round / 8 % 64;
+        unsigned idle = round / 8 % 64;
         for (place = 0; place < count; place++)
             CHECK(push(&bench, 0) >= 0);
-        while (idle > 0)
-            idle--;
+        for (; idle > 0; idle--)
+            __asm__ __volatile__("");
         CHECK(vr_submit(&bench.ring) == (int)count);
         bench.ring.spin_ns = round / 4 % 2 == 0 ? 0 : UINT64_MAX;
         CHECK(vr_wait(&bench.ring, count, FOR_EVER) == (int)count);

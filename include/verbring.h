@@ -164,7 +164,7 @@ VR_AT_(vr_sqe, bytes, 40);
 VR_AT_(vr_sqe, immediate, 44);
 VR_AT_(vr_sqe, arg, 48);
 
-/* An entry of a page list. The list must be 8-aligned in its region; the engine copies it once. */
+/* An entry of a page list, which lies in the local region; the engine copies it once. */
 struct vr_page {
     uint64_t local_offset;
     uint64_t remote_offset;

@@ -199,3 +199,31 @@ fn an_idle_engine_costs_nothing() {
     let allowed = Duration::from_millis(100) * u32::try_from(seconds).unwrap() / 60;
     assert!(spent < allowed, "{spent:?} in {seconds} s, {allowed:?} allowed");
 }
+
+/// Rule 3: back-pressure is a full SQ and nothing else. A client that leaves its CQ full, with more
+/// SQEs pushed, neither keeps the engine awake nor loses them.
+#[test]
+fn rule_3_a_full_cq_lets_the_engine_sleep_and_loses_nothing() {
+    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let daemon = Daemon::start("full", 50);
+    let session = daemon.session();
+    let mut ring = session.raw_ring(RingOptions::new(16, 16)).unwrap();
+    let mut pushed = 0;
+    while pushed < 32 {
+        while ring.push(nop(pushed)).is_some() {
+            pushed += 1;
+        }
+        ring.submit();
+    }
+    assert_eq!(ring.wait(16, Some(Duration::from_secs(60))).unwrap(), 16);
+    std::thread::sleep(Duration::from_millis(500));
+    let before = daemon.cpu();
+    std::thread::sleep(Duration::from_secs(3));
+    let spent = daemon.cpu() - before;
+    println!("3 s with a full CQ cost {spent:?} of CPU");
+    assert!(spent < Duration::from_millis(300), "{spent:?}");
+    for expected in 0..32 {
+        assert!(ring.wait(1, Some(Duration::from_secs(60))).unwrap() > 0);
+        assert_eq!(ring.pop().unwrap().unwrap().user_data, expected);
+    }
+}

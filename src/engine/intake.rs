@@ -67,6 +67,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         };
         let waiting = waiting.min(self.limits.intake_budget);
         if waiting == 0 {
+            ring.blocked = false;
             return Ok(0);
         }
         ring.last_active_ns = now_ns;
@@ -80,8 +81,10 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 Step::Later => break,
             }
         }
+        let ring = self.ring(RingId(id));
+        ring.blocked = taken == 0;
         if taken > 0 {
-            self.ring(RingId(id)).end.publish_taken();
+            ring.end.publish_taken();
         }
         Ok(taken)
     }
@@ -258,6 +261,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     /// Ends a ring that its client broke. Its ops stop where they are; nobody else notices.
     pub(super) fn fault(&mut self, id: u32, fault: Fault) {
         let Some(ring) = self.rings[id as usize].as_mut() else { return };
+        // What was taken before the fault was seen has its fate entry.
+        ring.end.publish_taken();
         ring.end.fault(fault);
         ring.held = None;
         ring.search = None;

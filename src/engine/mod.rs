@@ -112,6 +112,8 @@ pub struct Engine<F: Fabric, M> {
     /// Rings that are looked at each turn.
     polled: Vec<u32>,
     poll_from: usize,
+    /// Rings that sleep with SQEs that could not be taken.
+    blocked: Vec<u32>,
     /// Rings with CQEs or frees to publish.
     dirty: Vec<u32>,
     /// Rings being wound up.
@@ -160,6 +162,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             block_share: Share::new(limits.list_blocks, limits.sessions_max),
             polled: Vec::with_capacity(rings),
             poll_from: 0,
+            blocked: Vec::with_capacity(rings),
             dirty: Vec::with_capacity(rings),
             winding: Vec::with_capacity(rings),
             bells: Vec::with_capacity(rings),
@@ -252,6 +255,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let now_ns = self.now_ns;
         let Some(ring) = self.rings.get_mut(id.0 as usize).and_then(Option::as_mut) else { return };
         ring.rung = true;
+        self.blocked.retain(|&blocked| blocked != id.0);
         if ring.polled || ring.phase != tables::Phase::Live {
             return;
         }
@@ -264,8 +268,23 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     /// Takes a ring out of the poll set, asleep; false if it has SQEs, or was found broken.
     fn park(&mut self, id: u32) -> bool {
         let Some(ring) = self.rings[id as usize].as_mut() else { return false };
-        if ring.held.is_some() || ring.search.is_some() {
+        if ring.search.is_some() || (ring.fenceless && ring.rung) {
             return false;
+        }
+        if ring.blocked {
+            // What it waits for comes from elsewhere: its client reads CQEs, or others finish.
+            ring.end.ask_for_bell();
+            self.unpoll(id);
+            self.blocked.push(id);
+            return true;
+        }
+        if ring.held.is_some() || ring.end.waiting() > 0 {
+            return false;
+        }
+        if ring.fenceless {
+            ring.end.ask_for_bell();
+            self.unpoll(id);
+            return true;
         }
         match ring.end.fall_asleep() {
             Ok(true) => {
@@ -280,10 +299,24 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         }
     }
 
+    /// True if a ring sleeps with SQEs that could not be taken. Nobody is bound to ring its bell
+    /// for that, so the host looks again now and then.
+    pub fn blocked(&self) -> bool {
+        !self.blocked.is_empty()
+    }
+
+    /// Looks at the rings that sleep with SQEs again.
+    pub fn wake_blocked(&mut self) {
+        while let Some(&ring) = self.blocked.last() {
+            self.wake(RingId(ring));
+        }
+    }
+
     fn unpoll(&mut self, id: u32) {
         if let Some(ring) = self.rings[id as usize].as_mut() {
             ring.polled = false;
         }
+        self.blocked.retain(|&blocked| blocked != id);
         if let Some(at) = self.polled.iter().position(|&polled| polled == id) {
             self.polled.swap_remove(at);
         }

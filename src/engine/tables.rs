@@ -87,6 +87,8 @@ pub struct Ring<M> {
     /// The doorbell was rung since the last look (fenceless rings).
     pub(super) rung: bool,
     pub(super) polled: bool,
+    /// SQEs wait, but the last look could take none: a CQ slot, a record or a quota is wanting.
+    pub(super) blocked: bool,
     pub(super) dirty: bool,
 }
 
@@ -110,6 +112,7 @@ impl<M: Memory> Ring<M> {
             fenceless,
             rung: false,
             polled: false,
+            blocked: false,
             dirty: false,
             end,
         }

@@ -263,6 +263,13 @@ impl<M: Memory> EngineEnd<M> {
         }
     }
 
+    /// Asks to be woken, without a look: for a ring whose SQEs wait for something else, and for a
+    /// client that rings after every publication.
+    pub fn ask_for_bell(&mut self) {
+        self.set_flags(self.flags | abi::ENGINE_NEED_WAKEUP);
+        self.count(RingCounter::Sleeps);
+    }
+
     /// Ends the wish to be woken.
     pub fn wake(&mut self) {
         self.set_flags(self.flags & !abi::ENGINE_NEED_WAKEUP);

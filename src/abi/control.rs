@@ -535,7 +535,7 @@ layout! {
         bytes: u64,
         /// Bytes placed so far.
         bytes_done: u64,
-        /// Ops before it in its lane, counted up to 65,535.
+        /// Ops before it in its lane, counted up to 4,095.
         ahead: u32,
         /// Times it was at the head and found no credit.
         defers: u32,

@@ -261,8 +261,6 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     /// Ends a ring that its client broke. Its ops stop where they are; nobody else notices.
     pub(super) fn fault(&mut self, id: u32, fault: Fault) {
         let Some(ring) = self.rings[id as usize].as_mut() else { return };
-        // What was taken before the fault was seen has its fate entry.
-        ring.end.publish_taken();
         ring.end.fault(fault);
         ring.held = None;
         ring.search = None;

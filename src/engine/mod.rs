@@ -39,6 +39,7 @@ use crate::sched::lanes::Lanes;
 
 pub use command::{Command, Event, Reply, Why};
 pub use tables::{Ring, Wind};
+#[cfg(not(verbring_loom))]
 pub(crate) use validate::{FLAGS_SERVED, OPCODES_SERVED};
 
 use pages::PagePool;

@@ -2,8 +2,10 @@
 
 mod audit;
 mod completion;
+mod fate;
 mod garbage;
 mod model;
+mod partial;
 mod room;
 mod script;
 mod streams;

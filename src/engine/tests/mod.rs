@@ -1,9 +1,12 @@
 //! The core under a virtual clock, without threads: one idea a file, on the harness in `world`.
 
 mod audit;
+mod cancel;
 mod completion;
+mod fate;
 mod garbage;
 mod model;
+mod partial;
 mod room;
 mod script;
 mod streams;

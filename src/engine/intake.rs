@@ -9,7 +9,7 @@ use crate::ring::{EngineEnd, Fault, Memory};
 use super::pages::{BLOCK_PAGES, PagePool};
 use super::search::Search;
 use super::tables::{Phase, Wind};
-use super::{Engine, Event, RINGS_PER_TURN};
+use super::{Engine, Event, RINGS_PER_TURN, STEPS_PER_TURN};
 
 /// What became of the SQE at the head of a ring.
 enum Step {
@@ -66,10 +66,11 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             ring.end.look()?
         };
         let waiting = waiting.min(self.limits.intake_budget);
-        if waiting == 0 {
-            return Ok(0);
+        if waiting > 0 {
+            ring.last_active_ns = now_ns;
         }
-        ring.last_active_ns = now_ns;
+        ring.search_budget = STEPS_PER_TURN;
+        // Whether or not anything follows a CANCEL, its search goes on.
         if ring.search.is_some() && !self.step_cancel(RingId(id)) {
             return Ok(0);
         }

@@ -81,7 +81,9 @@ pub struct Ring<M> {
     pub(super) fates: Vec<u32>,
     /// Fate entries to free once `cq_tail` covers their CQEs.
     pub(super) frees: Vec<u32>,
+    /// The CANCEL that searches, and the ops that searches may still look at in this turn.
     pub(super) search: Option<Search>,
+    pub(super) search_budget: u32,
     pub(super) last_active_ns: u64,
     pub(super) fenceless: bool,
     /// The doorbell was rung since the last look (fenceless rings).
@@ -106,6 +108,7 @@ impl<M: Memory> Ring<M> {
             fates: (0..entries).rev().collect(),
             frees: Vec::with_capacity(entries as usize),
             search: None,
+            search_budget: 0,
             last_active_ns: 0,
             fenceless,
             rung: false,
@@ -262,10 +265,6 @@ impl Posts {
         let grant = post.grant.take()?;
         self.free.push(place);
         Some((post.slot, post.bytes, grant))
-    }
-
-    pub(super) fn room(&self) -> bool {
-        !self.free.is_empty()
     }
 
     #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The core under a virtual clock, without threads: one idea a file, on the harness in `world`.
 
 mod audit;
+mod cancel;
 mod completion;
 mod fate;
 mod garbage;
@@ -10,4 +11,5 @@ mod room;
 mod script;
 mod streams;
 mod watched;
+mod why;
 mod world;

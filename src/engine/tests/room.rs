@@ -14,7 +14,7 @@ fn rule_3_an_sqe_is_taken_only_when_a_cq_slot_can_be_reserved() {
     for _ in 0..16 {
         world.push(client, nop());
     }
-    assert_eq!(world.clients[client].try_push(nop()), None, "the SQ is full");
+    assert_eq!(world.try_push(client, nop()), None, "the SQ is full");
     let mut seen = 0;
     while seen < 16 {
         world.turn();
@@ -112,7 +112,7 @@ fn rule_3_the_control_socket_cancels_where_the_ring_is_full() {
         let sqe = pair.write(0, 8);
         pair.world.push(SENDER, sqe);
     }
-    assert_eq!(pair.world.clients[SENDER].try_push(nop()), None, "the SQ is full");
+    assert_eq!(pair.world.try_push(SENDER, nop()), None, "the SQ is full");
     let token = pair.world.query(SENDER, CANCEL_BY_NUMBER, 7, true);
     pair.world.turn();
     let reply = pair.world.reply(token);

@@ -207,12 +207,6 @@ impl Stream {
         if self.random.chance(10) {
             self.ask();
         }
-        for at in 0..self.sides() {
-            let ring = self.world.clients[at].ring;
-            if self.world.clients[at].end.engine_flags() & crate::abi::ENGINE_NEED_WAKEUP != 0 {
-                self.world.engine.wake(ring);
-            }
-        }
         self.world.turn();
         self.hear();
         let side = self.random.index(self.sides());
@@ -262,10 +256,6 @@ impl Stream {
     }
 
     fn calm_turn(&mut self) -> Turn {
-        for at in 0..self.sides() {
-            let ring = self.world.clients[at].ring;
-            self.world.engine.wake(ring);
-        }
         let turn = self.world.turn();
         self.hear();
         for side in 0..self.sides() {

@@ -115,6 +115,8 @@ pub struct Engine<F: Fabric, M> {
     poll_from: usize,
     /// Rings that sleep with SQEs that could not be taken.
     blocked: Vec<u32>,
+    /// When the last of them fell asleep.
+    blocked_ns: u64,
     /// Rings with CQEs or frees to publish.
     dirty: Vec<u32>,
     /// Rings being wound up.
@@ -141,6 +143,8 @@ pub struct Engine<F: Fabric, M> {
 const REPLIES_MAX: usize = 1024;
 /// Rings looked at in one turn.
 const RINGS_PER_TURN: usize = 256;
+/// A ring that sleeps with SQEs is looked at again after this long, if anything is awake.
+const BLOCKED_LOOK_NS: u64 = 1_000_000;
 /// Records looked at for searches, barriers and sweeps in one turn.
 const STEPS_PER_TURN: u32 = 256;
 
@@ -164,6 +168,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             polled: Vec::with_capacity(rings),
             poll_from: 0,
             blocked: Vec::with_capacity(rings),
+            blocked_ns: 0,
             dirty: Vec::with_capacity(rings),
             winding: Vec::with_capacity(rings),
             bells: Vec::with_capacity(rings),
@@ -189,6 +194,9 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         self.now_ns = now_ns.max(self.now_ns);
         self.turns += 1;
         let mut turn = Turn { reaped: self.reap(), ..Turn::default() };
+        if self.blocked() {
+            self.wake_blocked();
+        }
         self.wind();
         self.step_query();
         turn.taken = self.intake();
@@ -277,6 +285,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             ring.end.ask_for_bell();
             self.unpoll(id);
             self.blocked.push(id);
+            self.blocked_ns = self.now_ns;
             return true;
         }
         if ring.held.is_some() || ring.end.waiting() > 0 {
@@ -301,13 +310,16 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     }
 
     /// True if a ring sleeps with SQEs that could not be taken. Nobody is bound to ring its bell
-    /// for that, so the host looks again now and then.
+    /// for that, so a host that sleeps makes a turn now and then.
     pub fn blocked(&self) -> bool {
         !self.blocked.is_empty()
     }
 
-    /// Looks at the rings that sleep with SQEs again.
-    pub fn wake_blocked(&mut self) {
+    /// Looks at the rings that sleep with SQEs again, once they have done so for a while.
+    fn wake_blocked(&mut self) {
+        if self.now_ns < self.blocked_ns + BLOCKED_LOOK_NS {
+            return;
+        }
         while let Some(&ring) = self.blocked.last() {
             self.wake(RingId(ring));
         }

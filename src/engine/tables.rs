@@ -270,10 +270,6 @@ impl Posts {
         Some((post.slot, post.bytes, grant))
     }
 
-    pub(super) fn room(&self) -> bool {
-        !self.free.is_empty()
-    }
-
     #[cfg(test)]
     pub(super) fn open_posts(&self) -> impl Iterator<Item = &Post> {
         self.posts.iter().filter(|post| post.grant.is_some())

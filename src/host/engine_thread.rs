@@ -182,7 +182,6 @@ impl EngineThread {
             self.link.asleep.store(false, Ordering::Relaxed);
             if count == 0 && blocked {
                 self.nap_ms = self.nap_ms.saturating_mul(2).min(*NAP_MS.end());
-                self.engine.wake_blocked();
             }
             for event in &events[..count] {
                 if event.data() == ENGINE_BELL {

@@ -1,44 +1,32 @@
-//! CANCEL and WHY: in every state, by all three keys, in the ring and on the control socket, with
+//! CANCEL: in every state, by all three keys, in the ring and on the control socket, with
 //! searches that take longer than a turn.
 
 use super::script::{Script, Stage};
+use super::why::why;
 use super::world::{
     LIMITS, Pair, RECEIVER, REGION_BYTES, SENDER, World, arm, cancel, failed, flush, moved, nop,
     outcome, revoke,
 };
 use crate::abi::{
     CANCEL_BY_NUMBER, CANCEL_BY_RECORD, CANCEL_BY_USER_DATA, CQE_RETRYABLE, Class, Cqe, Detail,
-    Opcode, SQE_SKIP_SUCCESS, STATE_ARMED, STATE_FLUSHING, STATE_POSTED, STATE_QUEUED, Sqe,
-    WAIT_CLASS, WAIT_EARLIER, WAIT_FABRIC, WAIT_LANE, WAIT_NOTIFY, WAIT_WINDOW_BYTES,
-    WAIT_WINDOW_OPS, errno,
+    SQE_SKIP_SUCCESS, Sqe, errno,
 };
-use crate::engine::{Limits, Reply, Why};
-use crate::ids::RecordId;
+use crate::engine::{Limits, Reply};
 
 const KEYS: [u64; 3] = [CANCEL_BY_USER_DATA, CANCEL_BY_NUMBER, CANCEL_BY_RECORD];
 const TAKEN_BACK: (i32, u16, u16) = (-errno::ECANCELED, CQE_RETRYABLE, Detail::Cancelled as u16);
 
 /// One request at a time, and nothing completes by itself.
-fn held(entries: u32) -> (Stage, Pair<Script>) {
+pub(super) fn held(entries: u32) -> (Stage, Pair<Script>) {
     let limits = Limits { window_ops: 1, ..LIMITS };
     held_under(limits, entries)
 }
 
-fn held_under(limits: Limits, entries: u32) -> (Stage, Pair<Script>) {
+pub(super) fn held_under(limits: Limits, entries: u32) -> (Stage, Pair<Script>) {
     let stage = Stage::new();
     let pair = Pair::new(World::new(limits, stage.fabric(limits)), entries);
     stage.hold();
     (stage, pair)
-}
-
-fn why(pair: &mut Pair<Script>, client: usize, number: u64) -> Option<Why> {
-    let token = pair.world.query(client, CANCEL_BY_NUMBER, number, false);
-    pair.world.turn();
-    match pair.world.reply(token) {
-        Some(Reply::Why { why, .. }) => Some(why),
-        Some(Reply::Failed { errno: errno::ENOENT, .. }) => None,
-        other => panic!("WHY was answered with {other:?}"),
-    }
 }
 
 /// The key by which a target is known: as its `user_data`, number or record.
@@ -50,7 +38,7 @@ fn key(pair: &mut Pair<Script>, by: u64, number: u64) -> u64 {
     }
 }
 
-fn push_known(pair: &mut Pair<Script>, sqe: Sqe) -> u64 {
+pub(super) fn push_known(pair: &mut Pair<Script>, sqe: Sqe) -> u64 {
     let number = pair.world.clients[SENDER].end.pushed();
     pair.world.push(SENDER, Sqe { user_data: 1_000 + number, ..sqe })
 }
@@ -353,61 +341,6 @@ fn a_search_holds_its_own_ring_only() {
     (0..8).for_each(|_| drop(pair.world.turn()));
     let users: Vec<u64> = pair.world.pop(SENDER).iter().map(|cqe| cqe.user_data).collect();
     assert_eq!(users, [1_999, 1_000, 1_001], "the target, the CANCEL, the NOP");
-    stage.release();
-    pair.world.settle();
-}
-
-#[test]
-fn why_says_where_an_op_is_and_what_it_waits_for() {
-    let (stage, mut pair) = held(16);
-    let sqes = [
-        pair.write_as(Class::Medium, 0, 600),
-        pair.write_as(Class::Low, 1024, 64),
-        pair.write_as(Class::Medium, 2048, 64),
-        pair.write_as(Class::Medium, 4096, 64),
-        arm(pair.near, 2),
-        flush(pair.near),
-    ];
-    for sqe in sqes {
-        push_known(&mut pair, sqe);
-    }
-    pair.world.turn();
-    let said = |why: Why| (why.state, why.wait, why.ahead);
-    let mut ask = |number| why(&mut pair, SENDER, number).unwrap();
-    let first = ask(0);
-    assert_eq!(said(first), (STATE_POSTED, WAIT_WINDOW_OPS, 0));
-    assert_eq!((first.bytes, first.bytes_done, first.opcode), (600, 0, Opcode::Write));
-    assert!(first.queued_ns == 0 && first.age_ns > 0 && first.defers > 0, "{first:?}");
-    assert_eq!(said(ask(1)), (STATE_QUEUED, WAIT_CLASS, 0));
-    assert_eq!(said(ask(2)), (STATE_QUEUED, WAIT_LANE, 1));
-    let third = ask(3);
-    assert_eq!(said(third), (STATE_QUEUED, WAIT_LANE, 2));
-    assert_eq!((third.number, third.user_data, third.class), (3, 1_003, Class::Medium));
-    assert_eq!(said(ask(4)), (STATE_ARMED, WAIT_NOTIFY, 0));
-    assert_eq!(said(ask(5)), (STATE_FLUSHING, WAIT_EARLIER, 0));
-    assert!(why(&mut pair, SENDER, 6).is_none());
-    stage.complete_all();
-    pair.world.turn();
-    stage.complete_all();
-    pair.world.turn();
-    let rest = why(&mut pair, SENDER, 0).unwrap();
-    assert_eq!((rest.state, rest.wait, rest.bytes_done), (STATE_POSTED, WAIT_FABRIC, 512));
-    assert_eq!(pair.world.engine.ledger.id(rest.record.slot()), RecordId(rest.record.0));
-    stage.release();
-    pair.world.settle();
-}
-
-#[test]
-fn why_names_the_bytes_of_the_window() {
-    let limits = Limits { window_bytes: 100, ..LIMITS };
-    let (stage, mut pair) = held_under(limits, 16);
-    for at in 0..2 {
-        let sqe = pair.write(at * 64, 64);
-        pair.world.push(SENDER, sqe);
-    }
-    pair.world.turn();
-    let second = why(&mut pair, SENDER, 1).unwrap();
-    assert_eq!((second.state, second.wait), (STATE_QUEUED, WAIT_WINDOW_BYTES));
     stage.release();
     pair.world.settle();
 }

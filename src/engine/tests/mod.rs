@@ -11,4 +11,5 @@ mod room;
 mod script;
 mod streams;
 mod watched;
+mod why;
 mod world;

@@ -7,6 +7,7 @@ mod fate;
 mod garbage;
 mod lists;
 mod model;
+mod notify;
 mod order;
 mod partial;
 mod room;

@@ -3,6 +3,8 @@
 //! `VERBRING_SEED=n cargo test --lib NAME` runs the one seed. Property tests shrink by themselves;
 //! they draw from the same variable, so that another stream is one variable away.
 
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
 use proptest::test_runner::{Config, RngSeed};
 
 /// A splitmix64: small, fast, and the same everywhere.

@@ -261,11 +261,15 @@ fn a_long_search_ends_by_itself() {
                 let target_key = key(&mut pair, by, target);
                 let res = if in_ring {
                     pair.world.push(SENDER, cancel(by, target_key));
-                    (0..8).for_each(|_| drop(pair.world.turn()));
+                    for _ in 0..8 {
+                        pair.world.turn();
+                    }
                     pair.world.pop(SENDER).last().map(|cqe| cqe.res)
                 } else {
                     let token = pair.world.query(SENDER, by, target_key, true);
-                    (0..8).for_each(|_| drop(pair.world.turn()));
+                    for _ in 0..8 {
+                        pair.world.turn();
+                    }
                     pair.world.reply(token).map(|reply| match reply {
                         Reply::Failed { errno, .. } => -errno,
                         _ => 0,
@@ -310,7 +314,9 @@ fn a_search_survives_the_op_under_its_cursor() {
             // around it end.
             pair.world.turn();
             stage.complete_all();
-            (0..8).for_each(|_| drop(pair.world.turn()));
+            for _ in 0..8 {
+                pair.world.turn();
+            }
             let cqes = pair.world.pop(SENDER);
             let back = cqes.iter().find(|cqe| cqe.user_data == 1_999).map(outcome);
             assert_eq!(back, Some(TAKEN_BACK), "{leaving} left, in the ring: {in_ring}");
@@ -338,7 +344,9 @@ fn a_search_holds_its_own_ring_only() {
     pair.world.turn();
     assert_eq!(pair.world.clients[SENDER].taken(), 1_001);
     assert_eq!(pair.world.pop(RECEIVER).len(), 1);
-    (0..8).for_each(|_| drop(pair.world.turn()));
+    for _ in 0..8 {
+        pair.world.turn();
+    }
     let users: Vec<u64> = pair.world.pop(SENDER).iter().map(|cqe| cqe.user_data).collect();
     assert_eq!(users, [1_999, 1_000, 1_001], "the target, the CANCEL, the NOP");
     stage.release();

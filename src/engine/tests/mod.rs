@@ -1,5 +1,7 @@
 //! The core under a virtual clock, without threads: one idea a file, on the harness in `world`.
 
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
 mod audit;
 mod cancel;
 mod completion;

@@ -54,7 +54,7 @@ fn partial_posts_go_back_to_their_place_and_order() {
         assert_eq!(stage.held(), 15, "the rest is offered again at once");
         let order = offsets(&stage.plan().taken);
         assert_eq!(order[..5], [2048, 3072, 3328, 3584, 3840], "high first");
-        assert_eq!(&order, whole.get_or_insert(order.clone()), "after a prefix of {taken}");
+        assert_eq!(&order, whole.get_or_insert_with(|| order.clone()), "after a prefix of {taken}");
         stage.release();
         pair.world.settle();
         let cqes = pair.world.pop(SENDER);

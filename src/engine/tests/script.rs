@@ -27,6 +27,9 @@ pub(super) struct Script {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Stage(Rc<RefCell<Plan>>);
 
+/// Looks at a batch before it is taken.
+type OnPost = Box<dyn FnMut(&[Request])>;
+
 #[derive(Default)]
 pub(super) struct Plan {
     /// How many requests the next posts take; all when it is empty.
@@ -40,7 +43,7 @@ pub(super) struct Plan {
     /// Everything that was ever taken.
     pub(super) taken: Vec<Request>,
     /// Called before a post takes anything.
-    pub(super) on_post: Option<Box<dyn FnMut(&[Request])>>,
+    pub(super) on_post: Option<OnPost>,
     /// Called before a poll completes anything.
     pub(super) on_poll: Option<Box<dyn FnMut()>>,
     /// Random behaviour.

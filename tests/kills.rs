@@ -88,7 +88,8 @@ fn kill_engine(seed: u64, socket: &Path) -> Vec<Ended> {
     let loads = chance.one_of(&[2, 2, 2, 1, 1, 0]);
     let mut activities: Vec<Activity> =
         (0..loads).map(|_| chance.one_of(&Activity::LOADS)).collect();
-    activities.extend((0..2).map(|_| chance.one_of(&Activity::CALLS)));
+    let callers = chance.below(3);
+    activities.extend((0..callers).map(|_| chance.one_of(&Activity::CALLS)));
 
     let (begin, begun) = channel();
     let (end, ends) = channel();
@@ -110,7 +111,7 @@ fn kill_engine(seed: u64, socket: &Path) -> Vec<Ended> {
     if chance.percent(80) {
         gather(&begun, activities.len(), "begin");
     }
-    std::thread::sleep(Duration::from_micros(chance.below(3_000)));
+    std::thread::sleep(Duration::from_micros(chance.below(6_000)));
     engine.kill();
     gather(&ends, activities.len(), "end").into_iter().map(|(_, ended)| ended).collect()
 }

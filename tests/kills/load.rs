@@ -60,12 +60,13 @@ pub(crate) struct Ground {
     far_view: Lease,
     /// Where the next op's place begins.
     next: u64,
+    large_percent: u64,
 }
 
-const GROUND_BYTES: u64 = 2 << 20;
+const GROUND_BYTES: u64 = 4 << 20;
 
 impl Ground {
-    fn new(session: &Session, name: &str) -> Result<Self, ControlError> {
+    fn new(session: &Session, chance: &mut Chance, name: &str) -> Result<Self, ControlError> {
         let region = || {
             let memfd = shm::create(c"verbring-kills", GROUND_BYTES, false)?;
             session.region_from_memfd(memfd, GROUND_BYTES)
@@ -74,7 +75,8 @@ impl Ground {
         let secret = far.export(name, Rights::ALL)?;
         let import = session.import(name, None, &secret)?;
         let far_view = far.lend(0..GROUND_BYTES).unwrap();
-        Ok(Self { session: session.clone(), near, far, import, far_view, next: 0 })
+        let (session, large_percent) = (session.clone(), chance.one_of(&[0, 4, 40]));
+        Ok(Self { session, near, far, import, far_view, next: 0, large_percent })
     }
 
     /// Draws the next op; `None` once all places are used.
@@ -82,7 +84,7 @@ impl Ground {
         if self.next + PLACE_BYTES_MAX > GROUND_BYTES {
             return None;
         }
-        Some(Op::draw(chance, number, self.next))
+        Some(Op::draw(chance, number, self.next, self.large_percent))
     }
 
     fn use_place(&mut self, op: &Op) {
@@ -182,7 +184,7 @@ pub(crate) fn raw(socket: &Path, seed: u64, begun: &mut dyn FnMut()) -> Ended {
         Err(error) => return Ended::connecting(0, &error),
     };
     let options = ring_options(&mut chance);
-    let made = Ground::new(&session, &name(seed))
+    let made = Ground::new(&session, &mut chance, &name(seed))
         .and_then(|ground| Ok((session.raw_ring(options)?, ground)));
     let (ring, ground) = match made {
         Ok(made) => made,
@@ -194,7 +196,11 @@ pub(crate) fn raw(socket: &Path, seed: u64, begun: &mut dyn FnMut()) -> Ended {
     let over = load.run(&mut chance, begun);
     calls::expect_end(&over);
     let tally = load.judge();
-    Ended { calls: tally.completed, tally: Some(tally), gone: matches!(over, RingError::EngineGone) }
+    Ended {
+        calls: tally.completed,
+        tally: Some(tally),
+        gone: matches!(over, RingError::EngineGone),
+    }
 }
 
 fn ring_options(chance: &mut Chance) -> RingOptions {
@@ -292,8 +298,8 @@ pub(crate) fn typed(socket: &Path, seed: u64, begun: &mut dyn FnMut()) -> Ended 
         Err(error) => return Ended::connecting(0, &error),
     };
     let options = ring_options(&mut chance);
-    let made =
-        Ground::new(&session, &name(seed)).and_then(|ground| Ok((session.ring(options)?, ground)));
+    let made = Ground::new(&session, &mut chance, &name(seed))
+        .and_then(|ground| Ok((session.ring(options)?, ground)));
     let (ring, ground) = match made {
         Ok(made) => made,
         Err(error) => return Ended::asking(0, &error),
@@ -303,7 +309,11 @@ pub(crate) fn typed(socket: &Path, seed: u64, begun: &mut dyn FnMut()) -> Ended 
     let over = load.run(&mut chance, begun);
     calls::expect_end(&over);
     let tally = load.judge();
-    Ended { calls: tally.completed, tally: Some(tally), gone: matches!(over, RingError::EngineGone) }
+    Ended {
+        calls: tally.completed,
+        tally: Some(tally),
+        gone: matches!(over, RingError::EngineGone),
+    }
 }
 
 struct TypedLoad {

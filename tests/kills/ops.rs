@@ -60,8 +60,8 @@ pub(crate) const PLACE_BYTES_MAX: u64 = 64 << 10;
 pub(crate) const NOWHERE: u64 = 1 << 40;
 
 impl Op {
-    /// Draws an op of any kind.
-    pub(crate) fn draw(chance: &mut Chance, number: u64, at: u64) -> Self {
+    /// Draws an op of any kind; so many percent are large.
+    pub(crate) fn draw(chance: &mut Chance, number: u64, at: u64, large_percent: u64) -> Self {
         let pages = 2 + chance.below(4);
         let pages = u32::try_from(pages).unwrap();
         let kind = match chance.below(100) {
@@ -76,8 +76,9 @@ impl Op {
             }
             _ => Kind::Flush,
         };
-        // Up to several slices, in one op of many.
-        let words = if chance.percent(4) { chance.below(1_500) } else { chance.below(64) };
+        // A large one has several slices, if they are small.
+        let large = chance.percent(large_percent);
+        let words = if large { 500 + chance.below(1_000) } else { chance.below(64) };
         let carries = !matches!(kind, Kind::Cancel { .. } | Kind::Flush);
         Self {
             kind,
@@ -141,12 +142,8 @@ impl Op {
     /// The entry for it.
     pub(crate) fn sqe(&self, local_region: u32, remote_region: u32) -> Sqe {
         let skip = if self.skip_success { abi::SQE_SKIP_SUCCESS } else { 0 };
-        let bare = Sqe {
-            class: self.class as u8,
-            flags: skip,
-            user_data: self.number,
-            ..Sqe::default()
-        };
+        let bare =
+            Sqe { class: self.class as u8, flags: skip, user_data: self.number, ..Sqe::default() };
         let deadline = u64::from(self.deadline_us);
         let opcode = match self.kind {
             Kind::Cancel { target } => {
@@ -246,7 +243,9 @@ impl Op {
     }
 
     fn pattern(&self) -> Vec<u8> {
-        (0..self.result_bytes() as u64 / 8).flat_map(|index| self.word(index).to_le_bytes()).collect()
+        (0..self.result_bytes() as u64 / 8)
+            .flat_map(|index| self.word(index).to_le_bytes())
+            .collect()
     }
 
     fn listed(&self, pages: Vec<u8>) -> Vec<u8> {

@@ -18,12 +18,18 @@
 mod calls;
 #[path = "kills/chance.rs"]
 mod chance;
+#[path = "kills/footprint.rs"]
+mod footprint;
 #[path = "kills/load.rs"]
 mod load;
+#[path = "kills/neighbour.rs"]
+mod neighbour;
 #[path = "kills/ops.rs"]
 mod ops;
 #[path = "kills/part.rs"]
 mod part;
+#[path = "kills/victim.rs"]
+mod victim;
 
 use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
@@ -31,8 +37,14 @@ use std::time::Duration;
 
 use calls::{Activity, Ended, carry_on};
 use chance::{Chance, Replay, Run};
+use footprint::{Footprint, Weight};
 use load::Tally;
+use neighbour::{Neighbour, PEER_IDLE_OPS, Peer};
 use part::{PATIENCE, Scratch, start_engine};
+use verbring::Session;
+use verbring::abi::Counter;
+use verbring::client::Scope;
+use victim::Victim;
 
 /// Not a claim of its own: what this binary does when it is started to play a part.
 #[test]
@@ -41,8 +53,79 @@ fn a_part() {
     let words: Vec<&str> = part.split('\n').collect();
     match words[0] {
         "engine" => part::play_engine(&words[1..]),
+        "victim" => victim::play(&words[1..]),
         other => panic!("{other:?} is no part"),
     }
+}
+
+#[test]
+fn a_killed_client_leaves_nothing_and_its_neighbour_goes_on() {
+    let run = Run::from_environment();
+    let scratch = Scratch::new();
+    let socket = scratch.socket();
+    let engine = start_engine(&socket, 16 << 10);
+    let observer = Session::connect(&socket).unwrap();
+    let (neighbour, peer) = (Neighbour::start(&socket), Peer::start(&socket));
+    neighbour.await_verified(100);
+    neighbour.pause();
+    let at_rest = |now: &Footprint| now.is_at_rest() && now.ops_in_flight == PEER_IDLE_OPS;
+    let base = Footprint::await_such(engine.pid(), &observer, at_rest, "it must come to rest");
+    let (mut weight, mut meetings) = (None, 0);
+    for seed in run.seed..run.seed + run.kills {
+        let _replay = Replay { test: "a_killed_client", seed };
+        neighbour.resume();
+        meetings += kill_client(seed, &socket, &neighbour, &peer);
+        neighbour.pause();
+        let returned = |now: &Footprint| *now == base;
+        let what = format!("the engine must return to {base:#?}");
+        Footprint::await_such(engine.pid(), &observer, returned, &what);
+        // After the first one: what the allocator keeps for later is not a leak.
+        weight.get_or_insert_with(|| Weight::take(engine.pid()));
+    }
+    let (first, last) = (weight.unwrap(), Weight::take(engine.pid()));
+    let stats = observer.stats(Scope::Engine).unwrap();
+    let (verified, met) = (neighbour.end(), peer.end());
+    println!(
+        "client killed {} times, seed {}: each time the engine was back at {base:?}; {} maps and \
+         {} KiB resident at first, {} and {} at last; {} ops taken; a neighbour verified \
+         {verified} ops; {met}",
+        run.kills,
+        run.seed,
+        first.maps,
+        first.resident_kib,
+        last.maps,
+        last.resident_kib,
+        stats[Counter::Taken],
+    );
+    // Every victim has some MiB, so that a leak would be many times this.
+    assert!(last.resident_kib < first.resident_kib + (16 << 10), "{first:?} became {last:?}");
+    assert!(last.maps < first.maps + 64, "{first:?} became {last:?}");
+    // To be killed breaks no rule.
+    assert_eq!([stats[Counter::Faults], stats[Counter::Evicted]], [0, 0]);
+    assert!(meetings == 0 || met.happened(), "no victim was met: {met}");
+    drop(observer);
+    assert!(engine.end().success(), "the engine came to harm");
+}
+
+/// Starts a client that is hard at work, and kills it. Returns 1 if a peer had part in that.
+fn kill_client(seed: u64, socket: &Path, neighbour: &Neighbour, peer: &Peer) -> u64 {
+    let mut chance = Chance::new(seed);
+    let mut victim = Victim::start(socket, chance.next(), Peer::ARENA, peer.secret());
+    let mut meetings = 0;
+    if chance.percent(80) {
+        if let Some(secret) = victim.await_begin() {
+            peer.meet(victim.name(), secret);
+            meetings = 1;
+        }
+        std::thread::sleep(Duration::from_micros(chance.below(6_000)));
+    } else {
+        // Somewhere between its birth and its first ops.
+        std::thread::sleep(Duration::from_micros(chance.below(20_000)));
+    }
+    let before = neighbour.verified();
+    victim.kill();
+    neighbour.await_verified(before + 1_000);
+    meetings
 }
 
 #[test]

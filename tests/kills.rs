@@ -35,6 +35,9 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use calls::{Activity, Ended, carry_on};
 use chance::{Chance, Replay, Run};
 use footprint::{Footprint, Weight};
@@ -176,27 +179,40 @@ fn kill_engine(seed: u64, socket: &Path) -> Vec<Ended> {
 
     let (begin, begun) = channel();
     let (end, ends) = channel();
+    // In the act: a load kills the engine itself, right after it has submitted something.
+    let mut in_the_act = (loads > 0 && chance.percent(50)).then_some(engine.pid());
+    let by_load = in_the_act.is_some();
     for &activity in &activities {
         let (begin, end) = (begin.clone(), end.clone());
         let (socket, seed) = (socket.to_path_buf(), chance.next());
+        let victim = in_the_act.take();
         std::thread::spawn(move || {
             let mut begin = Some(begin);
             let mut once = || {
-                if let Some(begin) = begin.take() {
-                    begin.send(activity).unwrap();
+                let Some(begin) = begin.take() else { return };
+                if let Some(pid) = victim {
+                    kill(Pid::from_raw(pid.try_into().unwrap()), Signal::SIGKILL).unwrap();
                 }
+                begin.send(activity).unwrap();
             };
             let ended = carry_on(activity, &socket, seed, &mut once);
             end.send((activity, ended)).unwrap();
         });
     }
     drop((begin, end));
-    if chance.percent(80) {
-        gather(&begun, activities.len(), "begin");
-    }
-    std::thread::sleep(Duration::from_micros(chance.below(6_000)));
-    engine.kill();
-    gather(&ends, activities.len(), "end").into_iter().map(|(_, ended)| ended).collect()
+    let engine = if by_load {
+        Some(engine)
+    } else {
+        if chance.percent(80) {
+            gather(&begun, activities.len(), "begin");
+        }
+        std::thread::sleep(Duration::from_micros(chance.below(6_000)));
+        engine.kill();
+        None
+    };
+    let ended = gather(&ends, activities.len(), "end");
+    drop(engine);
+    ended.into_iter().map(|(_, ended)| ended).collect()
 }
 
 /// Waits for as many messages as there are clients.

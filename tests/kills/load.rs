@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use verbring::abi::{CQE_RETRYABLE, Cqe, errno};
 use verbring::client::{ControlError, RingError};
@@ -60,28 +60,29 @@ pub(crate) struct Ground {
     far_view: Lease,
     /// Where the next op's place begins.
     next: u64,
+    bytes: u64,
     large_percent: u64,
 }
 
-const GROUND_BYTES: u64 = 4 << 20;
-
 impl Ground {
     fn new(session: &Session, chance: &mut Chance, name: &str) -> Result<Self, ControlError> {
+        // Enough for some ten milliseconds.
+        let (large_percent, bytes) = chance.one_of(&[(0, 4 << 20), (4, 4 << 20), (40, 16 << 20)]);
         let region = || {
-            let memfd = shm::create(c"verbring-kills", GROUND_BYTES, false)?;
-            session.region_from_memfd(memfd, GROUND_BYTES)
+            let memfd = shm::create(c"verbring-kills", bytes, false)?;
+            session.region_from_memfd(memfd, bytes)
         };
         let (near, far) = (region()?, region()?);
         let secret = far.export(name, Rights::ALL)?;
         let import = session.import(name, None, &secret)?;
-        let far_view = far.lend(0..GROUND_BYTES).unwrap();
-        let (session, large_percent) = (session.clone(), chance.one_of(&[0, 4, 40]));
-        Ok(Self { session, near, far, import, far_view, next: 0, large_percent })
+        let far_view = far.lend(0..bytes).unwrap();
+        let session = session.clone();
+        Ok(Self { session, near, far, import, far_view, next: 0, bytes, large_percent })
     }
 
     /// Draws the next op; `None` once all places are used.
     fn draw(&mut self, chance: &mut Chance, number: u64) -> Option<Op> {
-        if self.next + PLACE_BYTES_MAX > GROUND_BYTES {
+        if self.next + PLACE_BYTES_MAX > self.bytes {
             return None;
         }
         Some(Op::draw(chance, number, self.next, self.large_percent))
@@ -175,8 +176,8 @@ fn fails_so(op: &Op, errno: i32, retryable: bool) -> bool {
     }
 }
 
-/// Loads a ring of whole entries, among them such as skip their success, until it is over. Returns
-/// how it ended; if the engine is dead, after every verdict was found true.
+/// Loads a ring of whole entries, among them such as skip their success, until its engine is dead
+/// and every verdict was found true. Calls `begun` once, with entries just submitted.
 pub(crate) fn raw(socket: &Path, seed: u64, begun: &mut dyn FnMut()) -> Ended {
     let mut chance = Chance::new(seed);
     let session = match Session::connect(socket) {
@@ -190,7 +191,7 @@ pub(crate) fn raw(socket: &Path, seed: u64, begun: &mut dyn FnMut()) -> Ended {
         Ok(made) => made,
         Err(error) => return Ended::asking(0, &error),
     };
-    let near_view = ground.near.lend(0..GROUND_BYTES).unwrap();
+    let near_view = ground.near.lend(0..ground.bytes).unwrap();
     let ends = HashMap::new();
     let mut load = RawLoad { ring, ground, near_view, ops: Vec::new(), ends, owed: 0 };
     let over = load.run(&mut chance, begun);
@@ -204,13 +205,23 @@ pub(crate) fn raw(socket: &Path, seed: u64, begun: &mut dyn FnMut()) -> Ended {
 }
 
 fn ring_options(chance: &mut Chance) -> RingOptions {
-    let entries = [8, 32, 64, 256, 512];
-    let options = RingOptions::new(chance.one_of(&entries), chance.one_of(&entries));
+    // A CQ that is small beside the SQ holds the engine up: that is for the exception.
+    let sq_entries = chance.one_of(&[8, 64, 256, 1_024]);
+    let cq_entries = chance.one_of(&[8, 256, 1_024, 1_024]);
+    let options = RingOptions::new(sq_entries, cq_entries);
     RingOptions { spin: Duration::from_micros(chance.one_of(&[0, 20, 200])), ..options }
 }
 
 fn name(seed: u64) -> String {
     format!("ground-{}-{seed}", std::process::id())
+}
+
+/// Lets the engine go on for some microseconds.
+fn dwell(chance: &mut Chance) {
+    let until = Instant::now() + Duration::from_nanos(chance.below(30_000));
+    while Instant::now() < until {
+        std::hint::spin_loop();
+    }
 }
 
 struct RawLoad {
@@ -225,18 +236,23 @@ struct RawLoad {
 
 impl RawLoad {
     fn run(&mut self, chance: &mut Chance, begun: &mut dyn FnMut()) -> RingError {
-        let mut told = false;
+        let mut warm_after = chance.below(400);
         loop {
             let more = self.push(chance);
             if let Err(over) = self.pop() {
                 return over;
             }
-            if !told && !self.ends.is_empty() {
-                told = true;
+            if self.ends.len() as u64 > warm_after {
+                warm_after = u64::MAX;
+                if chance.percent(80) {
+                    // Until the engine is busy with what it has got; if not, the next call tells.
+                    let _ = self.ring.wait(1, Some(Duration::from_millis(1)));
+                }
+                dwell(chance);
                 begun();
             }
             // At the end of the ground this wait is for the end of the engine.
-            let waits = !more || (self.owed > 0 && chance.percent(20));
+            let waits = !more || (self.owed > 0 && chance.percent(10));
             if waits && let Err(over) = self.ring.wait(1, None) {
                 return over;
             }
@@ -245,7 +261,7 @@ impl RawLoad {
 
     /// Pushes some ops; false once there is no place for any more.
     fn push(&mut self, chance: &mut Chance) -> bool {
-        for _ in 0..=chance.below(48) {
+        for _ in 0..=chance.below(128) {
             if self.ring.room() == 0 {
                 break;
             }
@@ -326,17 +342,22 @@ struct TypedLoad {
 
 impl TypedLoad {
     fn run(&mut self, chance: &mut Chance, begun: &mut dyn FnMut()) -> RingError {
-        let mut told = false;
+        let mut warm_after = chance.below(400);
         loop {
             let more = self.push(chance);
             if let Err(over) = self.reap() {
                 return over;
             }
-            if !told && !self.ends.is_empty() {
-                told = true;
+            if self.ends.len() as u64 > warm_after {
+                warm_after = u64::MAX;
+                if chance.percent(80) {
+                    // Until the engine is busy with what it has got; if not, the next call tells.
+                    let _ = self.ring.wait(1, Some(Duration::from_millis(1)));
+                }
+                dwell(chance);
                 begun();
             }
-            let waits = !more || (self.ring.in_flight() > 0 && chance.percent(20));
+            let waits = !more || (self.ring.in_flight() > 0 && chance.percent(10));
             if waits && let Err(over) = self.ring.wait(1, None) {
                 return over;
             }
@@ -345,7 +366,7 @@ impl TypedLoad {
 
     /// Pushes some ops; false once there is no place for any more.
     fn push(&mut self, chance: &mut Chance) -> bool {
-        for _ in 0..=chance.below(24) {
+        for _ in 0..=chance.below(64) {
             let Some(op) = self.ground.draw(chance, self.ops.len() as u64) else { return false };
             // An op that holds a lease is never skipped.
             let op = Op { skip_success: false, ..op };
@@ -423,7 +444,7 @@ impl TypedLoad {
         }
         // With the leases the places are free to be looked at.
         drop(lost);
-        let near_view = self.ground.near.lend(0..GROUND_BYTES).unwrap();
+        let near_view = self.ground.near.lend(0..self.ground.bytes).unwrap();
         let tally = compare(&self.ops, &self.ends, |op| self.ground.now(op, &near_view));
         calls::expect_all_dead(&self.ground.session, &self.ground.far, &self.ground.import);
         tally

@@ -47,6 +47,7 @@ use part::{PATIENCE, Scratch, start_engine};
 use verbring::Session;
 use verbring::abi::Counter;
 use verbring::client::Scope;
+use verbring::host::Config;
 use victim::Victim;
 
 /// Not a claim of its own: what this binary does when it is started to play a part.
@@ -212,7 +213,17 @@ fn kill_engine(seed: u64, socket: &Path) -> Vec<Ended> {
     };
     let ended = gather(&ends, activities.len(), "end");
     drop(engine);
+    let tallies = ended.iter().filter_map(|(_, ended)| ended.tally);
+    let in_doubt: u64 = tallies.map(|tally| tally.indeterminate).sum();
+    assert!(in_doubt <= turn_ops_max(), "{in_doubt} ops are INDETERMINATE");
     ended.into_iter().map(|(_, ended)| ended).collect()
+}
+
+/// Ops that one turn may leave in doubt, over all rings: those whose completion it has reaped and
+/// not yet published, as many again that it has posted in their place, and in each class one that
+/// is posted in part and waits for credit.
+fn turn_ops_max() -> u64 {
+    2 * u64::from(Config::default().window_ops) + 3
 }
 
 /// Waits for as many messages as there are clients.

@@ -218,7 +218,7 @@ fn name(seed: u64) -> String {
 
 /// Lets the engine go on for some microseconds.
 fn dwell(chance: &mut Chance) {
-    let until = Instant::now() + Duration::from_nanos(chance.below(30_000));
+    let until = Instant::now() + Duration::from_nanos(chance.below(50_000));
     while Instant::now() < until {
         std::hint::spin_loop();
     }
@@ -238,18 +238,21 @@ impl RawLoad {
     fn run(&mut self, chance: &mut Chance, begun: &mut dyn FnMut()) -> RingError {
         let mut warm_after = chance.below(400);
         loop {
-            let more = self.push(chance);
-            if let Err(over) = self.pop() {
-                return over;
-            }
-            if self.ends.len() as u64 > warm_after {
+            let warm = self.ends.len() as u64 > warm_after;
+            // What has begun is a full SQ, all at once.
+            let count = if warm { u64::MAX } else { 1 + chance.below(128) };
+            let more = self.push(chance, count);
+            if warm {
                 warm_after = u64::MAX;
                 if chance.percent(80) {
-                    // Until the engine is busy with what it has got; if not, the next call tells.
+                    // Until the engine is at it; if it is dead, the next call tells.
                     let _ = self.ring.wait(1, Some(Duration::from_millis(1)));
                 }
                 dwell(chance);
                 begun();
+            }
+            if let Err(over) = self.pop() {
+                return over;
             }
             // At the end of the ground this wait is for the end of the engine.
             let waits = !more || (self.owed > 0 && chance.percent(10));
@@ -259,9 +262,9 @@ impl RawLoad {
         }
     }
 
-    /// Pushes some ops; false once there is no place for any more.
-    fn push(&mut self, chance: &mut Chance) -> bool {
-        for _ in 0..=chance.below(128) {
+    /// Pushes up to so many ops; false once there is no place for any more.
+    fn push(&mut self, chance: &mut Chance, count: u64) -> bool {
+        for _ in 0..count {
             if self.ring.room() == 0 {
                 break;
             }
@@ -344,18 +347,21 @@ impl TypedLoad {
     fn run(&mut self, chance: &mut Chance, begun: &mut dyn FnMut()) -> RingError {
         let mut warm_after = chance.below(400);
         loop {
-            let more = self.push(chance);
-            if let Err(over) = self.reap() {
-                return over;
-            }
-            if self.ends.len() as u64 > warm_after {
+            let warm = self.ends.len() as u64 > warm_after;
+            // What has begun is a full SQ, all at once.
+            let count = if warm { u64::MAX } else { 1 + chance.below(64) };
+            let more = self.push(chance, count);
+            if warm {
                 warm_after = u64::MAX;
                 if chance.percent(80) {
-                    // Until the engine is busy with what it has got; if not, the next call tells.
+                    // Until the engine is at it; if it is dead, the next call tells.
                     let _ = self.ring.wait(1, Some(Duration::from_millis(1)));
                 }
                 dwell(chance);
                 begun();
+            }
+            if let Err(over) = self.reap() {
+                return over;
             }
             let waits = !more || (self.ring.in_flight() > 0 && chance.percent(10));
             if waits && let Err(over) = self.ring.wait(1, None) {
@@ -364,9 +370,9 @@ impl TypedLoad {
         }
     }
 
-    /// Pushes some ops; false once there is no place for any more.
-    fn push(&mut self, chance: &mut Chance) -> bool {
-        for _ in 0..=chance.below(64) {
+    /// Pushes up to so many ops; false once there is no place for any more.
+    fn push(&mut self, chance: &mut Chance, count: u64) -> bool {
+        for _ in 0..count {
             let Some(op) = self.ground.draw(chance, self.ops.len() as u64) else { return false };
             // An op that holds a lease is never skipped.
             let op = Op { skip_success: false, ..op };

@@ -213,7 +213,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     fn add_region(&mut self, id: RegionId, session: SessionId, bytes: u64, kind: RegionKind) {
         let place = &mut self.regions[id.index() as usize];
         assert!(place.id.is_none(), "added a region twice");
-        *place = Region { id: Some(id), session, bytes, kind, ..Region::NONE };
+        let epoch = place.epoch.wrapping_add(1);
+        *place = Region { id: Some(id), session, bytes, kind, epoch, ..Region::NONE };
     }
 
     fn add_import(
@@ -262,7 +263,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let region = &mut self.regions[index as usize];
         debug_assert!(region.arms.head() == List::<{ crate::ledger::LANE }>::EMPTY.head());
         let token = region.removing.take();
-        *region = Region::NONE;
+        *region = Region { epoch: region.epoch, ..Region::NONE };
         if let Some(token) = token {
             self.replies.push_back(Reply::RegionGone { token, memory });
         }

@@ -139,7 +139,8 @@ pub(super) struct Region {
     pub(super) refs: u32,
     /// Ops in flight through imports of this region.
     pub(super) remote_refs: u32,
-    /// Counts revocations; an import of an earlier epoch is stale.
+    /// Counts revocations and uses of this place; an import of an earlier epoch is stale. Ids alone
+    /// do not tell: their generations go round.
     pub(super) epoch: u32,
     /// Token of the RELEASE that waits for `refs` and `remote_refs`.
     pub(super) removing: Option<u64>,

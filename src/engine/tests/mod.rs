@@ -5,7 +5,9 @@
 mod audit;
 mod cancel;
 mod completion;
+mod deadline;
 mod fate;
+mod flush;
 mod garbage;
 mod lists;
 mod model;

@@ -101,7 +101,9 @@ fn rule_9_flush_ignores_other_regions_arms_and_flushes() {
     pair.world.push(SENDER, flush(pair.far));
     pair.world.push(SENDER, flush(pair.near));
     pair.world.push(SENDER, flush(pair.near));
-    (0..4).for_each(|_| drop(pair.world.turn()));
+    (0..4).for_each(|_| {
+        pair.world.turn();
+    });
     let ends: Vec<u64> = pair.world.pop(SENDER).iter().map(|cqe| cqe.user_data).collect();
     assert_eq!(ends, [3, 4]);
     stage.release();
@@ -121,7 +123,9 @@ fn rule_9_flush_in_a_crowd() {
         let sqe = Sqe { flags: SQE_SKIP_SUCCESS, ..pair.write(at * 64, 8) };
         pair.world.push(crowd, sqe);
     }
-    (0..30).for_each(|_| drop(pair.world.turn()));
+    (0..30).for_each(|_| {
+        pair.world.turn();
+    });
     for _ in 0..20 {
         pair.world.push(SENDER, flush(pair.near));
         let sqe = Sqe { flags: SQE_SKIP_SUCCESS, ..pair.write(0, 8) };
@@ -161,7 +165,9 @@ fn rule_9_revoke_refuses_new_ops_and_ends_queued_ones() {
     assert_eq!(pair.world.events, [Event::Revoked { region: pair.target }]);
     let sqe = pair.write(512, 64);
     pair.world.push(SENDER, sqe);
-    (0..4).for_each(|_| drop(pair.world.turn()));
+    (0..4).for_each(|_| {
+        pair.world.turn();
+    });
     assert_eq!(pair.world.pop(RECEIVER), [], "an importer's op is with the fabric");
     let stale = failed(errno::ESTALE, 0, Detail::Revoked);
     let cqes = pair.world.pop(SENDER);
@@ -170,7 +176,9 @@ fn rule_9_revoke_refuses_new_ops_and_ends_queued_ones() {
     assert_eq!(refused.iter().filter(|&&refused| refused).count(), 1, "the one that came later");
     assert_eq!(cqes.len(), 4);
     stage.complete_all();
-    (0..3).for_each(|_| drop(pair.world.turn()));
+    (0..3).for_each(|_| {
+        pair.world.turn();
+    });
     assert_eq!(outcome(&pair.world.pop(SENDER)[0]), moved(64), "posted before it was revoked");
     assert_eq!(outcome(&pair.world.pop(RECEIVER)[0]), (0, 0, 0));
     assert_eq!(stage.plan().taken.len(), 1, "nothing else was posted");
@@ -186,10 +194,14 @@ fn rule_9_a_half_posted_op_is_not_posted_further_after_revoke() {
     pair.world.push(RECEIVER, revoke(pair.target));
     pair.world.turn();
     stage.complete(0, 0);
-    (0..3).for_each(|_| drop(pair.world.turn()));
+    (0..3).for_each(|_| {
+        pair.world.turn();
+    });
     assert_eq!((pair.world.pop(SENDER), pair.world.pop(RECEIVER)), (vec![], vec![]));
     stage.complete(0, 0);
-    (0..3).for_each(|_| drop(pair.world.turn()));
+    (0..3).for_each(|_| {
+        pair.world.turn();
+    });
     let stale = failed(errno::ESTALE, 0, Detail::Revoked);
     assert_eq!(outcome(&pair.world.pop(SENDER)[0]), stale);
     assert_eq!(outcome(&pair.world.pop(RECEIVER)[0]), (0, 0, 0));

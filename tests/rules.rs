@@ -1,5 +1,6 @@
-//! Claim: rules 1, 6, 8 and 9 of the ring (`docs/architecture.md`), as a client meets them. Rules 2
-//! to 4 are held against models in `src/engine/tests`, rule 5 in `tests/quiet.rs` and `tests/loom.rs`.
+//! Claim: rules 1, 6, 8 and 9 of the ring (`docs/architecture.md`), as a client meets them. Rules
+//! 2 to 4 are held against models in `src/engine/tests`, rule 5 in `tests/quiet.rs` and
+//! `tests/loom.rs`.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 

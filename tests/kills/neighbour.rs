@@ -215,8 +215,8 @@ impl fmt::Display for Met {
         let Self { victims, missed, done, stale, notified } = self;
         write!(
             f,
-            "{victims} met by a peer ({missed} too late), {done} of its ops done and {stale} stale, \
-             {notified} notifications"
+            "{victims} met by a peer ({missed} too late), {done} of its ops done and \
+             {stale} stale, {notified} notifications"
         )
     }
 }

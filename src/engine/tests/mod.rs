@@ -7,6 +7,7 @@ mod cancel;
 mod completion;
 mod deadline;
 mod fate;
+mod fault;
 mod flush;
 mod garbage;
 mod lists;

@@ -115,7 +115,7 @@ pub struct Engine<F: Fabric, M> {
     poll_from: usize,
     /// Rings that sleep with SQEs that could not be taken.
     blocked: Vec<u32>,
-    /// When the last of them fell asleep.
+    /// When the first of them fell asleep.
     blocked_ns: u64,
     /// Rings with CQEs or frees to publish.
     dirty: Vec<u32>,
@@ -284,8 +284,10 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             // What it waits for comes from elsewhere: its client reads CQEs, or others finish.
             ring.end.ask_for_bell();
             self.unpoll(id);
+            if self.blocked.is_empty() {
+                self.blocked_ns = self.now_ns;
+            }
             self.blocked.push(id);
-            self.blocked_ns = self.now_ns;
             return true;
         }
         if ring.held.is_some() || ring.end.waiting() > 0 {

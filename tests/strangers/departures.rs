@@ -118,7 +118,8 @@ fn judge(cqe: &Cqe) {
     let known = match -cqe.res {
         done if done == -(OP_BYTES as i32) => true,
         errno::ESTALE => cqe.detail == Detail::Revoked as u16,
-        errno::ECANCELED => [Detail::Released as u16, Detail::Closing as u16].contains(&cqe.detail),
+        errno::ECANCELED => cqe.detail == Detail::Released as u16,
+        errno::ESHUTDOWN => cqe.detail == Detail::Closing as u16,
         errno::EINVAL => {
             [Detail::LocalRegion as u16, Detail::RemoteRegion as u16].contains(&cqe.detail)
         }

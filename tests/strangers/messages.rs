@@ -217,6 +217,7 @@ fn out_of_order() {
 fn random_bytes() {
     let mut stage = Stage::with("messages, random bytes", |config| {
         config.quota.region_bytes = 64 << 20;
+        config.quota.sessions = 256;
     });
     let mut chance = Chance::new(12);
     let null = std::fs::File::open("/dev/null").unwrap();
@@ -359,7 +360,7 @@ fn names_and_secrets() {
     }
     // What was offered is still to be had.
     thief.ask_import("offered", export.secret).done();
-    drop((owner, thief));
+    drop((owner, thief, _memory));
     stage.finish();
 }
 

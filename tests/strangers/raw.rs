@@ -12,8 +12,8 @@ use nix::sys::socket::{
     socket,
 };
 use verbring::abi::{
-    self, AT_CQ_HEAD, AT_CQ_TAIL, AT_ENGINE_FLAGS, AT_SQ_HEAD, AT_SQ_TAIL, Cqe, Detail, Head,
-    Hello, Kind, ReplyHead, RingReply, RingRequest, SegmentHeader, Sqe,
+    self, AT_CQ_HEAD, AT_CQ_TAIL, AT_SQ_HEAD, AT_SQ_TAIL, Cqe, Detail, Head, Hello, Kind,
+    ReplyHead, RingReply, RingRequest, SegmentHeader, Sqe,
 };
 use verbring::control::fds;
 use verbring::shm::Mapping;

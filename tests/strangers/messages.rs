@@ -1,6 +1,7 @@
 //! Control messages that break a rule: an answer that says which, and, if the sender cannot be
 //! understood any more, the end of its session and of nothing else.
 
+use std::os::fd::AsRawFd;
 use std::time::Instant;
 
 use nix::errno::Errno;
@@ -217,10 +218,10 @@ fn out_of_order() {
 fn random_bytes() {
     let mut stage = Stage::with("messages, random bytes", |config| {
         config.quota.region_bytes = 64 << 20;
+        config.quota.sessions = 256;
     });
     let mut chance = Chance::new(12);
     let null = std::fs::File::open("/dev/null").unwrap();
-    let null = std::os::fd::AsRawFd::as_raw_fd(&null);
     let mut wire = stage.wire();
     while stage.goes_on() || stage.tally.attempts < 10_000 {
         let mut message = if chance.once_in(2) {
@@ -240,7 +241,7 @@ fn random_bytes() {
             let at = chance.below(16) as usize;
             message[at] ^= 1 << chance.below(8);
         }
-        let fds = [null; 6];
+        let fds = [null.as_raw_fd(); 6];
         let fds = if chance.once_in(8) { &fds[..chance.below(7) as usize] } else { &[] };
         let answer = stage.tally.answer(wire.say(&message, fds));
         let broken = matches!(answer, Answer::Refused { errno: errno::EPROTO, .. });
@@ -248,7 +249,7 @@ fn random_bytes() {
             wire = stage.wire();
         }
     }
-    drop(wire);
+    drop((wire, null));
     stage.finish();
 }
 
@@ -359,7 +360,7 @@ fn names_and_secrets() {
     }
     // What was offered is still to be had.
     thief.ask_import("offered", export.secret).done();
-    drop((owner, thief));
+    drop((owner, thief, _memory));
     stage.finish();
 }
 

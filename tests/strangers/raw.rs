@@ -12,8 +12,8 @@ use nix::sys::socket::{
     socket,
 };
 use verbring::abi::{
-    self, AT_CQ_HEAD, AT_CQ_TAIL, AT_ENGINE_FLAGS, AT_SQ_HEAD, AT_SQ_TAIL, Cqe, Detail, Head,
-    Hello, Kind, ReplyHead, RingReply, RingRequest, SegmentHeader, Sqe,
+    self, AT_CQ_HEAD, AT_CQ_TAIL, AT_SQ_HEAD, AT_SQ_TAIL, Cqe, Detail, Head, Hello, Kind,
+    ReplyHead, RingReply, RingRequest, SegmentHeader, Sqe,
 };
 use verbring::control::fds;
 use verbring::shm::Mapping;
@@ -230,7 +230,8 @@ pub(crate) struct HandRing {
     pub(crate) header: SegmentHeader,
     pub(crate) number: u32,
     pub(crate) sq_bell: OwnedFd,
-    pub(crate) cq_bell: OwnedFd,
+    /// Kept open.
+    _cq_bell: OwnedFd,
     /// The tail and the head of an honest client.
     pub(crate) tail: u32,
     pub(crate) popped: u32,
@@ -245,13 +246,13 @@ impl HandRing {
 
     /// Maps a ring by its reply and what came with it.
     pub(crate) fn of(reply: &RingReply, descriptors: Vec<OwnedFd>) -> Self {
-        let [segment, sq_bell, cq_bell] = <[OwnedFd; 3]>::try_from(descriptors).unwrap();
+        let [segment, sq_bell, _cq_bell] = <[OwnedFd; 3]>::try_from(descriptors).unwrap();
         let memory = Arc::new(Mapping::shared(segment.as_fd(), reply.segment_bytes).unwrap());
         let mut header = SegmentHeader::default();
         memory.read(0, header.as_mut_bytes());
         let first = header.first_index;
         let number = reply.ring;
-        Self { memory, header, number, sq_bell, cq_bell, tail: first, popped: first }
+        Self { memory, header, number, sq_bell, _cq_bell, tail: first, popped: first }
     }
 
     /// Writes an entry where the next one goes, full or not, and shows it to the engine.
@@ -295,11 +296,6 @@ impl HandRing {
         self.load(AT_SQ_HEAD).wrapping_sub(self.header.first_index)
     }
 
-    /// Free SQ slots.
-    pub(crate) fn room(&self) -> u32 {
-        self.header.sq_entries - self.tail.wrapping_sub(self.load(AT_SQ_HEAD))
-    }
-
     /// CQEs that wait to be popped.
     pub(crate) fn ready(&self) -> u32 {
         self.load(AT_CQ_TAIL).wrapping_sub(self.popped)
@@ -327,12 +323,6 @@ impl HandRing {
     pub(crate) fn next(&mut self) -> Cqe {
         super::stage::until("a CQE comes", || self.ready() > 0);
         self.pop().unwrap()
-    }
-
-    /// The fault reason, if the engine has given this ring up.
-    pub(crate) fn fault(&self) -> Option<u16> {
-        let flags = self.load(AT_ENGINE_FLAGS);
-        (flags & abi::ENGINE_FAULTED != 0).then_some((flags >> 16) as u16)
     }
 }
 

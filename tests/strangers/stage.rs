@@ -100,21 +100,9 @@ impl Stage {
         wire
     }
 
-    /// Opens a well-behaved session.
-    pub(crate) fn session(&self) -> Session {
-        Session::connect(&self.socket).unwrap()
-    }
-
     /// Reads a counter of the engine. The answer comes from a turn that began after the question.
     pub(crate) fn counter(&self, counter: Counter) -> u64 {
         self.observer.stats(Scope::Engine).unwrap()[counter]
-    }
-
-    /// Waits until the engine has made `turns` more turns in answer to questions.
-    pub(crate) fn turns(&self, turns: u32) {
-        for _ in 0..turns {
-            self.counter(Counter::Turns);
-        }
     }
 
     /// Ends the attack: the neighbour is undisturbed, and nothing is left behind.

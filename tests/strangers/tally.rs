@@ -16,8 +16,6 @@ pub(crate) struct Tally {
     pub(crate) granted: u64,
     /// What was refused, by errno and detail.
     pub(crate) refused: BTreeMap<(i32, u16), u64>,
-    /// Rings that the engine gave up.
-    pub(crate) faulted: u64,
     /// Sessions that the engine ended.
     pub(crate) ended: u64,
 }
@@ -49,11 +47,6 @@ impl Tally {
         }
     }
 
-    /// Refusals of this kind so far.
-    pub(crate) fn refusals(&self, errno: i32, detail: Detail) -> u64 {
-        self.refused.get(&(errno, detail as u16)).copied().unwrap_or(0)
-    }
-
     /// Refusals in all.
     pub(crate) fn refusals_in_all(&self) -> u64 {
         self.refused.values().sum()
@@ -70,11 +63,7 @@ impl Tally {
                 detail => format!("{count} {errno:?}/{detail:?}"),
             });
         }
-        for (count, what) in [
-            (self.granted, "harmless"),
-            (self.faulted, "rings faulted"),
-            (self.ended, "sessions ended"),
-        ] {
+        for (count, what) in [(self.granted, "harmless"), (self.ended, "sessions ended")] {
             if count > 0 {
                 outcomes.push(format!("{count} {what}"));
             }

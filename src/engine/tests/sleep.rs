@@ -184,8 +184,8 @@ fn rule_5_no_ring_sleeps_in_the_middle_of_a_search() {
     assert_eq!(pair.world.pop(RECEIVER).len(), 1, "answered before it slept");
 }
 
-/// A ring that cannot be served, because its CQ is full, is no reason to stay awake; once its client
-/// reads, it is served, whatever other rings do in the meantime.
+/// A ring that cannot be served, because its CQ is full, is no reason to stay awake; once its
+/// client reads, it is served, whatever other rings do in the meantime.
 #[test]
 fn rule_5_a_blocked_ring_sleeps_and_is_looked_at_again() {
     for noisy in [false, true] {

@@ -170,8 +170,6 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 assert!(!place.live, "opened a session twice");
                 *place = Session { live: true, owner, ceiling, ..Session::NONE };
                 self.owners[owner as usize].ops_max = ops_max;
-                self.record_share.join();
-                self.block_share.join();
             }
             Command::RemoveSession { session, token } => self.remove_session(session, token),
             Command::AddRing { ring, token } => self.add_ring(ring, token),
@@ -272,8 +270,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     fn remove_session(&mut self, id: SessionId, token: u64) {
         let session = &mut self.sessions[id.0 as usize];
         assert!(session.live, "ended a session twice");
-        self.record_share.leave(session.records);
-        self.block_share.leave(session.blocks);
+        assert!(session.records == 0 && session.blocks == 0, "a session left with ops in flight");
         for (total, own) in self.departed.iter_mut().zip(session.counters) {
             *total += own;
         }

@@ -29,9 +29,9 @@ mod winding;
 
 use std::collections::VecDeque;
 
-use crate::abi::Counter;
+use crate::abi::{Counter, PAGES_MAX};
 use crate::fabric::{Done, Fabric, Request};
-use crate::ids::RingId;
+use crate::ids::{RegionId, RingId};
 use crate::ledger::{LANE, Ledger, List};
 use crate::ring::Memory;
 use crate::sched::credits::Window;
@@ -71,6 +71,16 @@ pub struct Limits {
     pub intake_budget: u32,
     /// Nanoseconds without an SQE after which a ring leaves the poll set.
     pub ring_idle_ns: u64,
+}
+
+impl Limits {
+    fn check(&self) {
+        assert!(self.slice_bytes > 0 && self.intake_budget > 0, "or nothing would ever move");
+        let longest = PagePool::blocks_for(PAGES_MAX);
+        // Half of the pool is set aside for each session's part.
+        assert!(self.list_blocks >= 2 * longest, "or the longest list could never be taken");
+        assert!(self.regions_max <= 1 << RegionId::INDEX_BITS, "or a place would have no id");
+    }
 }
 
 /// What a turn found to do.
@@ -150,7 +160,11 @@ const STEPS_PER_TURN: u32 = 256;
 
 impl<F: Fabric, M: Memory> Engine<F, M> {
     /// Makes an engine; everything it will ever need is allocated here.
+    ///
+    /// # Panics
+    /// If limits contradict each other.
     pub fn new(limits: Limits, fabric: F) -> Self {
+        limits.check();
         let depth = fabric.limits().depth.min(limits.window_ops);
         let rings = limits.rings_max as usize;
         Self {

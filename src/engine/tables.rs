@@ -177,6 +177,9 @@ impl Region {
 }
 
 /// What one session is guaranteed of a pool, and what is left for all.
+///
+/// Half of the pool is set aside in equal parts, also for sessions that are yet to come: whoever
+/// holds the other half may hold it for ever (an ARM does), so a newcomer's part must be there.
 #[derive(Debug)]
 pub(super) struct Share {
     pub(super) free: u32,
@@ -187,16 +190,9 @@ pub(super) struct Share {
 
 impl Share {
     pub(super) fn new(capacity: u32, sessions_max: u32) -> Self {
-        Self { free: capacity, guaranteed: capacity / sessions_max / 2, unfilled: 0 }
-    }
-
-    pub(super) fn join(&mut self) {
-        self.unfilled += u64::from(self.guaranteed);
-    }
-
-    pub(super) fn leave(&mut self, used: u32) {
-        assert!(used == 0, "a session left with pool entries in use");
-        self.unfilled -= u64::from(self.guaranteed);
+        let guaranteed = capacity / sessions_max / 2;
+        let unfilled = u64::from(guaranteed) * u64::from(sessions_max);
+        Self { free: capacity, guaranteed, unfilled }
     }
 
     /// True if a session that uses `used` entries may take `want` more: from its own guaranteed
@@ -274,5 +270,84 @@ impl Posts {
     #[cfg(test)]
     pub(super) fn open_posts(&self) -> impl Iterator<Item = &Post> {
         self.posts.iter().filter(|post| post.grant.is_some())
+    }
+}
+
+#[cfg(all(test, not(verbring_loom)))]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::sched::credits::Window;
+    use crate::seeds::property;
+
+    const SESSIONS: u32 = 4;
+
+    /// What is free for a session: all that is neither in use nor set aside for others.
+    fn free_for(capacity: u32, used: &[u32], session: usize) -> u32 {
+        let part = capacity / SESSIONS / 2;
+        let others = used.iter().enumerate().filter(|(at, _)| *at != session);
+        let aside: u32 = others.map(|(_, used)| part.saturating_sub(*used)).sum();
+        capacity - used.iter().sum::<u32>() - aside
+    }
+
+    proptest! {
+        #![proptest_config(property(500))]
+
+        #[test]
+        fn no_session_is_starved_of_its_part_and_the_sum_is_kept(
+            capacity in 1..200u32,
+            steps in proptest::collection::vec((0..4usize, 1..40u32, any::<bool>()), 1..200),
+        ) {
+            let mut share = Share::new(capacity, SESSIONS);
+            let mut used = [0; SESSIONS as usize];
+            for (session, count, take) in steps {
+                if take {
+                    let allowed = share.allows(used[session], count);
+                    prop_assert_eq!(allowed, count <= free_for(capacity, &used, session));
+                    let part = capacity / SESSIONS / 2;
+                    prop_assert!(allowed || used[session] + count > part, "starved");
+                    if allowed {
+                        share.take(&mut used[session], count);
+                    }
+                } else {
+                    let count = count.min(used[session]);
+                    share.give(&mut used[session], count);
+                }
+                prop_assert_eq!(share.free + used.iter().sum::<u32>(), capacity);
+            }
+            for session in &mut used {
+                let count = *session;
+                share.give(session, count);
+            }
+            let aside = u64::from(capacity / SESSIONS / 2 * SESSIONS);
+            prop_assert_eq!((share.free, share.unfilled), (capacity, aside));
+        }
+
+        #[test]
+        fn tickets_of_posts_are_never_the_same_and_close_once(
+            steps in proptest::collection::vec((any::<bool>(), 0..64usize), 1..300),
+        ) {
+            let mut window = Window::new(8, 1_000);
+            let mut posts = Posts::new(8);
+            let (mut open, mut closed) = (Vec::new(), Vec::new());
+            for (slot, (begin, at)) in (0..).zip(steps) {
+                if begin && open.len() < 8 {
+                    let ticket = posts.open(slot, 7, window.take(7).unwrap()).unwrap();
+                    prop_assert!(!closed.contains(&ticket) && !open.contains(&(ticket, slot)));
+                    open.push((ticket, slot));
+                } else if !open.is_empty() {
+                    let (ticket, slot) = open.swap_remove(at % open.len());
+                    let (was, bytes, grant) = posts.close(ticket).unwrap();
+                    prop_assert_eq!((was, bytes), (slot, 7));
+                    window.give(grant);
+                    closed.push(ticket);
+                }
+                for ticket in &closed {
+                    prop_assert!(posts.close(*ticket).is_none());
+                }
+                prop_assert_eq!(posts.open_posts().count(), open.len());
+            }
+        }
     }
 }

@@ -122,3 +122,42 @@ fn rule_3_the_control_socket_cancels_where_the_ring_is_full() {
     stage.release();
     pair.world.settle();
 }
+
+/// One session holds all the records it can get, for ever: whoever comes later has a part of its
+/// own, as large as everybody's.
+#[test]
+fn a_newcomer_finds_its_part_of_the_records() {
+    for present in [true, false] {
+        let mut world = World::local(LIMITS);
+        let hog = world.session(0);
+        let part = LIMITS.records / LIMITS.sessions_max / 2;
+        let mut newcomers = Vec::new();
+        if present {
+            newcomers = (1..LIMITS.sessions_max).map(|place| world.session(place)).collect();
+        }
+        let greedy = world.ring(hog, 256, 256);
+        let near = world.region(hog, 4096);
+        for _ in 0..256 {
+            world.push(greedy, arm(near, 1));
+        }
+        for _ in 0..64 {
+            world.turn();
+        }
+        let common = LIMITS.records - (LIMITS.sessions_max - 1) * part;
+        assert_eq!(world.clients[greedy].taken(), u64::from(common));
+        if !present {
+            newcomers = (1..LIMITS.sessions_max).map(|place| world.session(place)).collect();
+        }
+        for session in newcomers {
+            let client = world.ring(session, 64, 64);
+            let own = world.region(session, 4096);
+            for _ in 0..64 {
+                world.push(client, arm(own, 1));
+            }
+            for _ in 0..16 {
+                world.turn();
+            }
+            assert_eq!(world.clients[client].taken(), u64::from(part), "of {session:?}");
+        }
+    }
+}

@@ -36,6 +36,7 @@ fn both() -> SealFlag {
 }
 
 /// Every message that a session can send, with 1 to 253 descriptors that it does not take.
+#[allow(clippy::too_many_lines, reason = "one attack, told in order")]
 #[test]
 fn surplus() {
     let mut stage = Stage::set("descriptors, surplus");

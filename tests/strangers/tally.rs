@@ -69,7 +69,8 @@ impl Tally {
             }
         }
         let line = format!(
-            "strangers: {name}: {} attempts; {}; neighbour {neighbour_ops} ops verified, 0 errors\n",
+            "strangers: {name}: {} attempts; {}; \
+             neighbour {neighbour_ops} ops verified, 0 errors\n",
             self.attempts,
             outcomes.join(", "),
         );

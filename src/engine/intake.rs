@@ -89,7 +89,9 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     fn take_one(&mut self, id: u32) -> Result<Step, Fault> {
         let ring = self.ring(RingId(id));
         // An unfinished CANCEL holds the ring's intake, so that its search is bounded a turn.
-        if ring.search.is_some() || ring.end.room(1)? == 0 {
+        // A skipped success gives its CQ slot back at once, but its fate entry only with the next
+        // publication: a free slot does not mean a free entry.
+        if ring.search.is_some() || ring.fates.is_empty() || ring.end.room(1)? == 0 {
             return Ok(Step::Later);
         }
         let words = match ring.held.take() {
@@ -257,6 +259,9 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     /// Ends a ring that its client broke. Its ops stop where they are; nobody else notices.
     pub(super) fn fault(&mut self, id: u32, fault: Fault) {
         let Some(ring) = self.rings[id as usize].as_mut() else { return };
+        // What was taken in the pass that found the fault counts as taken: else an op that is done
+        // and has left the fate table would be judged not started.
+        ring.end.publish_taken();
         ring.end.fault(fault);
         ring.held = None;
         ring.search = None;

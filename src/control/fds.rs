@@ -4,17 +4,16 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, accept4,
-    recv, recvmsg, send, sendmsg, socketpair,
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, accept4, recv, recvmsg, send,
+    sendmsg, socketpair,
 };
 
 use crate::abi::MESSAGE_BYTES_MAX;
 
-/// Descriptors that a message may bring; the kernel closes what is beyond.
+/// Descriptors that a message may bring.
 pub const DESCRIPTORS_MAX: usize = 4;
 
 /// One control message as it came.
@@ -24,51 +23,106 @@ pub struct Received {
     pub bytes: Vec<u8>,
     /// Descriptors beside it, at most [`DESCRIPTORS_MAX`].
     pub descriptors: Vec<OwnedFd>,
-    /// True if more descriptors came than may; the kernel has closed them.
+    /// True if more descriptors came than may, or than our table has room for; the kernel has
+    /// closed them.
     pub surplus: bool,
 }
 
-/// Receives one datagram; `None` at end of file. With `wait` false never blocks.
+/// Receives one datagram; `None` at end of file. With `wait` false never blocks, except that the
+/// kernel may have to close surplus descriptors, and the last close of a file can hang.
 ///
 /// # Errors
 /// The system's; EAGAIN if nothing is there.
 pub fn receive(socket: BorrowedFd<'_>, wait: bool) -> Result<Option<Received>, Errno> {
+    const CONTROL_WORDS: usize = 6;
     let mut buffer = [0u8; MESSAGE_BYTES_MAX + 1];
-    let mut space = cmsg_space!([RawFd; DESCRIPTORS_MAX]);
-    let mut flags = MsgFlags::MSG_CMSG_CLOEXEC;
-    if !wait {
-        flags |= MsgFlags::MSG_DONTWAIT;
-    }
-    let mut slices = [IoSliceMut::new(&mut buffer)];
-    let message = loop {
-        match recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut space), flags) {
+    let mut control = [0u64; CONTROL_WORDS];
+    // SAFETY: CMSG_SPACE only computes.
+    let space = unsafe { libc::CMSG_SPACE(CONTROL_BYTES) } as usize;
+    assert!(space <= size_of_val(&control));
+    let mut slice = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: all of msghdr's fields are integers and pointers, for which zero is a value.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut slice;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = space;
+    let wait = if wait { 0 } else { libc::MSG_DONTWAIT };
+    let flags = libc::MSG_CMSG_CLOEXEC | wait;
+    let length = loop {
+        // SAFETY: `message` points to one live iovec over `buffer` and to `control`, with lengths
+        // that lie inside them.
+        let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, flags) };
+        match Errno::result(length) {
             Err(Errno::EINTR) => {}
-            other => break other?,
+            other => break usize::try_from(other?).unwrap_or(0),
         }
     };
-    let length = message.bytes;
-    let mut surplus = message.flags.contains(MsgFlags::MSG_CTRUNC);
-    let mut descriptors = Vec::new();
-    if let Ok(parts) = message.cmsgs() {
-        for part in parts {
-            if let ControlMessageOwned::ScmRights(raw) = part {
-                for fd in raw {
-                    // SAFETY: the kernel installed this descriptor for us with this very message,
-                    // so nothing else owns it.
-                    descriptors.push(unsafe { OwnedFd::from_raw_fd(fd) });
-                }
-            }
-        }
-    }
-    // Padding may leave room for one more than was asked for.
+    let mut descriptors = take_rights(&message);
+    let mut surplus = message.msg_flags & libc::MSG_CTRUNC != 0;
+    // Padding leaves room for one more than was asked for.
     if descriptors.len() > DESCRIPTORS_MAX {
         descriptors.truncate(DESCRIPTORS_MAX);
         surplus = true;
     }
-    if length == 0 && descriptors.is_empty() {
+    if length == 0 && descriptors.is_empty() && !surplus {
         return Ok(None);
     }
     Ok(Some(Received { bytes: buffer[..length].to_vec(), descriptors, surplus }))
+}
+
+/// Bytes of as many descriptors as may come.
+const CONTROL_BYTES: u32 = 4 * 4;
+const _: () = assert!(CONTROL_BYTES as usize == DESCRIPTORS_MAX * size_of::<RawFd>());
+
+/// Takes the descriptors that recvmsg has just installed, also if it had room for some only: what
+/// is not taken here stays open for ever.
+fn take_rights(message: &libc::msghdr) -> Vec<OwnedFd> {
+    let mut descriptors = Vec::new();
+    // SAFETY: recvmsg has filled `message`, whose control buffer is live and aligned to 8.
+    let mut part = unsafe { libc::CMSG_FIRSTHDR(message) };
+    while !part.is_null() {
+        // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR return headers that lie inside the buffer.
+        let header = unsafe { part.read() };
+        if (header.cmsg_level, header.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+            // SAFETY: CMSG_LEN only computes.
+            let empty = unsafe { libc::CMSG_LEN(0) } as usize;
+            // SAFETY: the header lies inside the buffer, and its data right behind it.
+            let data: *const RawFd = unsafe { libc::CMSG_DATA(part) }.cast();
+            for index in 0..header.cmsg_len.saturating_sub(empty) / size_of::<RawFd>() {
+                // SAFETY: the kernel has written cmsg_len bytes, so that many descriptors.
+                let place = unsafe { data.add(index) };
+                // SAFETY: as above; a header's data is aligned as the header is.
+                let fd = unsafe { place.read() };
+                // SAFETY: the kernel installed this descriptor for us with this very message, so
+                // nothing else owns it.
+                descriptors.push(unsafe { OwnedFd::from_raw_fd(fd) });
+            }
+        }
+        // SAFETY: `part` is a header of `message`'s buffer.
+        part = unsafe { libc::CMSG_NXTHDR(message, part) };
+    }
+    descriptors
+}
+
+/// Looks, without taking anything, how many bytes wait (up to `bytes`), and whether descriptors
+/// come with the last of them.
+///
+/// Whoever takes a message with descriptors may have to close some, and that can hang. No control
+/// buffer is offered here: the kernel then installs none and only says that there are some.
+///
+/// # Errors
+/// The system's; EAGAIN if nothing is there.
+pub fn peek(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<(usize, bool), Errno> {
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    loop {
+        let mut slices = [IoSliceMut::new(bytes)];
+        match recvmsg::<()>(socket.as_raw_fd(), &mut slices, None, flags) {
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+            Ok(seen) => return Ok((seen.bytes, seen.flags.contains(MsgFlags::MSG_CTRUNC))),
+        }
+    }
 }
 
 /// Sends one datagram with descriptors; with `wait` false never blocks.
@@ -144,6 +198,32 @@ pub fn silence_bell(bell: BorrowedFd<'_>) -> bool {
         }
     }
     true
+}
+
+/// What the engine found in a client's bell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// It is silent now.
+    Silenced,
+    /// There may be more in it: look again, since nothing will tell.
+    More,
+    /// A client has put descriptors into it. They are still there.
+    Strays,
+}
+
+/// Silences a client's bell: takes a bounded number of bytes, since a client may pour them in
+/// faster than they can be taken, and never a descriptor, whose close would be ours.
+pub fn hear_bell(bell: BorrowedFd<'_>) -> Heard {
+    let mut pending = [0; 64];
+    let seen = match peek(bell, &mut pending) {
+        Ok((_, true)) => return Heard::Strays,
+        Ok((seen @ 1.., false)) => seen,
+        _ => return Heard::Silenced,
+    };
+    while recv(bell.as_raw_fd(), &mut pending[..seen], MsgFlags::MSG_DONTWAIT) == Err(Errno::EINTR)
+    {
+    }
+    if seen == pending.len() { Heard::More } else { Heard::Silenced }
 }
 
 /// Opens a descriptor that becomes readable when process `pid` is gone.

@@ -9,7 +9,7 @@ use nix::sys::epoll::{EpollEvent, EpollTimeout};
 
 use super::link::{Answer, ENGINE_BELL, Link, Order, RingBells};
 use crate::clock;
-use crate::control::fds::{ring_bell, silence_bell};
+use crate::control::fds::{Heard, hear_bell, ring_bell};
 use crate::engine::{Command, Engine, Reply};
 use crate::fabric::Local;
 use crate::ids::RingId;
@@ -37,6 +37,9 @@ pub(super) struct EngineThread {
     woke_ns: u64,
     watched: bool,
 }
+
+/// Bells answered between two turns: each costs a system call.
+const BELLS_PER_TURN: usize = 64;
 
 /// A stretch of being awake that lasts longer has the bells of sleeping rings watched.
 const WATCH_AFTER_NS: u64 = 20_000;
@@ -87,7 +90,9 @@ impl EngineThread {
     /// Takes commands, and the bells that the watcher saw. True if there were any.
     fn listen(&mut self) -> bool {
         let mut heard = false;
-        while let Some(ring) = self.link.rung.pop() {
+        // As many as there are now: whoever floods a bell is noted again at once.
+        for _ in 0..self.link.bells_noted().min(BELLS_PER_TURN) {
+            let Some(ring) = self.link.noted_bell() else { break };
             self.answer_bell(ring);
             heard = true;
         }
@@ -103,11 +108,24 @@ impl EngineThread {
     }
 
     fn answer_bell(&mut self, ring: u32) {
-        if let Some(Some(bells)) = self.bells.get(ring as usize) {
-            // Silenced before the look, so that a ring after the look is heard again.
-            silence_bell(bells.from_client.as_fd());
-            self.engine.wake(RingId(ring));
+        let Some(Some(bells)) = self.bells.get(ring as usize) else { return };
+        // Silenced before the look, so that a ring after the look is heard again.
+        match hear_bell(bells.from_client.as_fd()) {
+            Heard::Silenced => {}
+            Heard::More => self.link.note_bell(ring),
+            Heard::Strays => return self.strays(ring),
         }
+        self.engine.wake(RingId(ring));
+    }
+
+    /// Descriptors in a bell, still to be taken, or not, by somebody who can wait for their end:
+    /// here the bell is heard no more.
+    fn strays(&mut self, ring: u32) {
+        let told = self.link.answers.push(Answer::Strays(RingId(ring)));
+        if told.is_err() {
+            return self.link.note_bell(ring);
+        }
+        self.link.kick_control();
     }
 
     fn ring_bells(&mut self) {
@@ -128,7 +146,7 @@ impl EngineThread {
                 {
                     // Whoever waits for this ring's bell looks again and finds it closing.
                     ring_bell(bells.to_client.as_fd());
-                    let _ = self.link.answers.push(Answer::Bells(bells));
+                    let _ = self.link.answers.push(Answer::Bells(ring.id(), bells));
                 }
                 let _ = self.link.answers.push(Answer::Reply(reply));
             } else if let Some(event) = self.engine.event() {
@@ -163,7 +181,7 @@ impl EngineThread {
         // Pairs with `Link::kick_engine`.
         fence(Ordering::SeqCst);
         let link = &self.link;
-        if link.orders.is_empty() && link.rung.is_empty() && !link.stop.load(Ordering::Relaxed) {
+        if link.orders.is_empty() && link.bells_noted() == 0 && !link.stop.load(Ordering::Relaxed) {
             link.sleeps.fetch_add(1, Ordering::Relaxed);
             let count = loop {
                 match link.bells.wait(events, EpollTimeout::NONE) {
@@ -203,8 +221,7 @@ pub(super) fn watch(link: &Link) {
                     // Meant for a sleeping engine thread: pass it on below.
                     let _ = link.engine_bell.read();
                 } else if let Ok(ring) = u32::try_from(event.data()) {
-                    // Sized for every ring twice: a ring is in it at most once an edge.
-                    let _ = link.rung.push(ring);
+                    link.note_bell(ring);
                 }
             }
             fence(Ordering::SeqCst);

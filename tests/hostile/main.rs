@@ -22,8 +22,12 @@
 mod chance;
 mod neighbour;
 mod raw;
+mod slow;
 mod stage;
 mod tally;
 
+mod bells;
+mod changed;
 mod cursors;
 mod entries;
+mod unread;

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use nix::errno::Errno;
@@ -226,7 +227,7 @@ impl Answer {
 /// A ring whose every word can be written.
 #[derive(Debug)]
 pub(crate) struct HandRing {
-    pub(crate) memory: Mapping,
+    pub(crate) memory: Arc<Mapping>,
     pub(crate) header: SegmentHeader,
     pub(crate) number: u32,
     pub(crate) sq_bell: OwnedFd,
@@ -241,7 +242,7 @@ impl HandRing {
     pub(crate) fn map(answer: Answer) -> Self {
         let (reply, descriptors) = answer.reply::<RingReply>();
         let [segment, sq_bell, cq_bell] = <[OwnedFd; 3]>::try_from(descriptors).unwrap();
-        let memory = Mapping::shared(segment.as_fd(), reply.segment_bytes).unwrap();
+        let memory = Arc::new(Mapping::shared(segment.as_fd(), reply.segment_bytes).unwrap());
         let mut header = SegmentHeader::default();
         memory.read(0, header.as_mut_bytes());
         let first = header.first_index;
@@ -304,13 +305,18 @@ impl HandRing {
         if self.ready() == 0 {
             return None;
         }
-        let slot = u64::from(self.popped & (self.header.cq_entries - 1));
-        let at = self.header.cq_offset + slot * u64::from(self.header.cqe_stride);
-        let word = |word: u64| self.memory.word64(at + 8 * word).load(Ordering::Relaxed);
-        let cqe = Cqe::from_words([word(0), word(1), word(2), word(3)]);
+        let cqe = self.cqe(self.popped);
         self.popped = self.popped.wrapping_add(1);
         self.store(AT_CQ_HEAD, self.popped);
         Some(cqe)
+    }
+
+    /// Reads a CQ slot.
+    pub(crate) fn cqe(&self, index: u32) -> Cqe {
+        let slot = u64::from(index & (self.header.cq_entries - 1));
+        let at = self.header.cq_offset + slot * u64::from(self.header.cqe_stride);
+        let word = |word: u64| self.memory.word64(at + 8 * word).load(Ordering::Relaxed);
+        Cqe::from_words([word(0), word(1), word(2), word(3)])
     }
 
     /// Waits for a CQE.

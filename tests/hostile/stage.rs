@@ -153,7 +153,7 @@ impl Stage {
 impl Leavings {
     fn of_process() -> Self {
         let threads = threads();
-        let helper = |name: &&String| ["verbring-job", "verbring-close"].contains(&name.as_str());
+        let helper = |name: &&String| ["verbring-job", "verbring-aside"].contains(&name.as_str());
         Self {
             descriptors: std::fs::read_dir("/proc/self/fd").unwrap().count(),
             mapped_bytes: mapped_bytes(),

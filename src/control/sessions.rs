@@ -1,6 +1,6 @@
 //! Sessions: attach, HELLO, reading and answering, quotas by uid, the end in any form.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -44,7 +44,33 @@ pub(super) struct Session {
     pub(super) wrong_secrets: u32,
 }
 
+/// What a look at a session's socket found.
+enum Arrived {
+    Message(Received),
+    /// A message to be received on the side.
+    WithDescriptors(Arc<OwnedFd>),
+    /// The end.
+    Nothing,
+}
+
 impl Session {
+    /// Takes a message that brings no descriptors. No copy of the socket may outlive the call here:
+    /// its last close is not for the control thread.
+    fn receive(&self) -> Result<Arrived, Errno> {
+        let Some(socket) = &self.socket else { return Ok(Arrived::Nothing) };
+        match fds::peek(socket.as_fd(), &mut [0])? {
+            (_, true) => Ok(Arrived::WithDescriptors(Arc::clone(socket))),
+            (0, false) => Ok(Arrived::Nothing),
+            _ => fds::receive(socket.as_fd(), false)
+                .map(|received| received.map_or(Arrived::Nothing, Arrived::Message)),
+        }
+    }
+
+    fn transmit(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+        let socket = self.socket.as_ref().ok_or(Errno::EPIPE)?;
+        fds::transmit(socket.as_fd(), bytes, descriptors, false)
+    }
+
     /// True while its socket is read.
     fn listens(&self) -> bool {
         !(self.busy || self.throttled || self.aside || self.ending)
@@ -156,23 +182,16 @@ impl Server {
             }
             return self.listen_as_due(key);
         }
-        let Some(socket) = self.sessions.get(key).and_then(|session| session.socket.clone())
-        else {
-            return;
-        };
-        match fds::peek(socket.as_fd(), &mut [0]) {
+        let Some(session) = self.sessions.get(key) else { return };
+        match session.receive() {
             Err(Errno::EAGAIN) => {}
-            Ok((_, true)) => {
+            Ok(Arrived::Message(received)) => self.received(key, received),
+            Ok(Arrived::WithDescriptors(socket)) => {
                 let job = self.jobs_for.insert(JobFor::Aside { session: key });
                 self.jobs.receive(job, socket);
                 self.set_aside(key);
             }
-            Ok((0, false)) | Err(_) => self.end_session(key, "it closed its socket"),
-            Ok((_, false)) => match fds::receive(socket.as_fd(), false) {
-                Err(Errno::EAGAIN) => {}
-                Ok(Some(received)) => self.received(key, received),
-                Err(_) | Ok(None) => self.end_session(key, "it closed its socket"),
-            },
+            Ok(Arrived::Nothing) | Err(_) => self.end_session(key, "it closed its socket"),
         }
     }
 
@@ -392,7 +411,7 @@ impl Server {
         &mut self,
         key: usize,
         reply: &T,
-        descriptors: &[std::os::fd::BorrowedFd<'_>],
+        descriptors: &[BorrowedFd<'_>],
     ) {
         self.send(key, reply.as_bytes(), descriptors);
     }
@@ -402,15 +421,14 @@ impl Server {
         self.send(key, &wire::failure(kind as u16, tag, refusal), &[]);
     }
 
-    fn send(&mut self, key: usize, bytes: &[u8], descriptors: &[std::os::fd::BorrowedFd<'_>]) {
+    fn send(&mut self, key: usize, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         if session.ending {
             return;
         }
-        let Some(socket) = session.socket.clone() else { return };
         session.busy = false;
         // One request under way a session: a client that does not read one reply is broken.
-        match fds::transmit(socket.as_fd(), bytes, descriptors, false) {
+        match session.transmit(bytes, descriptors) {
             Ok(()) => self.listen_as_due(key),
             Err(Errno::EPIPE | Errno::ECONNRESET) => self.end_session(key, "it closed its socket"),
             Err(_) => self.evict(key, Detail::Message, "it does not read its replies"),

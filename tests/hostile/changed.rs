@@ -96,7 +96,7 @@ fn words_of_the_engine() {
     let mut ring = wire.ring(16, 16);
     let mut chance = Chance::new(7);
     let first = ring.header.first_index;
-    while stage.goes_on() || stage.tally.attempts < 2_000 {
+    while stage.goes_on() || stage.tally.attempts < 500 {
         for at in [AT_SQ_HEAD, AT_CQ_TAIL, AT_ENGINE_FLAGS] {
             ring.store(at, chance.u32());
         }

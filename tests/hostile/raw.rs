@@ -70,7 +70,13 @@ impl Wire {
         let timeout = PollTimeout::try_from(PATIENCE).unwrap();
         let mut watched = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
         assert_eq!(poll(&mut watched, timeout), Ok(1), "no answer within {PATIENCE:?}");
-        match fds::receive(self.socket.as_fd(), false) {
+        // A peer that closed over our unread words says so first; what it had said comes after.
+        let first = fds::receive(self.socket.as_fd(), false);
+        let again = |first| match first {
+            Err(Errno::ECONNRESET) => fds::receive(self.socket.as_fd(), false),
+            other => other,
+        };
+        match again(first) {
             Ok(Some(received)) => Answer::read(received.bytes, received.descriptors),
             Ok(None) | Err(Errno::ECONNRESET | Errno::EPIPE) => Answer::Over,
             Err(errno) => panic!("recvmsg: {errno}"),

@@ -23,6 +23,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// Ops that the neighbour must complete beside every attack.
 const NEIGHBOUR_OPS: u64 = 100_000;
 
+/// Engine, control, watcher.
+const ENGINE_THREADS: usize = 3;
+
 static TURN: Mutex<()> = Mutex::new(());
 
 /// One attack's surroundings.
@@ -80,7 +83,10 @@ impl Stage {
         let engine = Engine::builder().config(config).spawn().unwrap();
         let observer = Session::connect(&socket).unwrap();
         let neighbour = Neighbour::start(socket.clone());
-        until("the setting up is over", || Leavings::of_process().helpers == 0);
+        until("the setting up is over", || {
+            let now = Leavings::of_process();
+            (now.threads, now.helpers) == (ENGINE_THREADS, 0)
+        });
         // Counters are read last: by then the setting up has nothing under way but the neighbour's
         // ops, and those come and go.
         let before = Leavings::of(&observer).resting();

@@ -80,7 +80,7 @@ fn entries_after_publication() {
     far_memory.read(0, &mut seen);
     let mut strays: Vec<usize> = (0..seen.len()).filter(|&at| seen[at] != 0).collect();
     strays.retain(|at| !(4096..4160).contains(at) && !(8192..8256).contains(at));
-    assert_eq!(strays, [], "bytes landed where no mix of the entries says");
+    assert_eq!(strays, Vec::<usize>::new(), "bytes landed where no mix of the entries says");
     near_memory.read(0, &mut seen);
     assert!(seen[64..].iter().all(|byte| *byte == 0xA5), "likewise at the near side");
     drop((wire, ring, near_memory, far_memory));

@@ -162,7 +162,7 @@ impl Leavings {
         let helper = |name: &&String| ["verbring-job", "verbring-aside"].contains(&name.as_str());
         Self {
             descriptors: std::fs::read_dir("/proc/self/fd").unwrap().count(),
-            mapped_bytes: mapped_bytes(),
+            mapped_bytes: mapped_bytes_named(""),
             helpers: threads.iter().filter(helper).count(),
             threads: threads.len(),
             counters: [0; 5],
@@ -208,15 +208,16 @@ fn threads() -> Vec<String> {
     names
 }
 
-/// Bytes of this process's mappings of memfds.
-fn mapped_bytes() -> u64 {
+/// Bytes of this process's mappings of memfds whose name starts so.
+pub(crate) fn mapped_bytes_named(name: &str) -> u64 {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let name = format!(" /memfd:{name}");
     let bytes = |line: &str| {
         let (start, rest) = line.split_once('-').unwrap();
         let (end, _) = rest.split_once(' ').unwrap();
         u64::from_str_radix(end, 16).unwrap() - u64::from_str_radix(start, 16).unwrap()
     };
-    maps.lines().filter(|line| line.contains(" /memfd:")).map(bytes).sum()
+    maps.lines().filter(|line| line.contains(&name)).map(bytes).sum()
 }
 
 /// Looks until something is so.

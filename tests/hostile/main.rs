@@ -21,6 +21,7 @@
 
 mod chance;
 mod neighbour;
+mod processes;
 mod raw;
 mod slow;
 mod stage;
@@ -33,11 +34,15 @@ mod descriptors;
 mod entries;
 mod floods;
 mod ids;
+mod kept_socket;
+mod leaving;
 mod lists;
 mod memfds;
 mod messages;
 mod offsets;
 mod quotas;
+mod races;
 mod secrets;
+mod starved;
 mod under_load;
 mod unread;

@@ -59,6 +59,11 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     fn intake_ring(&mut self, id: u32) -> Result<u32, Fault> {
         let now_ns = self.now_ns;
         let Some(ring) = self.rings[id as usize].as_mut() else { return Ok(0) };
+        // Also with no SQE behind the CANCEL: nothing else would move its search.
+        if ring.search.is_some() && !self.step_cancel(RingId(id)) {
+            return Ok(0);
+        }
+        let Some(ring) = self.rings[id as usize].as_mut() else { return Ok(0) };
         // A client that cannot fence is looked at only when it has rung.
         let waiting = if ring.fenceless && !std::mem::take(&mut ring.rung) {
             ring.end.waiting()
@@ -70,9 +75,6 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             return Ok(0);
         }
         ring.last_active_ns = now_ns;
-        if ring.search.is_some() && !self.step_cancel(RingId(id)) {
-            return Ok(0);
-        }
         let mut taken = 0;
         while taken < waiting {
             match self.take_one(id)? {

@@ -4,13 +4,13 @@
 use std::collections::BTreeMap;
 
 use verbring::abi::{
-    CANCEL_BY_NUMBER, CANCEL_BY_USER_DATA, Counter, Cqe, Detail, FABRIC_LOCAL, Kind, OpQuery,
+    CANCEL_BY_NUMBER, CANCEL_BY_USER_DATA, Counter, Cqe, Detail, FABRIC_LOCAL, Kind, OBJECT_RING, OpQuery,
     Opcode, Sqe, errno,
 };
 
 use super::chance::Chance;
 use super::raw::{Answer, HandRing, Wire};
-use super::stage::Stage;
+use super::stage::{Stage, until};
 
 const REGION_BYTES: u64 = 1 << 20;
 /// Ops of a round; as many CANCELs come with them.
@@ -138,4 +138,38 @@ impl Told {
         }
         assert!(takers.is_empty());
     }
+}
+
+/// CANCELs that look through hundreds of ops, or for one that is not there, with nothing behind
+/// them in the ring that would keep the engine looking.
+#[test]
+fn of_a_long_search() {
+    const ARMS: u64 = 900;
+    let mut stage = Stage::set("CANCELs that search for long");
+    let mut wire = stage.wire();
+    let (region, _memory) = wire.region(4096);
+    while stage.goes_on() {
+        let mut ring = wire.ring(1_024, 1_024);
+        let arm = Sqe { opcode: Opcode::Arm as u8, local_region: region, bytes: 1, ..Sqe::default() };
+        for user_data in 0..ARMS {
+            ring.write(&Sqe { user_data, ..arm });
+        }
+        ring.publish();
+        until("all are armed", || ring.taken() == ARMS as u32);
+        for (target, found) in [(ARMS - 1, true), (ARMS - 1, false), (u64::MAX, false)] {
+            let arg = [target, CANCEL_BY_USER_DATA];
+            ring.push(&Sqe { opcode: Opcode::Cancel as u8, user_data: ARMS, arg, ..Sqe::default() });
+            if found {
+                let taken_back = ring.next();
+                assert_eq!((taken_back.user_data, taken_back.res), (target, -errno::ECANCELED));
+            }
+            let cqe = ring.next();
+            assert_eq!((cqe.user_data, cqe.res), (ARMS, if found { 0 } else { -errno::ENOENT }));
+            stage.tally.attempts += 1;
+            stage.tally.cqe(&cqe);
+        }
+        wire.release(OBJECT_RING, ring.number).done();
+    }
+    drop((wire, _memory));
+    stage.finish();
 }

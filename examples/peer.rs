@@ -45,10 +45,15 @@ const LAST: u32 = 0xBEEF;
 /// `detail` of a success by the local fabric.
 const BY_LOCAL: u16 = (abi::FABRIC_LOCAL as u16) << 8;
 
+#[allow(dead_code, reason = "tests/languages.rs takes this file as a module and calls `act`")]
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let outcome = match args[..] {
+    act(&args.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+/// Plays one part, as the arguments say.
+pub(crate) fn act(args: &[&str]) -> ExitCode {
+    let outcome = match *args {
         [socket, "export", name] => export(socket, name),
         [socket, "use", name, secret] => r#use(socket, name, secret),
         _ => Err("usage: peer SOCKET export NAME | peer SOCKET use NAME SECRET".into()),

@@ -220,7 +220,7 @@ impl Ledger {
         let record = &mut self.records[slot as usize];
         assert!(record.state != State::Free, "closed a record twice");
         assert!(record.in_fabric == 0, "closed a record that the fabric still works on");
-        debug_assert!(record.links[RING] == [NIL; 2]);
+        debug_assert!(record.links == [[NIL; 2]; 2], "closed a record that is on a list");
         record.state = State::Free;
         record.links[LANE] = [self.free, NIL];
         self.free = slot;
@@ -345,5 +345,148 @@ impl<const L: usize> List<L> {
             ledger[next].links[L][1] = previous;
         }
         ledger[slot].links[L] = [NIL; 2];
+    }
+}
+
+#[cfg(all(test, not(verbring_loom)))]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::seeds::property;
+
+    const ENGINE: u8 = 7;
+
+    fn open(ledger: &mut Ledger, user_data: u64) -> Option<u32> {
+        let op = Op { user_data, ..Op::NOP };
+        ledger.open(SessionId(1), RingId(2), op, user_data)
+    }
+
+    proptest! {
+        #![proptest_config(property(300))]
+
+        #[test]
+        fn ledger_is_a_map_whose_keys_never_come_again(
+            capacity in 1..20u32,
+            steps in proptest::collection::vec((0..100u8, any::<u64>()), 1..300),
+        ) {
+            let mut ledger = Ledger::new(ENGINE, capacity);
+            let mut model: BTreeMap<RecordId, u64> = BTreeMap::new();
+            let mut gone: BTreeSet<RecordId> = BTreeSet::new();
+            for (step, value) in steps {
+                if step < 55 {
+                    let full = model.len() == capacity as usize;
+                    let slot = open(&mut ledger, value);
+                    prop_assert_eq!(slot.is_none(), full);
+                    if let Some(slot) = slot {
+                        let id = ledger.id(slot);
+                        prop_assert!(id.0 != 0 && id.slot() == slot);
+                        prop_assert_eq!(id.0 >> RecordId::SLOT_BITS & 0xff, u64::from(ENGINE));
+                        prop_assert!(!gone.contains(&id), "an id came again");
+                        prop_assert!(model.insert(id, value).is_none(), "a slot opened twice");
+                        prop_assert_eq!(ledger[slot].state, State::Queued);
+                        prop_assert_eq!(ledger[slot].taken_ns, value);
+                    }
+                } else if let Some(&id) = model.keys().nth((value % 20) as usize) {
+                    ledger.close(id.slot());
+                    model.remove(&id);
+                    gone.insert(id);
+                }
+                prop_assert_eq!(ledger.open_count() as usize, model.len());
+                for (&id, &value) in &model {
+                    prop_assert_eq!(ledger.find(id), Some(id.slot()));
+                    prop_assert_eq!(ledger[id.slot()].op.user_data, value);
+                }
+                for &id in &gone {
+                    prop_assert_eq!(ledger.find(id), None);
+                }
+                prop_assert_eq!(ledger.find(RecordId(value)).is_some(),
+                    model.contains_key(&RecordId(value)));
+            }
+        }
+
+        #[test]
+        fn lists_are_queues_that_can_lose_any_member(
+            steps in proptest::collection::vec((0..4u8, 0..16usize), 1..300),
+        ) {
+            let mut ledger = Ledger::new(ENGINE, 16);
+            let slots: Vec<u32> = (0..16).filter_map(|at| open(&mut ledger, at)).collect();
+            // Two relations over the same records do not know of each other.
+            let (mut lane, mut ring) = (List::<LANE>::EMPTY, List::<RING>::default());
+            let (mut lane_model, mut ring_model) = (VecDeque::new(), VecDeque::new());
+            for (step, at) in steps {
+                let slot = slots[at];
+                match (step, lane_model.contains(&slot), ring_model.contains(&slot)) {
+                    (0, false, _) => {
+                        lane.push_back(&mut ledger, slot);
+                        lane_model.push_back(slot);
+                    }
+                    (1, false, _) => {
+                        lane.push_front(&mut ledger, slot);
+                        lane_model.push_front(slot);
+                    }
+                    (2, true, _) => {
+                        lane.remove(&mut ledger, slot);
+                        lane_model.retain(|&member| member != slot);
+                    }
+                    (3, _, false) => {
+                        ring.push_back(&mut ledger, slot);
+                        ring_model.push_back(slot);
+                    }
+                    (3, _, true) => {
+                        ring.remove(&mut ledger, slot);
+                        ring_model.retain(|&member| member != slot);
+                    }
+                    _ => {}
+                }
+                prop_assert!(same(&ledger, &lane, &lane_model), "{lane_model:?}");
+                prop_assert!(same(&ledger, &ring, &ring_model), "{ring_model:?}");
+            }
+        }
+    }
+
+    /// True if a list, walked both ways, is this queue.
+    fn same<const L: usize>(ledger: &Ledger, list: &List<L>, model: &VecDeque<u32>) -> bool {
+        let some = |slot: u32| (slot != NIL).then_some(slot);
+        let next = |slot: &u32| some(List::<L>::next(ledger, *slot));
+        let previous = |slot: &u32| some(List::<L>::previous(ledger, *slot));
+        let onward = std::iter::successors(some(list.head()), next).take(20);
+        let back = std::iter::successors(model.back().copied(), previous).take(20);
+        onward.eq(model.iter().copied())
+            && back.eq(model.iter().rev().copied())
+            && list.is_empty() == model.is_empty()
+    }
+
+    #[test]
+    fn a_generation_that_goes_round_skips_zero() {
+        let mut ledger = Ledger::new(ENGINE, 1);
+        ledger.records[0].generation = u32::MAX - 1;
+        let mut ids = Vec::new();
+        for _ in 0..3 {
+            let slot = open(&mut ledger, 0).unwrap();
+            ids.push(ledger.id(slot).generation());
+            ledger.close(slot);
+        }
+        assert_eq!(ids, [u32::MAX, 1, 2]);
+    }
+
+    #[test]
+    #[should_panic(expected = "closed a record twice")]
+    fn a_record_is_closed_once() {
+        let mut ledger = Ledger::new(ENGINE, 2);
+        let slot = open(&mut ledger, 0).unwrap();
+        ledger.close(slot);
+        ledger.close(slot);
+    }
+
+    #[test]
+    #[should_panic(expected = "that the fabric still works on")]
+    fn a_record_in_the_fabric_is_not_closed() {
+        let mut ledger = Ledger::new(ENGINE, 2);
+        let slot = open(&mut ledger, 0).unwrap();
+        ledger[slot].in_fabric = 1;
+        ledger.close(slot);
     }
 }

@@ -1,7 +1,9 @@
 //! The `verbring` command.
 
-fn main() {
-    for (name, value) in verbring::abi::table() {
-        println!("{name} {value}");
-    }
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::run()
 }

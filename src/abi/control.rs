@@ -12,7 +12,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::{NAME_BYTES, SECRET_BYTES};
 
 macro_rules! layout {
-    ($(#[$doc:meta])* $name:ident = $bytes:literal { $($(#[$field_doc:meta])* $field:ident: $ty:ty,)* }) => {
+    (
+        $(#[$doc:meta])*
+        $name:ident = $bytes:literal { $($(#[$field_doc:meta])* $field:ident: $ty:ty,)* }
+    ) => {
         $(#[$doc])*
         #[derive(
             Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
@@ -532,7 +535,7 @@ layout! {
         bytes: u64,
         /// Bytes placed so far.
         bytes_done: u64,
-        /// Ops before it in its lane, counted up to 65,535.
+        /// Ops before it in its lane, counted up to 4,095.
         ahead: u32,
         /// Times it was at the head and found no credit.
         defers: u32,

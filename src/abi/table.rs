@@ -7,7 +7,10 @@ use super::*;
 macro_rules! fields {
     ($out:ident, $label:literal, $ty:ident, $($field:ident)*) => {
         $out.push((concat!($label, ".size").to_string(), size_of::<$ty>() as u64));
-        $($out.push((concat!($label, ".", stringify!($field)).to_string(), offset_of!($ty, $field) as u64));)*
+        $({
+            let name = concat!($label, ".", stringify!($field));
+            $out.push((name.to_string(), offset_of!($ty, $field) as u64));
+        })*
     };
 }
 
@@ -41,7 +44,8 @@ fn layouts(out: &mut Vec<(String, u64)>) {
 }
 
 fn numbers(out: &mut Vec<(String, u64)>) {
-    constants!(out, MAGIC ABI_VERSION OP_BYTES_MAX PAGES_MAX ENTRIES_MIN ENTRIES_MAX CQE_TIME_UNIT_NS
+    constants!(out, MAGIC ABI_VERSION OP_BYTES_MAX PAGES_MAX ENTRIES_MIN ENTRIES_MAX
+        CQE_TIME_UNIT_NS
         AT_SQ_TAIL AT_CQ_HEAD AT_BELL_AT AT_SQ_HEAD AT_CQ_TAIL AT_ENGINE_FLAGS AT_COUNTERS
         ENGINE_NEED_WAKEUP ENGINE_CLOSING ENGINE_FAULTED
         FAULT_SQ_TAIL_BEYOND FAULT_SQ_TAIL_BACK FAULT_CQ_HEAD

@@ -201,12 +201,32 @@ pub enum UnfitReason {
         /// Pages given.
         count: u64,
     },
-    /// The page list ends beyond the lease, or does not lie at a multiple of 8.
-    #[error("the page list does not lie in the lease, at a multiple of 8")]
+    /// The page list ends beyond the lease.
+    #[error("the page list does not lie in the lease")]
     List,
     /// A page ends beyond the lease.
     #[error("page {index} does not lie in the lease")]
     Page {
+        /// Which one, from 0.
+        index: usize,
+    },
+    /// As many far places are needed as there are pages.
+    #[error("{pages} pages, but {remotes} places for them")]
+    Remotes {
+        /// Pages given.
+        pages: usize,
+        /// Far places given.
+        remotes: usize,
+    },
+    /// All pages and their list lie in one region.
+    #[error("page {index} lies in another region than the list")]
+    PageRegion {
+        /// Which one, from 0.
+        index: usize,
+    },
+    /// All pages are of one length.
+    #[error("page {index} is not as long as the first")]
+    PageBytes {
         /// Which one, from 0.
         index: usize,
     },
@@ -218,12 +238,14 @@ pub enum UnfitReason {
     },
 }
 
-/// An op that could not be built: hands the lease back.
+/// An op that could not be built: hands its leases back.
 #[derive(Debug, Error)]
 #[error("{reason}")]
 pub struct Unfit {
-    /// The lease, untouched.
+    /// The lease, or the list's, untouched.
     pub lease: Lease,
+    /// The pages' leases, untouched, if each had its own.
+    pub pages: Vec<Lease>,
     /// Why.
     pub reason: UnfitReason,
 }

@@ -17,11 +17,15 @@
 //! **Tests**: here against a small peer that answers by hand; `tests/` against the engine.
 
 mod error;
+#[cfg(test)]
+mod fake;
 mod ops;
 mod raw;
 mod region;
 mod report;
 mod ring;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 pub use error::{
@@ -56,14 +60,14 @@ use wire::{Wire, padded};
 /// regions, leases, imports and rings, each of which holds one.
 ///
 /// # Examples
-/// ```no_run
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// use verbring::{Session, abi::Opcode};
+/// ```
+/// use verbring::{Engine, Session, abi::Opcode};
 ///
-/// let session = Session::connect("/run/verbring.sock")?;
+/// let path = std::env::temp_dir().join(format!("verbring-doc-{}", std::process::id()));
+/// let engine = Engine::builder().socket(&path).spawn()?; // or `verbring serve --socket PATH`
+/// let session = Session::connect(&path)?;
 /// assert!(session.probe()?.serves(Opcode::Write));
-/// # Ok(())
-/// # }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct Session {

@@ -18,14 +18,23 @@ use crate::abi::{self, Class, Opcode, Page, Sqe};
 pub trait Op: sealed::Parts {}
 
 pub(super) mod sealed {
-    use super::{Home, Lease, Sqe};
+    use super::{Held, Home, Sqe};
 
     /// What a ring needs to know of an op.
     #[expect(unnameable_types, reason = "sealed: nobody else makes ops")]
     pub trait Parts {
         fn home(&self) -> Home;
-        fn into_parts(self) -> (Sqe, Option<Lease>);
+        fn into_parts(self) -> (Sqe, Held);
     }
+}
+
+/// The leases that an op holds.
+#[expect(unnameable_types, reason = "part of a sealed trait")]
+#[derive(Debug, Default)]
+pub struct Held {
+    pub(super) lease: Option<Lease>,
+    /// One by one, if the op was built from scattered leases.
+    pub(super) pages: Vec<Lease>,
 }
 
 /// Where an op may be pushed.
@@ -46,13 +55,14 @@ pub enum Home {
 #[derive(Debug)]
 struct Draft {
     sqe: Sqe,
-    lease: Option<Lease>,
+    held: Held,
     home: Home,
 }
 
 impl Draft {
     fn new(opcode: Opcode, home: Home) -> Self {
-        Self { sqe: Sqe { opcode: opcode as u8, ..Sqe::default() }, lease: None, home }
+        let sqe = Sqe { opcode: opcode as u8, ..Sqe::default() };
+        Self { sqe, held: Held::default(), home }
     }
 
     /// An op between a lease and a place in an import.
@@ -67,7 +77,7 @@ impl Draft {
         draft.sqe.local_offset = lease.offset();
         draft.sqe.remote_region = remote.region;
         draft.sqe.remote_offset = remote.offset;
-        draft.lease = Some(lease);
+        draft.held.lease = Some(lease);
         draft
     }
 
@@ -82,7 +92,7 @@ impl Draft {
 
     fn atomic(opcode: Opcode, lease: Lease, remote: Remote, arg: [u64; 2]) -> Result<Self, Unfit> {
         if lease.bytes() != 8 || !lease.offset().is_multiple_of(8) {
-            return Err(Unfit { lease, reason: UnfitReason::Word });
+            return Err(Unfit { lease, pages: Vec::new(), reason: UnfitReason::Word });
         }
         let mut draft = Self::moving(opcode, lease, remote);
         draft.sqe.arg = arg;
@@ -99,20 +109,41 @@ impl Draft {
         remote: Remote,
     ) -> Result<Self, Unfit> {
         if let Err(reason) = check_pages(&lease, list_at, pages, page_bytes) {
-            return Err(Unfit { lease, reason });
+            return Err(Unfit { lease, pages: Vec::new(), reason });
         }
-        let mut at = list_at;
-        for pair in pages {
-            let local_offset = lease.offset() + pair.local;
-            let page = Page { local_offset, remote_offset: pair.remote };
-            lease.write(at, page.as_bytes());
-            at += PAGE_ENTRY_BYTES;
-        }
+        let base = lease.offset();
+        let list = pages
+            .iter()
+            .map(|pair| Page { local_offset: base + pair.local, remote_offset: pair.remote });
+        write_list(&mut lease, list_at, list);
         let list_offset = lease.offset() + list_at;
         let mut draft = Self::moving(opcode, lease, remote);
         draft.sqe.local_offset = list_offset;
         draft.sqe.bytes = page_bytes;
         draft.sqe.arg[0] = (pages.len() as u64) << 32;
+        Ok(draft)
+    }
+
+    /// WRITEV or READV of pages that each have a lease of their own.
+    fn scattered(
+        opcode: Opcode,
+        mut list: Lease,
+        pages: Vec<Lease>,
+        remotes: &[u64],
+        remote: Remote,
+    ) -> Result<Self, Unfit> {
+        if let Err(reason) = check_scattered(&list, &pages, remotes) {
+            return Err(Unfit { lease: list, pages, reason });
+        }
+        let entries = pages.iter().zip(remotes).map(|(page, remote_offset)| Page {
+            local_offset: page.offset(),
+            remote_offset: *remote_offset,
+        });
+        write_list(&mut list, 0, entries);
+        let mut draft = Self::moving(opcode, list, remote);
+        draft.sqe.bytes = u32::try_from(pages[0].bytes()).unwrap_or(u32::MAX);
+        draft.sqe.arg[0] = (pages.len() as u64) << 32;
+        draft.held.pages = pages;
         Ok(draft)
     }
 
@@ -131,6 +162,35 @@ impl Draft {
 /// Bytes of one entry of a page list.
 const PAGE_ENTRY_BYTES: u64 = size_of::<Page>() as u64;
 
+fn write_list(lease: &mut Lease, mut at: u64, pages: impl Iterator<Item = Page>) {
+    for page in pages {
+        lease.write(at, page.as_bytes());
+        at += PAGE_ENTRY_BYTES;
+    }
+}
+
+fn check_scattered(list: &Lease, pages: &[Lease], remotes: &[u64]) -> Result<(), UnfitReason> {
+    let count = pages.len() as u64;
+    if !(1..=u64::from(abi::PAGES_MAX)).contains(&count) {
+        return Err(UnfitReason::PageCount { count });
+    }
+    if remotes.len() != pages.len() {
+        return Err(UnfitReason::Remotes { pages: pages.len(), remotes: remotes.len() });
+    }
+    if list.bytes() < count * PAGE_ENTRY_BYTES {
+        return Err(UnfitReason::List);
+    }
+    for (index, page) in pages.iter().enumerate() {
+        if !page.same_region(list) {
+            return Err(UnfitReason::PageRegion { index });
+        }
+        if page.bytes() != pages[0].bytes() {
+            return Err(UnfitReason::PageBytes { index });
+        }
+    }
+    Ok(())
+}
+
 fn check_pages(
     lease: &Lease,
     list_at: u64,
@@ -145,9 +205,6 @@ fn check_pages(
     let Some(list_end) = list_end.filter(|end| *end <= lease.bytes()) else {
         return Err(UnfitReason::List);
     };
-    if !(lease.offset() + list_at).is_multiple_of(8) {
-        return Err(UnfitReason::List);
-    }
     for (index, pair) in pages.iter().enumerate() {
         let end = pair.local.checked_add(page_bytes.into());
         let Some(end) = end.filter(|end| *end <= lease.bytes()) else {
@@ -183,8 +240,8 @@ macro_rules! op {
                 self.0.home
             }
 
-            fn into_parts(self) -> (Sqe, Option<Lease>) {
-                (self.0.sqe, self.0.lease)
+            fn into_parts(self) -> (Sqe, Held) {
+                (self.0.sqe, self.0.held)
             }
         }
 
@@ -260,10 +317,10 @@ impl Default for Nop {
 op! {
     /// Copies a lease to a place in an import. Its result is the number of bytes.
     ///
-    /// ```no_run
+    /// ```
+    /// # use std::{error::Error, time::Duration};
     /// # use verbring::{Import, Lease, Ring, Write, abi::Class};
-    /// # use std::time::Duration;
-    /// # fn f(ring: &mut Ring, lease: Lease, import: &Import) -> Result<(), Box<dyn std::error::Error>> {
+    /// # fn f(ring: &mut Ring, lease: Lease, import: &Import) -> Result<(), Box<dyn Error>> {
     /// let op = Write::new(lease, import.at(4096))
     ///     .class(Class::High)
     ///     .notify(7)
@@ -301,11 +358,12 @@ op! {
     /// number of bytes in all.
     ///
     /// One lease covers the pages and, apart from them, the list that the engine reads: 16 bytes a
-    /// page at `list_at`, a place whose offset in the region is a multiple of 8.
+    /// page, from `list_at` on. The engine has read it when it has taken the op.
     ///
-    /// ```no_run
+    /// ```
+    /// # use std::error::Error;
     /// # use verbring::{Import, PagePair, Region, Ring, Writev};
-    /// # fn f(ring: &mut Ring, region: &Region, import: &Import) -> Result<(), Box<dyn std::error::Error>> {
+    /// # fn f(ring: &mut Ring, region: &Region, import: &Import) -> Result<(), Box<dyn Error>> {
     /// // Two pages of 4 KiB, then their list.
     /// let mut lease = region.lend(0..8192 + 32)?;
     /// lease.write(0, &[1; 8192]);
@@ -333,6 +391,34 @@ impl Writev {
     ) -> Result<Self, Unfit> {
         Draft::paged(Opcode::Writev, from, list_at, pages, page_bytes, to).map(Self)
     }
+
+    /// Makes a WRITEV of pages that each have a lease of their own, all of one region and length:
+    /// what lies between them stays free for others. Page `n` goes to `remotes[n]` bytes from
+    /// `to`; the engine reads where from `list`, 16 bytes a page. The pages come back, in their
+    /// order, in [`Completion::pages`](super::Completion::pages).
+    ///
+    /// ```
+    /// # use std::error::Error;
+    /// # use verbring::{Import, Region, Ring, Writev};
+    /// # fn f(ring: &mut Ring, region: &Region, import: &Import) -> Result<(), Box<dyn Error>> {
+    /// let list = region.lend(0..32)?;
+    /// let pages = vec![region.lend(4096..8192)?, region.lend(40960..45056)?];
+    /// ring.push(Writev::scattered(list, pages, &[0, 16384], import.at(0))?)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Unfit`] hands all leases back, untouched, if the pages differ in length or region, if the
+    /// list is too short, or if there are none or more than 1,024 pages.
+    pub fn scattered(
+        list: Lease,
+        pages: Vec<Lease>,
+        remotes: &[u64],
+        to: Remote,
+    ) -> Result<Self, Unfit> {
+        Draft::scattered(Opcode::Writev, list, pages, remotes, to).map(Self)
+    }
 }
 
 op! {
@@ -355,6 +441,20 @@ impl Readv {
         from: Remote,
     ) -> Result<Self, Unfit> {
         Draft::paged(Opcode::Readv, into, list_at, pages, page_bytes, from).map(Self)
+    }
+
+    /// Makes a READV into pages that each have a lease of their own: [`Writev::scattered`] the
+    /// other way round.
+    ///
+    /// # Errors
+    /// As [`Writev::scattered`].
+    pub fn scattered(
+        list: Lease,
+        pages: Vec<Lease>,
+        remotes: &[u64],
+        from: Remote,
+    ) -> Result<Self, Unfit> {
+        Draft::scattered(Opcode::Readv, list, pages, remotes, from).map(Self)
     }
 }
 

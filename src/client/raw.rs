@@ -301,7 +301,9 @@ impl RawRing {
 
     /// Sleeps until the bell rings, the time is up, or the session or the engine is over.
     fn sleep(&mut self, within: Option<Duration>) -> Result<Option<RingError>, RingError> {
-        self.sleeps += 1;
+        if within != Some(Duration::ZERO) {
+            self.sleeps += 1;
+        }
         let mut closed = false;
         {
             let wire = self.session.wire();

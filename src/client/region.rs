@@ -71,17 +71,16 @@ impl Region {
     /// [`LendError`] if the range is not inside the region or overlaps one that is lent.
     ///
     /// # Examples
-    /// ```no_run
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let session = verbring::Session::connect("/run/verbring.sock")?;
+    /// ```
+    /// # let engine = verbring::Engine::builder().spawn()?;
+    /// # let session = engine.connect()?;
     /// let region = session.alloc(1 << 20)?;
     /// let mut lease = region.lend(0..4096)?;
     /// lease.write(0, b"hello");
     /// assert!(region.lend(4095..8192).is_err());
     /// drop(lease);
     /// assert!(region.lend(4095..8192).is_ok());
-    /// # Ok(())
-    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn lend(&self, range: Range<u64>) -> Result<Lease, LendError> {
         if range.start > range.end || range.end > self.bytes() {
@@ -146,7 +145,7 @@ impl Shared {
 ///
 /// The same, in the right order:
 ///
-/// ```no_run
+/// ```
 /// # use verbring::{Import, Lease, Ring, Write};
 /// fn touch_in_time(ring: &mut Ring, lease: Lease, import: &Import) {
 ///     ring.push(Write::new(lease, import.at(0))).unwrap();
@@ -226,6 +225,10 @@ impl Lease {
 
     pub(super) fn session_uid(&self) -> u64 {
         self.shared.session.uid()
+    }
+
+    pub(super) fn same_region(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
     }
 
     /// Lets go of the memory but leaves the range lent: an op that nobody waits for may still

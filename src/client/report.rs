@@ -172,7 +172,7 @@ pub struct Why {
     pub bytes: u64,
     /// Bytes placed so far.
     pub bytes_done: u64,
-    /// Ops before it in its lane, counted up to 65,535.
+    /// Ops before it in its lane, counted up to 4,095.
     pub ahead: u32,
     /// Times it was at the head of its lane and found no credit.
     pub defers: u32,

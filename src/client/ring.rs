@@ -17,7 +17,7 @@ use slab::Slab;
 
 use super::Session;
 use super::error::{ControlError, OpError, PushError, PushReason, RingError};
-use super::ops::{Home, Op};
+use super::ops::{Held, Home, Op};
 use super::raw::RawRing;
 use super::region::Lease;
 use crate::abi::{self, Cqe};
@@ -30,11 +30,11 @@ use crate::ring::Verdict;
 /// frees the ranges; so does dropping the ring once the engine is gone.
 ///
 /// # Examples
-/// ```no_run
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// use verbring::{Rights, RingOptions, Session, Write};
+/// ```
+/// use verbring::{Engine, Rights, RingOptions, Write};
 ///
-/// let session = Session::connect("/run/verbring.sock")?;
+/// let engine = Engine::builder().spawn()?;
+/// let session = engine.connect()?; // or Session::connect(path), for one in another process
 /// let region = session.alloc(1 << 20)?;
 /// let secret = region.export("mine", Rights::ALL)?;
 /// let import = session.import("mine", None, &secret)?;
@@ -47,8 +47,7 @@ use crate::ring::Verdict;
 /// let completion = ring.reap()?.expect("one is ready");
 /// assert_eq!(completion.ticket, ticket);
 /// assert_eq!(completion.result?, 5);
-/// # Ok(())
-/// # }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
 pub struct Ring {
@@ -64,7 +63,7 @@ pub struct Ring {
 #[derive(Debug)]
 struct InFlight {
     number: u64,
-    lease: Option<Lease>,
+    held: Held,
 }
 
 /// One op of one ring: what [`Ring::push`] returns, and its completions carry.
@@ -108,8 +107,11 @@ pub struct Completion {
     pub queued: Duration,
     /// From first post to completion, likewise.
     pub service: Duration,
-    /// The op's lease, free to be used again. With `more` it is still to come.
+    /// The op's lease, free to be used again: for [`Writev::scattered`](super::Writev::scattered)
+    /// and its like, the list's. With `more` it is still to come.
     pub lease: Option<Lease>,
+    /// The leases of the pages, if the op was built from scattered ones.
+    pub pages: Vec<Lease>,
     /// What a peer had to say, if this is a notification.
     pub notification: Option<Notification>,
     /// True if the same op will have further completions.
@@ -135,6 +137,8 @@ pub struct Lost {
     pub verdict: Verdict,
     /// Its lease: no engine touches it any more.
     pub lease: Option<Lease>,
+    /// The leases of its pages, likewise.
+    pub pages: Vec<Lease>,
 }
 
 /// In place of a slab key: the op has no place, since its success will not be told.
@@ -173,9 +177,9 @@ impl Ring {
             return Err(PushError { op, reason: PushReason::Full });
         }
         let number = self.raw.pushed();
-        let (mut sqe, lease) = op.into_parts();
+        let (mut sqe, held) = op.into_parts();
         let place = if sqe.flags & abi::SQE_SKIP_SUCCESS == 0 {
-            let key = self.in_flight.insert(InFlight { number, lease });
+            let key = self.in_flight.insert(InFlight { number, held });
             u32::try_from(key).unwrap_or(NO_PLACE)
         } else {
             NO_PLACE
@@ -213,8 +217,8 @@ impl Ring {
     fn complete(&mut self, cqe: &Cqe) -> Result<Completion, RingError> {
         let more = cqe.flags & abi::CQE_MORE != 0;
         let [place, low_number] = halves(cqe.user_data);
-        let (number, lease) = if place == NO_PLACE {
-            (self.number_ending_in(low_number), None)
+        let (number, held) = if place == NO_PLACE {
+            (self.number_ending_in(low_number), Held::default())
         } else {
             let key = place as usize;
             let op = self.in_flight.get(key).filter(|op| halves(op.number)[0] == low_number);
@@ -222,7 +226,7 @@ impl Ring {
                 return Err(RingError::Corrupt { what: "a CQE for no op in flight" });
             };
             let number = op.number;
-            (number, if more { None } else { self.in_flight.remove(key).lease })
+            (number, if more { Held::default() } else { self.in_flight.remove(key).held })
         };
         let notified = cqe.flags & abi::CQE_NOTIFY != 0;
         let count = u32::try_from(cqe.res).unwrap_or(0);
@@ -237,7 +241,8 @@ impl Ring {
             rail,
             queued: if notified { Duration::ZERO } else { span(cqe.queued) },
             service: span(cqe.service),
-            lease,
+            lease: held.lease,
+            pages: held.pages,
             notification: notified.then_some(Notification { immediate: cqe.queued, count }),
             more,
         })
@@ -344,9 +349,9 @@ impl Ring {
             .collect();
         let mut lost = Vec::with_capacity(open.len());
         for key in open {
-            let InFlight { number, lease } = self.in_flight.remove(key);
+            let InFlight { number, held: Held { lease, pages } } = self.in_flight.remove(key);
             let ticket = Ticket { ring: self.raw.number(), number };
-            lost.push(Lost { ticket, verdict: self.raw.verdict(number), lease });
+            lost.push(Lost { ticket, verdict: self.raw.verdict(number), lease, pages });
         }
         lost.sort_by_key(|lost| lost.ticket);
         Some(lost)
@@ -417,9 +422,7 @@ impl Drop for Ring {
             return;
         }
         for op in self.in_flight.drain() {
-            if let Some(lease) = op.lease {
-                lease.abandon();
-            }
+            op.held.lease.into_iter().chain(op.held.pages).for_each(Lease::abandon);
         }
     }
 }

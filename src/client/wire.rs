@@ -8,7 +8,6 @@
 //! it cannot be told apart any more. Every wait also watches the engine's pidfd.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -34,7 +33,8 @@ pub(super) struct Wire {
     pidfd: OnceLock<OwnedFd>,
     /// The last tag used; the lock is the turn to speak.
     tag: Mutex<u64>,
-    over: AtomicBool,
+    /// When the end of the session was first noticed.
+    over: OnceLock<Instant>,
 }
 
 /// Which of two ends has come.
@@ -55,7 +55,7 @@ impl From<End> for ControlError {
 
 impl Wire {
     pub(super) fn new(socket: OwnedFd) -> Self {
-        Self { socket, pidfd: OnceLock::new(), tag: Mutex::new(0), over: AtomicBool::new(false) }
+        Self { socket, pidfd: OnceLock::new(), tag: Mutex::new(0), over: OnceLock::new() }
     }
 
     pub(super) fn watch(&self, pidfd: OwnedFd) {
@@ -82,10 +82,14 @@ impl Wire {
         wait(&mut watched, Some(within)).is_ok() && told(&watched[0])
     }
 
+    fn note_end(&self) -> Instant {
+        *self.over.get_or_init(Instant::now)
+    }
+
     /// Says which end a closed socket means.
     pub(super) fn end(&self) -> End {
-        self.over.store(true, Ordering::Relaxed);
-        if self.engine_goes(DEATH_GRACE) { End::EngineGone } else { End::SessionOver }
+        let grace = DEATH_GRACE.saturating_sub(self.note_end().elapsed());
+        if self.engine_goes(grace) { End::EngineGone } else { End::SessionOver }
     }
 
     /// Sends a request and waits for its reply, which brings `FDS` descriptors.
@@ -101,21 +105,21 @@ impl Wire {
     {
         // A thread that panicked in here leaves a reply unread at worst, which the tag shows.
         let mut tag = self.tag.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.over.load(Ordering::Relaxed) {
+        if self.over.get().is_some() {
             return Err(self.end().into());
         }
         *tag += 1;
         let bytes = u32::try_from(size_of::<Q>()).unwrap_or(u32::MAX);
         let request = request(Head { kind: kind as u16, reserved: 0, bytes, tag: *tag });
         match fds::transmit(self.socket(), request.as_bytes(), attached.as_slice(), true) {
-            Ok(()) => {}
-            Err(Errno::EPIPE | Errno::ECONNRESET) => return Err(self.end().into()),
+            // An engine that hung up may have said why before.
+            Ok(()) | Err(Errno::EPIPE | Errno::ECONNRESET) => {}
             Err(source) => return Err(os("sendmsg", source)),
         }
         let received = self.await_reply()?;
         let answer = parse(kind, *tag, received);
         if let Err(ControlError::Protocol { .. }) = answer {
-            self.over.store(true, Ordering::Relaxed);
+            self.note_end();
             // The socket may be closed from the other side already.
             let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
         }
@@ -128,7 +132,9 @@ impl Wire {
             let gone = self.engine_gone();
             match fds::receive(self.socket(), false) {
                 Ok(Some(received)) => return Ok(received),
-                Ok(None) | Err(Errno::ECONNRESET) => return Err(self.end().into()),
+                Ok(None) => return Err(self.end().into()),
+                // Told once, if the engine hung up with a request unread; its last words follow.
+                Err(Errno::ECONNRESET) => continue,
                 Err(Errno::EAGAIN) if gone => return Err(ControlError::EngineGone),
                 Err(Errno::EAGAIN) => {}
                 Err(source) => return Err(os("recvmsg", source)),
@@ -154,7 +160,9 @@ fn parse<R: FromBytes, const FDS: usize>(
     let Ok((head, text)) = ReplyHead::read_from_prefix(bytes) else {
         return broken("a reply shorter than its head");
     };
-    if head.kind != kind as u16 | abi::REPLY || head.tag != tag {
+    // An engine that takes no further session says so before it has heard anything.
+    let unasked = kind == Kind::Hello && head.tag == 0 && head.status < 0;
+    if head.kind != kind as u16 | abi::REPLY || head.tag != tag && !unasked {
         return broken("a reply to something else");
     }
     if u64::from(head.bytes) != bytes.len() as u64 || head.reserved != 0 {

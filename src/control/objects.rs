@@ -27,6 +27,8 @@ const _: () = assert!(DESCRIPTORS_MAX >= 3);
 #[derive(Debug)]
 pub(super) struct RingPlace {
     pub(super) session: usize,
+    /// Of its segment: charged to its uid.
+    bytes: u64,
     /// Made, and not yet mapped by the client: what MAPPED will need.
     made: Option<RingMade>,
     /// A job has its memory in hand.
@@ -111,6 +113,8 @@ impl Server {
         if used >= limit {
             return Err(quota("rings of this uid", used.into(), limit.into(), "quota.rings"));
         }
+        let bytes = SegmentHeader::lay_out(request.sq_entries, request.cq_entries).segment_bytes;
+        self.check_bytes(key, "the ring's segment", bytes, bytes)?;
         let Some(ring) = self.ring_places.take() else {
             let limit = u64::from(self.config.rings_max);
             return Err(quota("rings of this engine", limit, limit, "rings_max"));
@@ -125,6 +129,7 @@ impl Server {
         };
         self.rings[ring as usize] = Some(RingPlace {
             session: key,
+            bytes,
             made: None,
             in_hand: true,
             arriving: false,
@@ -133,6 +138,7 @@ impl Server {
         });
         if let Some(owner) = self.owner_of(key) {
             owner.rings += 1;
+            owner.bytes += bytes;
         }
         if let Some(session) = self.sessions.get_mut(key) {
             session.rings.push(ring);
@@ -140,7 +146,6 @@ impl Server {
         let tag = request.head.tag;
         let job = self.jobs_for.insert(JobFor::Ring { session: key, ring, tag, header, fenceless });
         self.hold(key);
-        let bytes = header.segment_bytes;
         self.jobs.start(job, Work::Make { name: c"verbring-ring", bytes, huge: false });
         Ok(())
     }
@@ -380,17 +385,11 @@ impl Server {
         if request.flags & !abi::REGION_HUGE != 0 {
             return invalid(Detail::Flags, format!("flags {:#x} are not known", request.flags));
         }
-        let limit = self.config.quota.region_bytes;
-        let used = self.owner_of(key).map_or(0, |owner| owner.region_bytes);
         if bytes == 0 {
             return invalid(Detail::Bytes, "bytes is 0, but must be at least 1".into());
         }
-        // The subtraction cannot be overrun by a huge request; the rounded size is what is charged.
         let charged = bytes.checked_next_multiple_of(PAGE_BYTES).unwrap_or(u64::MAX);
-        if charged > limit.saturating_sub(used) {
-            let what = format!("bytes is {bytes}, and region bytes of this uid");
-            return Err(quota(&what, used, limit, "quota.region_bytes"));
-        }
+        self.check_bytes(key, "bytes", bytes, charged)?;
         let region = self.new_region(key, bytes, charged, false)?;
         let huge = request.flags & abi::REGION_HUGE != 0;
         // Taken only now: a descriptor of a request that is refused is closed with the others.
@@ -404,6 +403,23 @@ impl Server {
         self.hold(key);
         self.jobs.start(job, work);
         Ok(())
+    }
+
+    /// Memory is charged in full, to the uid that asked for it.
+    fn check_bytes(
+        &mut self,
+        key: usize,
+        what: &str,
+        bytes: u64,
+        charged: u64,
+    ) -> Result<(), Refusal> {
+        let limit = self.config.quota.region_bytes;
+        let used = self.owner_of(key).map_or(0, |owner| owner.bytes);
+        if charged <= limit.saturating_sub(used) {
+            return Ok(());
+        }
+        let what = format!("{what} is {bytes}, and bytes of this uid");
+        Err(quota(&what, used, limit, "quota.region_bytes"))
     }
 
     /// Takes an id for a region or import, within the uid's quota.
@@ -426,7 +442,7 @@ impl Server {
         };
         if let Some(owner) = self.owner_of(key) {
             owner.regions += 1;
-            owner.region_bytes += charged;
+            owner.bytes += charged;
         }
         if let Some(session) = self.sessions.get_mut(key) {
             session.regions.push(region);
@@ -623,6 +639,7 @@ impl Server {
         self.ring_places.give(ring);
         if let Some(owner) = self.owner_of(key) {
             owner.rings -= 1;
+            owner.bytes -= place.bytes;
         }
         if let Some(session) = self.sessions.get_mut(key) {
             session.rings.retain(|&own| own != ring);
@@ -635,7 +652,7 @@ impl Server {
         self.region_ids.give(region);
         if let Some(owner) = self.owner_of(key) {
             owner.regions -= 1;
-            owner.region_bytes -= place.charged;
+            owner.bytes -= place.charged;
         }
         if let Some(session) = self.sessions.get_mut(key) {
             session.regions.retain(|&own| own != region);

@@ -84,7 +84,8 @@ pub(super) struct Owner {
     pub(super) sessions: u32,
     pub(super) rings: u32,
     pub(super) regions: u32,
-    pub(super) region_bytes: u64,
+    /// In regions and ring segments.
+    pub(super) bytes: u64,
     second: u64,
     messages: u32,
 }
@@ -152,7 +153,7 @@ impl Server {
                 sessions: 0,
                 rings: 0,
                 regions: 0,
-                region_bytes: 0,
+                bytes: 0,
                 second: 0,
                 messages: 0,
             };

@@ -170,8 +170,6 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 assert!(!place.live, "opened a session twice");
                 *place = Session { live: true, owner, ceiling, ..Session::NONE };
                 self.owners[owner as usize].ops_max = ops_max;
-                self.record_share.join();
-                self.block_share.join();
             }
             Command::RemoveSession { session, token } => self.remove_session(session, token),
             Command::AddRing { ring, token } => self.add_ring(ring, token),
@@ -213,7 +211,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     fn add_region(&mut self, id: RegionId, session: SessionId, bytes: u64, kind: RegionKind) {
         let place = &mut self.regions[id.index() as usize];
         assert!(place.id.is_none(), "added a region twice");
-        *place = Region { id: Some(id), session, bytes, kind, ..Region::NONE };
+        let epoch = place.epoch.wrapping_add(1);
+        *place = Region { id: Some(id), session, bytes, kind, epoch, ..Region::NONE };
     }
 
     fn add_import(
@@ -262,7 +261,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let region = &mut self.regions[index as usize];
         debug_assert!(region.arms.head() == List::<{ crate::ledger::LANE }>::EMPTY.head());
         let token = region.removing.take();
-        *region = Region::NONE;
+        *region = Region { epoch: region.epoch, ..Region::NONE };
         if let Some(token) = token {
             self.replies.push_back(Reply::RegionGone { token, memory });
         }
@@ -271,8 +270,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     fn remove_session(&mut self, id: SessionId, token: u64) {
         let session = &mut self.sessions[id.0 as usize];
         assert!(session.live, "ended a session twice");
-        self.record_share.leave(session.records);
-        self.block_share.leave(session.blocks);
+        assert!(session.records == 0 && session.blocks == 0, "a session left with ops in flight");
         for (total, own) in self.departed.iter_mut().zip(session.counters) {
             *total += own;
         }

@@ -151,15 +151,28 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     /// Tells a region's owner: through its oldest ARM, or merged until the next.
     fn notify(&mut self, target: u32, immediate: u32) {
         let region = &mut self.regions[target as usize];
-        let arm = region.arms.head();
+        region.pending = region.pending.saturating_add(1);
+        region.pending_immediate = immediate;
         let owner = region.session;
-        if arm == NIL {
-            region.pending = region.pending.saturating_add(1);
-            region.pending_immediate = immediate;
-        } else {
-            self.deliver(arm, immediate, 1);
-        }
         self.sessions[owner.0 as usize].count(Counter::Notified, 1);
+        self.deliver_pending(target);
+    }
+
+    /// Hands what is merged to the oldest ARM. While that belongs to a broken ring, which gets no
+    /// more CQEs, it stays merged; the ARM is about to be taken back, and the next one is served.
+    fn deliver_pending(&mut self, local: u32) {
+        let region = &self.regions[local as usize];
+        let (arm, count, immediate) =
+            (region.arms.head(), region.pending, region.pending_immediate);
+        if count == 0 || arm == NIL {
+            return;
+        }
+        let id = self.ledger[arm].ring;
+        if self.ring(id).faulted {
+            return;
+        }
+        self.regions[local as usize].pending = 0;
+        self.deliver(arm, immediate, count);
     }
 
     /// Writes one NOTIFY CQE of an ARM; its last one ends it.
@@ -179,14 +192,10 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             service: 0,
         };
         let entry = self.ring(ring);
-        if !entry.faulted {
-            entry.end.push(cqe.to_words());
-            if last {
-                entry.end.count(RingCounter::Completed);
-            }
-        }
+        entry.end.push(cqe.to_words());
         if last {
-            self.ring(ring).frees.push(fate);
+            entry.end.count(RingCounter::Completed);
+            entry.frees.push(fate);
             self.disarm(slot, local);
             self.leave(slot);
         }
@@ -206,13 +215,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let local = self.ledger[slot].op.local;
         let mut arms = self.regions[local as usize].arms;
         arms.push_back(&mut self.ledger, slot);
-        let region = &mut self.regions[local as usize];
-        region.arms = arms;
-        let count = std::mem::take(&mut region.pending);
-        let immediate = region.pending_immediate;
-        if count > 0 {
-            self.deliver(slot, immediate, count);
-        }
+        self.regions[local as usize].arms = arms;
+        self.deliver_pending(local);
     }
 
     /// Ends an ARM before its time: its unused slots go back, one carries the failure.
@@ -226,6 +230,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         }
         self.disarm(slot, local);
         self.finish(slot);
+        self.deliver_pending(local);
     }
 
     /// Publishes what this turn wrote: one release a ring, then its fate entries are free.

@@ -9,7 +9,7 @@ use crate::ring::{EngineEnd, Fault, Memory};
 use super::pages::{BLOCK_PAGES, PagePool};
 use super::search::Search;
 use super::tables::{Phase, Wind};
-use super::{Engine, Event, RINGS_PER_TURN};
+use super::{Engine, Event, RINGS_PER_TURN, STEPS_PER_TURN};
 
 /// What became of the SQE at the head of a ring.
 enum Step {
@@ -59,11 +59,6 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     fn intake_ring(&mut self, id: u32) -> Result<u32, Fault> {
         let now_ns = self.now_ns;
         let Some(ring) = self.rings[id as usize].as_mut() else { return Ok(0) };
-        // Also with no SQE behind the CANCEL: nothing else would move its search.
-        if ring.search.is_some() && !self.step_cancel(RingId(id)) {
-            return Ok(0);
-        }
-        let Some(ring) = self.rings[id as usize].as_mut() else { return Ok(0) };
         // A client that cannot fence is looked at only when it has rung.
         let waiting = if ring.fenceless && !std::mem::take(&mut ring.rung) {
             ring.end.waiting()
@@ -71,10 +66,14 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             ring.end.look()?
         };
         let waiting = waiting.min(self.limits.intake_budget);
-        if waiting == 0 {
+        if waiting > 0 {
+            ring.last_active_ns = now_ns;
+        }
+        ring.search_budget = STEPS_PER_TURN;
+        // Whether or not anything follows a CANCEL, its search goes on.
+        if ring.search.is_some() && !self.step_cancel(RingId(id)) {
             return Ok(0);
         }
-        ring.last_active_ns = now_ns;
         let mut taken = 0;
         while taken < waiting {
             match self.take_one(id)? {
@@ -82,17 +81,18 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 Step::Later => break,
             }
         }
+        let ring = self.ring(RingId(id));
+        ring.blocked = waiting > 0 && taken == 0;
         if taken > 0 {
-            self.ring(RingId(id)).end.publish_taken();
+            ring.end.publish_taken();
         }
         Ok(taken)
     }
 
     fn take_one(&mut self, id: u32) -> Result<Step, Fault> {
         let ring = self.ring(RingId(id));
-        // An unfinished CANCEL holds the ring's intake, so that its search is bounded a turn.
-        // A skipped success gives its CQ slot back at once, but its fate entry only with the next
-        // publication: a free slot does not mean a free entry.
+        // An unfinished CANCEL holds the ring's intake, so that its search is bounded a turn. A
+        // skipped success gives its CQ slot back at once, but its fate entry only at publication.
         if ring.search.is_some() || ring.fates.is_empty() || ring.end.room(1)? == 0 {
             return Ok(Step::Later);
         }

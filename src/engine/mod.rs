@@ -22,14 +22,16 @@ mod pages;
 mod schedule;
 mod search;
 mod tables;
+#[cfg(all(test, not(verbring_loom)))]
+mod tests;
 mod validate;
 mod winding;
 
 use std::collections::VecDeque;
 
-use crate::abi::Counter;
+use crate::abi::{Counter, PAGES_MAX};
 use crate::fabric::{Done, Fabric, Request};
-use crate::ids::RingId;
+use crate::ids::{RegionId, RingId};
 use crate::ledger::{LANE, Ledger, List};
 use crate::ring::Memory;
 use crate::sched::credits::Window;
@@ -37,6 +39,7 @@ use crate::sched::lanes::Lanes;
 
 pub use command::{Command, Event, Reply, Why};
 pub use tables::{Ring, Wind};
+#[cfg(not(verbring_loom))]
 pub(crate) use validate::{FLAGS_SERVED, OPCODES_SERVED};
 
 use pages::PagePool;
@@ -68,6 +71,16 @@ pub struct Limits {
     pub intake_budget: u32,
     /// Nanoseconds without an SQE after which a ring leaves the poll set.
     pub ring_idle_ns: u64,
+}
+
+impl Limits {
+    fn check(&self) {
+        assert!(self.slice_bytes > 0 && self.intake_budget > 0, "or nothing would ever move");
+        let longest = PagePool::blocks_for(PAGES_MAX);
+        // Half of the pool is set aside for each session's part.
+        assert!(self.list_blocks >= 2 * longest, "or the longest list could never be taken");
+        assert!(self.regions_max <= 1 << RegionId::INDEX_BITS, "or a place would have no id");
+    }
 }
 
 /// What a turn found to do.
@@ -110,6 +123,10 @@ pub struct Engine<F: Fabric, M> {
     /// Rings that are looked at each turn.
     polled: Vec<u32>,
     poll_from: usize,
+    /// Rings that sleep with SQEs that could not be taken.
+    blocked: Vec<u32>,
+    /// When the first of them fell asleep.
+    blocked_ns: u64,
     /// Rings with CQEs or frees to publish.
     dirty: Vec<u32>,
     /// Rings being wound up.
@@ -136,12 +153,18 @@ pub struct Engine<F: Fabric, M> {
 const REPLIES_MAX: usize = 1024;
 /// Rings looked at in one turn.
 const RINGS_PER_TURN: usize = 256;
+/// A ring that sleeps with SQEs is looked at again after this long, if anything is awake.
+const BLOCKED_LOOK_NS: u64 = 1_000_000;
 /// Records looked at for searches, barriers and sweeps in one turn.
 const STEPS_PER_TURN: u32 = 256;
 
 impl<F: Fabric, M: Memory> Engine<F, M> {
     /// Makes an engine; everything it will ever need is allocated here.
+    ///
+    /// # Panics
+    /// If limits contradict each other.
     pub fn new(limits: Limits, fabric: F) -> Self {
+        limits.check();
         let depth = fabric.limits().depth.min(limits.window_ops);
         let rings = limits.rings_max as usize;
         Self {
@@ -158,6 +181,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             block_share: Share::new(limits.list_blocks, limits.sessions_max),
             polled: Vec::with_capacity(rings),
             poll_from: 0,
+            blocked: Vec::with_capacity(rings),
+            blocked_ns: 0,
             dirty: Vec::with_capacity(rings),
             winding: Vec::with_capacity(rings),
             bells: Vec::with_capacity(rings),
@@ -183,6 +208,9 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         self.now_ns = now_ns.max(self.now_ns);
         self.turns += 1;
         let mut turn = Turn { reaped: self.reap(), ..Turn::default() };
+        if self.blocked() {
+            self.wake_blocked();
+        }
         self.wind();
         self.step_query();
         turn.taken = self.intake();
@@ -250,6 +278,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let now_ns = self.now_ns;
         let Some(ring) = self.rings.get_mut(id.0 as usize).and_then(Option::as_mut) else { return };
         ring.rung = true;
+        self.blocked.retain(|&blocked| blocked != id.0);
         if ring.polled || ring.phase != tables::Phase::Live {
             return;
         }
@@ -262,8 +291,26 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     /// Takes a ring out of the poll set, asleep; false if it has SQEs, or was found broken.
     fn park(&mut self, id: u32) -> bool {
         let Some(ring) = self.rings[id as usize].as_mut() else { return false };
-        if ring.held.is_some() || ring.search.is_some() {
+        if ring.search.is_some() || (ring.fenceless && ring.rung) {
             return false;
+        }
+        if ring.blocked {
+            // What it waits for comes from elsewhere: its client reads CQEs, or others finish.
+            ring.end.ask_for_bell();
+            self.unpoll(id);
+            if self.blocked.is_empty() {
+                self.blocked_ns = self.now_ns;
+            }
+            self.blocked.push(id);
+            return true;
+        }
+        if ring.held.is_some() || ring.end.waiting() > 0 {
+            return false;
+        }
+        if ring.fenceless {
+            ring.end.ask_for_bell();
+            self.unpoll(id);
+            return true;
         }
         match ring.end.fall_asleep() {
             Ok(true) => {
@@ -278,10 +325,27 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         }
     }
 
+    /// True if a ring sleeps with SQEs that could not be taken. Nobody is bound to ring its bell
+    /// for that, so a host that sleeps makes a turn now and then.
+    pub fn blocked(&self) -> bool {
+        !self.blocked.is_empty()
+    }
+
+    /// Looks at the rings that sleep with SQEs again, once they have done so for a while.
+    fn wake_blocked(&mut self) {
+        if self.now_ns < self.blocked_ns + BLOCKED_LOOK_NS {
+            return;
+        }
+        while let Some(&ring) = self.blocked.last() {
+            self.wake(RingId(ring));
+        }
+    }
+
     fn unpoll(&mut self, id: u32) {
         if let Some(ring) = self.rings[id as usize].as_mut() {
             ring.polled = false;
         }
+        self.blocked.retain(|&blocked| blocked != id);
         if let Some(at) = self.polled.iter().position(|&polled| polled == id) {
             self.polled.swap_remove(at);
         }

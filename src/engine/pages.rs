@@ -55,6 +55,17 @@ impl PagePool {
         count
     }
 
+    #[cfg(test)]
+    pub(super) fn free_count(&self) -> u32 {
+        let mut count = 0;
+        let mut at = self.free;
+        while at != NIL {
+            at = self.next(at);
+            count += 1;
+        }
+        count
+    }
+
     pub(super) fn next(&self, block: u32) -> u32 {
         self.next[block as usize]
     }

@@ -60,15 +60,17 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         self.lanes.remove(&mut self.ledger, slot);
     }
 
-    /// Posts what the window lets in, most urgent first; returns the number of requests.
+    /// Posts what the window lets in, most urgent first; returns the number of requests. Only the
+    /// window ends the loop: whoever is at the head then learns what it waits for.
     pub(super) fn schedule(&mut self) -> u32 {
-        if self.lanes.is_empty() {
-            return 0;
-        }
         let mut batch = std::mem::take(&mut self.batch);
-        while batch.len() < batch.capacity() && self.posts.room() {
-            let Some(slot) = self.lanes.first() else { break };
+        let mut ends = STEPS_PER_TURN;
+        while let Some(slot) = self.lanes.first() {
             if let Some(failure) = self.spoiled(slot) {
+                if ends == 0 {
+                    break;
+                }
+                ends -= 1;
                 self.ledger[slot].failure = Some(failure);
                 self.settle_head(slot);
                 continue;
@@ -128,7 +130,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let grant = match self.window.take(bytes) {
             Ok(grant) => grant,
             Err(wait) => {
-                record.defers += 1;
+                record.defers = record.defers.saturating_add(1);
                 record.wait = wait;
                 let session = record.session;
                 self.sessions[session.0 as usize].count(Counter::Defers, 1);
@@ -136,7 +138,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             }
         };
         let Some(ticket) = self.posts.open(slot, bytes, grant) else {
-            unreachable!("the loop has seen room for a post");
+            unreachable!("more credits than posts");
         };
         let (near, far) = if op.pages == 0 {
             (op.local_offset, op.remote_offset)

@@ -44,12 +44,13 @@ impl Search {
     }
 
     /// `Some(Some(slot))`: found; `Some(None)`: not there; `None`: not yet known.
-    fn step(&mut self, ledger: &Ledger, ring: RingId) -> Option<Option<u32>> {
+    fn step(&mut self, ledger: &Ledger, ring: RingId, budget: &mut u32) -> Option<Option<u32>> {
         if self.by == CANCEL_BY_RECORD {
             let slot = ledger.find(RecordId(self.target));
             return Some(slot.filter(|&slot| ledger[slot].ring == ring && slot != self.seeker));
         }
-        for _ in 0..STEPS_PER_TURN {
+        while *budget > 0 {
+            *budget -= 1;
             if self.cursor == NIL {
                 return Some(None);
             }
@@ -69,12 +70,15 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     /// Goes on with a ring's CANCEL; true once it is answered.
     pub(super) fn step_cancel(&mut self, id: RingId) -> bool {
         let Some(mut search) = self.ring(id).search else { return true };
-        let found = search.step(&self.ledger, id);
+        let mut budget = self.ring(id).search_budget;
+        let found = search.step(&self.ledger, id, &mut budget);
+        let ring = self.ring(id);
+        ring.search_budget = budget;
         let Some(found) = found else {
-            self.ring(id).search = Some(search);
+            ring.search = Some(search);
             return false;
         };
-        self.ring(id).search = None;
+        ring.search = None;
         let result = found.map_or(Err(errno::ENOENT), |slot| self.cancel(slot).map(|_| ()));
         if let Err(errno) = result {
             let detail = Detail::None as u16;
@@ -87,7 +91,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     /// Goes on with a control-socket query.
     pub(super) fn step_query(&mut self) {
         let Some(mut query) = self.query.take() else { return };
-        let Some(found) = query.search.step(&self.ledger, query.ring) else {
+        let mut budget = STEPS_PER_TURN;
+        let Some(found) = query.search.step(&self.ledger, query.ring, &mut budget) else {
             self.query = Some(query);
             return;
         };

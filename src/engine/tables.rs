@@ -81,12 +81,16 @@ pub struct Ring<M> {
     pub(super) fates: Vec<u32>,
     /// Fate entries to free once `cq_tail` covers their CQEs.
     pub(super) frees: Vec<u32>,
+    /// The CANCEL that searches, and the ops that searches may still look at in this turn.
     pub(super) search: Option<Search>,
+    pub(super) search_budget: u32,
     pub(super) last_active_ns: u64,
     pub(super) fenceless: bool,
     /// The doorbell was rung since the last look (fenceless rings).
     pub(super) rung: bool,
     pub(super) polled: bool,
+    /// SQEs wait, but the last look could take none: a CQ slot, a record or a quota is wanting.
+    pub(super) blocked: bool,
     pub(super) dirty: bool,
 }
 
@@ -106,10 +110,12 @@ impl<M: Memory> Ring<M> {
             fates: (0..entries).rev().collect(),
             frees: Vec::with_capacity(entries as usize),
             search: None,
+            search_budget: 0,
             last_active_ns: 0,
             fenceless,
             rung: false,
             polled: false,
+            blocked: false,
             dirty: false,
             end,
         }
@@ -133,7 +139,8 @@ pub(super) struct Region {
     pub(super) refs: u32,
     /// Ops in flight through imports of this region.
     pub(super) remote_refs: u32,
-    /// Counts revocations; an import of an earlier epoch is stale.
+    /// Counts revocations and uses of this place; an import of an earlier epoch is stale. Ids alone
+    /// do not tell: their generations go round.
     pub(super) epoch: u32,
     /// Token of the RELEASE that waits for `refs` and `remote_refs`.
     pub(super) removing: Option<u64>,
@@ -170,6 +177,9 @@ impl Region {
 }
 
 /// What one session is guaranteed of a pool, and what is left for all.
+///
+/// Half of the pool is set aside in equal parts, also for sessions that are yet to come: whoever
+/// holds the other half may hold it for ever (an ARM does), so a newcomer's part must be there.
 #[derive(Debug)]
 pub(super) struct Share {
     pub(super) free: u32,
@@ -180,16 +190,9 @@ pub(super) struct Share {
 
 impl Share {
     pub(super) fn new(capacity: u32, sessions_max: u32) -> Self {
-        Self { free: capacity, guaranteed: capacity / sessions_max / 2, unfilled: 0 }
-    }
-
-    pub(super) fn join(&mut self) {
-        self.unfilled += u64::from(self.guaranteed);
-    }
-
-    pub(super) fn leave(&mut self, used: u32) {
-        assert!(used == 0, "a session left with pool entries in use");
-        self.unfilled -= u64::from(self.guaranteed);
+        let guaranteed = capacity / sessions_max / 2;
+        let unfilled = u64::from(guaranteed) * u64::from(sessions_max);
+        Self { free: capacity, guaranteed, unfilled }
     }
 
     /// True if a session that uses `used` entries may take `want` more: from its own guaranteed
@@ -222,12 +225,15 @@ impl Share {
 /// A request that is with the fabric. It exists before the post.
 #[derive(Debug)]
 pub(super) struct Post {
+    /// Uses of this place, this one included.
+    generation: u32,
     pub(super) slot: u32,
     pub(super) bytes: u32,
     pub(super) grant: Option<Grant>,
 }
 
-/// All posts, in places that never move.
+/// All posts, in places that never move. A ticket is generation << 32 | place, so that a completion
+/// that comes twice does not end the post that has its place by then.
 #[derive(Debug)]
 pub(super) struct Posts {
     posts: Vec<Post>,
@@ -236,26 +242,112 @@ pub(super) struct Posts {
 
 impl Posts {
     pub(super) fn new(capacity: u32) -> Self {
-        let blank = |_| Post { slot: NIL, bytes: 0, grant: None };
+        let blank = |_| Post { generation: 0, slot: NIL, bytes: 0, grant: None };
         Self { posts: (0..capacity).map(blank).collect(), free: (0..capacity).rev().collect() }
     }
 
     #[inline]
-    pub(super) fn open(&mut self, slot: u32, bytes: u32, grant: Grant) -> Option<u32> {
-        let ticket = self.free.pop()?;
-        self.posts[ticket as usize] = Post { slot, bytes, grant: Some(grant) };
-        Some(ticket)
+    pub(super) fn open(&mut self, slot: u32, bytes: u32, grant: Grant) -> Option<u64> {
+        let place = self.free.pop()?;
+        let post = &mut self.posts[place as usize];
+        let generation = post.generation.wrapping_add(1);
+        *post = Post { generation, slot, bytes, grant: Some(grant) };
+        Some(u64::from(generation) << 32 | u64::from(place))
     }
 
     #[inline]
-    pub(super) fn close(&mut self, ticket: u32) -> Option<(u32, u32, Grant)> {
-        let post = self.posts.get_mut(ticket as usize)?;
+    pub(super) fn close(&mut self, ticket: u64) -> Option<(u32, u32, Grant)> {
+        let place = (ticket & 0xffff_ffff) as u32;
+        let post = self.posts.get_mut(place as usize)?;
+        if u64::from(post.generation) != ticket >> 32 {
+            return None;
+        }
         let grant = post.grant.take()?;
-        self.free.push(ticket);
+        self.free.push(place);
         Some((post.slot, post.bytes, grant))
     }
 
-    pub(super) fn room(&self) -> bool {
-        !self.free.is_empty()
+    #[cfg(test)]
+    pub(super) fn open_posts(&self) -> impl Iterator<Item = &Post> {
+        self.posts.iter().filter(|post| post.grant.is_some())
+    }
+}
+
+#[cfg(all(test, not(verbring_loom)))]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::sched::credits::Window;
+    use crate::seeds::property;
+
+    const SESSIONS: u32 = 4;
+
+    /// What is free for a session: all that is neither in use nor set aside for others.
+    fn free_for(capacity: u32, used: &[u32], session: usize) -> u32 {
+        let part = capacity / SESSIONS / 2;
+        let others = used.iter().enumerate().filter(|(at, _)| *at != session);
+        let aside: u32 = others.map(|(_, used)| part.saturating_sub(*used)).sum();
+        capacity - used.iter().sum::<u32>() - aside
+    }
+
+    proptest! {
+        #![proptest_config(property(500))]
+
+        #[test]
+        fn no_session_is_starved_of_its_part_and_the_sum_is_kept(
+            capacity in 1..200u32,
+            steps in proptest::collection::vec((0..4usize, 1..40u32, any::<bool>()), 1..200),
+        ) {
+            let mut share = Share::new(capacity, SESSIONS);
+            let mut used = [0; SESSIONS as usize];
+            for (session, count, take) in steps {
+                if take {
+                    let allowed = share.allows(used[session], count);
+                    prop_assert_eq!(allowed, count <= free_for(capacity, &used, session));
+                    let part = capacity / SESSIONS / 2;
+                    prop_assert!(allowed || used[session] + count > part, "starved");
+                    if allowed {
+                        share.take(&mut used[session], count);
+                    }
+                } else {
+                    let count = count.min(used[session]);
+                    share.give(&mut used[session], count);
+                }
+                prop_assert_eq!(share.free + used.iter().sum::<u32>(), capacity);
+            }
+            for session in &mut used {
+                let count = *session;
+                share.give(session, count);
+            }
+            let aside = u64::from(capacity / SESSIONS / 2 * SESSIONS);
+            prop_assert_eq!((share.free, share.unfilled), (capacity, aside));
+        }
+
+        #[test]
+        fn tickets_of_posts_are_never_the_same_and_close_once(
+            steps in proptest::collection::vec((any::<bool>(), 0..64usize), 1..300),
+        ) {
+            let mut window = Window::new(8, 1_000);
+            let mut posts = Posts::new(8);
+            let (mut open, mut closed) = (Vec::new(), Vec::new());
+            for (slot, (begin, at)) in (0..).zip(steps) {
+                if begin && open.len() < 8 {
+                    let ticket = posts.open(slot, 7, window.take(7).unwrap()).unwrap();
+                    prop_assert!(!closed.contains(&ticket) && !open.contains(&(ticket, slot)));
+                    open.push((ticket, slot));
+                } else if !open.is_empty() {
+                    let (ticket, slot) = open.swap_remove(at % open.len());
+                    let (was, bytes, grant) = posts.close(ticket).unwrap();
+                    prop_assert_eq!((was, bytes), (slot, 7));
+                    window.give(grant);
+                    closed.push(ticket);
+                }
+                for ticket in &closed {
+                    prop_assert!(posts.close(*ticket).is_none());
+                }
+                prop_assert_eq!(posts.open_posts().count(), open.len());
+            }
+        }
     }
 }

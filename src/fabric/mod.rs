@@ -28,8 +28,8 @@ pub enum Verb {
 /// own safety rests on.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
-    /// Comes back in the completion.
-    pub ticket: u32,
+    /// Comes back in the completion; no two requests have the same.
+    pub ticket: u64,
     /// What to do.
     pub verb: Verb,
     /// Index of the local region.
@@ -50,7 +50,7 @@ pub struct Request {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Done {
     /// The request's ticket.
-    pub ticket: u32,
+    pub ticket: u64,
     /// 0, or a positive errno.
     pub errno: i32,
 }

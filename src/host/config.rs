@@ -58,7 +58,7 @@ pub struct Quota {
     pub rings: u32,
     /// Regions and imports at once.
     pub regions: u32,
-    /// Bytes in regions.
+    /// Bytes in regions and ring segments.
     pub region_bytes: u64,
     /// Ops in flight.
     pub ops: u32,

@@ -36,10 +36,15 @@ pub(super) struct EngineThread {
     /// When this stretch of being awake began, and whether the watcher knows of it.
     woke_ns: u64,
     watched: bool,
+    /// Milliseconds until rings that sleep with SQEs are looked at again.
+    nap_ms: u8,
 }
 
 /// Bells answered between two turns: each costs a system call.
 const BELLS_PER_TURN: usize = 64;
+
+/// First and last nap while a ring sleeps with SQEs that could not be taken.
+const NAP_MS: std::ops::RangeInclusive<u8> = 1..=128;
 
 /// A stretch of being awake that lasts longer has the bells of sleeping rings watched.
 const WATCH_AFTER_NS: u64 = 20_000;
@@ -52,7 +57,7 @@ impl EngineThread {
         spin_ns: u64,
     ) -> Self {
         let bells = (0..rings_max).map(|_| None).collect();
-        Self { engine, link, bells, spin_ns, woke_ns: 0, watched: false }
+        Self { engine, link, bells, spin_ns, woke_ns: 0, watched: false, nap_ms: *NAP_MS.start() }
     }
 
     /// Runs until told to stop.
@@ -68,6 +73,7 @@ impl EngineThread {
             let told = self.tell();
             if turn.worked() || heard || told {
                 idle_since = now_ns;
+                self.nap_ms = *NAP_MS.start();
                 self.ask_for_watch(now_ns);
                 continue;
             }
@@ -180,16 +186,21 @@ impl EngineThread {
         self.link.asleep.store(true, Ordering::Relaxed);
         // Pairs with `Link::kick_engine`.
         fence(Ordering::SeqCst);
+        let blocked = self.engine.blocked();
+        let timeout = if blocked { EpollTimeout::from(self.nap_ms) } else { EpollTimeout::NONE };
         let link = &self.link;
         if link.orders.is_empty() && link.bells_noted() == 0 && !link.stop.load(Ordering::Relaxed) {
             link.sleeps.fetch_add(1, Ordering::Relaxed);
             let count = loop {
-                match link.bells.wait(events, EpollTimeout::NONE) {
+                match link.bells.wait(events, timeout) {
                     Err(Errno::EINTR) => {}
                     other => break other.unwrap_or(0),
                 }
             };
             self.link.asleep.store(false, Ordering::Relaxed);
+            if count == 0 && blocked {
+                self.nap_ms = self.nap_ms.saturating_mul(2).min(*NAP_MS.end());
+            }
             for event in &events[..count] {
                 if event.data() == ENGINE_BELL {
                     let _ = self.link.engine_bell.read();

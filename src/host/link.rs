@@ -42,6 +42,7 @@ impl From<RingBells> for Vec<OwnedFd> {
 
 /// What comes back.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "boxing would allocate on the engine thread")]
 pub(crate) enum Answer {
     Reply(Reply<Arc<Mapping>, Mapped>),
     Event(Event),

@@ -7,7 +7,7 @@ mod config;
 mod engine_thread;
 pub(crate) mod link;
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -259,40 +259,42 @@ fn pin_to(cpu: Option<u32>) {
 }
 
 /// Binds the control socket; a socket file that nobody listens at is replaced.
+///
+/// The socket is bound under a name beside the path and moved there once it listens: whoever sees
+/// the file can connect.
 fn bind_at(path: &Path, mode: u32) -> Result<OwnedFd, SpawnError> {
     let failed = |why: String| SpawnError::Listen { path: path.to_path_buf(), why };
-    let address =
-        UnixAddr::new(path).map_err(|errno| failed(format!("{errno} (108 bytes at most)")))?;
+    let from = |errno: Errno| failed(errno.to_string());
+    let address = |path: &Path| {
+        UnixAddr::new(path)
+            .map_err(|errno| failed(format!("{errno}: a socket's path has at most 100 bytes")))
+    };
     let fresh = || {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)
-            .map_err(|errno| failed(errno.to_string()))
+        socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).map_err(from)
     };
-    let listener = fresh()?;
-    match bind(listener.as_raw_fd(), &address) {
-        Ok(()) => {}
-        Err(Errno::EADDRINUSE) => {
-            let is_socket = std::fs::symlink_metadata(path)
-                .is_ok_and(|meta| std::os::unix::fs::FileTypeExt::is_socket(&meta.file_type()));
-            if !is_socket {
-                return Err(failed(
-                    "a file that is no socket is there; choose another path".into(),
-                ));
-            }
-            if connect(fresh()?.as_raw_fd(), &address) != Err(Errno::ECONNREFUSED) {
-                return Err(failed(
-                    "another engine listens there; stop it or choose another".into(),
-                ));
-            }
-            std::fs::remove_file(path).map_err(|error| failed(error.to_string()))?;
-            bind(listener.as_raw_fd(), &address).map_err(|errno| failed(errno.to_string()))?;
+    if let Ok(there) = std::fs::symlink_metadata(path) {
+        if !std::os::unix::fs::FileTypeExt::is_socket(&there.file_type()) {
+            return Err(failed("a file that is no socket is there; choose another path".into()));
         }
-        Err(errno) => return Err(failed(errno.to_string())),
+        if connect(fresh()?.as_raw_fd(), &address(path)?) != Err(Errno::ECONNREFUSED) {
+            return Err(failed("another engine listens there; stop it or choose another".into()));
+        }
     }
-    let permissions = std::fs::Permissions::from_mode(mode);
-    std::fs::set_permissions(path, permissions).map_err(|error| failed(error.to_string()))?;
-    let backlog = Backlog::new(128).map_err(|errno| failed(errno.to_string()))?;
-    listen(&listener, backlog).map_err(|errno| failed(errno.to_string()))?;
-    debug_assert!(listener.as_fd().as_raw_fd() >= 0);
-    Ok(listener)
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(format!(".{}", std::process::id()));
+    let beside = PathBuf::from(beside);
+    let listener = fresh()?;
+    bind(listener.as_raw_fd(), &address(&beside)?).map_err(from)?;
+    let placed = (|| {
+        let permissions = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(&beside, permissions)
+            .map_err(|error| failed(error.to_string()))?;
+        listen(&listener, Backlog::new(128).map_err(from)?).map_err(from)?;
+        std::fs::rename(&beside, path).map_err(|error| failed(error.to_string()))
+    })();
+    if placed.is_err() {
+        let _ = std::fs::remove_file(&beside);
+    }
+    placed.map(|()| listener)
 }

@@ -13,6 +13,11 @@
 //!
 //!  sq_tail; fence; engine_flags?            NEED_WAKEUP; fence; sq_tail?   sync: engine-sleep
 //!  bell_at; fence; cq_tail?                 cq_tail; fence; bell_at?       sync: client-sleep
+//!
+//!                                           accepted (release)         sync: fate-entry
+//!  sq_head (acquire)                        sq_head (release)          sync: fate-visible
+//!  entry (acquire)            <------       posted (release); fence; the effect
+//!                                           cq_tail; freed (release)
 //! ```
 //!
 //! **Invariants**: every slot is read once, word by word, between an acquire and a release of its
@@ -34,37 +39,54 @@ pub use memory::{Heap, Memory, Word};
 
 use crate::sync::Ordering;
 
-/// One ordering per sync point. Each can be weakened by `--cfg verbring_weak="..."`, and
-/// `tests/run loom` requires loom to find a counterexample for every one.
+/// One ordering per place that needs one. Each can be weakened by `--cfg verbring_weak="..."` with
+/// the name given here, and `tests/loom-all` requires loom to find a counterexample for every one.
 pub(crate) mod order {
     use super::Ordering;
 
-    // sync: sqe-visible, cqe-visible (release)
-    #[cfg(not(verbring_weak = "publish"))]
-    pub(crate) const PUBLISH: Ordering = Ordering::Release;
-    #[cfg(verbring_weak = "publish")]
-    pub(crate) const PUBLISH: Ordering = Ordering::Relaxed;
+    macro_rules! orderings {
+        ($($name:ident = $strong:ident, weak $cfg:tt;)*) => { $(
+            #[cfg(not(verbring_weak = $cfg))]
+            pub(crate) const $name: Ordering = Ordering::$strong;
+            #[cfg(verbring_weak = $cfg)]
+            pub(crate) const $name: Ordering = Ordering::Relaxed;
+        )* };
+    }
 
-    // sync: sqe-visible, cqe-visible (acquire)
-    #[cfg(not(verbring_weak = "observe"))]
-    pub(crate) const OBSERVE: Ordering = Ordering::Acquire;
-    #[cfg(verbring_weak = "observe")]
-    pub(crate) const OBSERVE: Ordering = Ordering::Relaxed;
-
-    // sync: fate-visible (release); its acquire is in `ClientEnd::verdict`.
-    #[cfg(not(verbring_weak = "fate"))]
-    pub(crate) const FATE: Ordering = Ordering::Release;
-    #[cfg(verbring_weak = "fate")]
-    pub(crate) const FATE: Ordering = Ordering::Relaxed;
+    orderings! {
+        // sync: sqe-visible, on sq_tail.
+        SQE_PUBLISH = Release, weak "sqe_publish";
+        SQE_OBSERVE = Acquire, weak "sqe_observe";
+        // sync: cqe-visible, on cq_tail.
+        CQE_PUBLISH = Release, weak "cqe_publish";
+        CQE_OBSERVE = Acquire, weak "cqe_observe";
+        // sync: sqe-free, fate-visible, on sq_head: the engine's loads of a slot come before the
+        // client's next stores into it, and a client that sees the head sees the fate entries.
+        TAKEN = Release, weak "taken";
+        TAKEN_OBSERVE = Acquire, weak "taken_observe";
+        // sync: cqe-free, on cq_head: the client's loads of a slot come before the engine's next
+        // stores into it.
+        POPPED = Release, weak "popped";
+        POPPED_OBSERVE = Acquire, weak "popped_observe";
+        // sync: fate-entry, on the entry's second word.
+        ACCEPTED = Release, weak "accepted";
+        MARKED = Release, weak "marked";
+        FREED = Release, weak "freed";
+        FATE_OBSERVE = Acquire, weak "fate_observe";
+        // sync: last-words, on engine_flags: a client that sees CLOSING or FAULTED sees the last
+        // sq_head and cq_tail.
+        FLAGS = Release, weak "flags";
+        FLAGS_OBSERVE = Acquire, weak "flags_observe";
+    }
 }
 
-/// The four full fences of the two sleep handshakes.
+/// The fences: four full ones, of the two sleep handshakes, and a release fence before posts.
 ///
 /// Each handshake is store-then-load on both sides, of two different words: whoever sleeps writes
 /// "I sleep" and then looks for work; whoever makes work writes the work and then looks for
 /// sleepers. Without a full fence between the two steps on *each* side, both loads may return the
 /// old values, and the sleeper is never rung. Release and acquire order neither pair.
-pub(crate) mod full_fence {
+pub(crate) mod fences {
     use crate::sync::{Ordering, fence};
 
     /// The engine, between NEED_WAKEUP and its last look at `sq_tail`.
@@ -96,6 +118,18 @@ pub(crate) mod full_fence {
     pub(crate) fn client_sleeps() {
         if cfg!(not(verbring_weak = "bell_client_fence")) {
             fence(Ordering::SeqCst);
+        }
+    }
+
+    /// The engine, between its posted marks and the posts.
+    ///
+    /// The posted ops' effects are stores that are not atomic, of a copy routine or of a card, so
+    /// the order cannot hang on them. Without the fence an effect may be seen while the op still
+    /// reads as accepted: an op that landed would be judged NOT_STARTED.
+    #[inline]
+    pub(crate) fn posts_follow() {
+        if cfg!(not(verbring_weak = "posted")) {
+            fence(Ordering::Release);
         }
     }
 }

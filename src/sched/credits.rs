@@ -99,6 +99,42 @@ mod tests {
         window.give(alone);
     }
 
+    #[cfg(not(verbring_loom))]
+    proptest::proptest! {
+        #![proptest_config(crate::seeds::property(500))]
+
+        /// In whatever order credits come and go: the sums are those of the grants that are
+        /// out, a refusal names what is used up, and an empty window refuses nothing.
+        #[test]
+        fn credits_are_conserved(
+            ops_max in 1..6u32,
+            bytes_max in 1..300u64,
+            steps in proptest::collection::vec((proptest::bool::ANY, 0..400u32, 0..8usize), 1..200),
+        ) {
+            let mut window = Window::new(ops_max, bytes_max);
+            let mut grants: Vec<Grant> = Vec::new();
+            for (take, bytes, at) in steps {
+                let out: u64 = grants.iter().map(|grant| u64::from(grant.bytes)).sum();
+                let ops = u32::try_from(grants.len()).unwrap();
+                proptest::prop_assert_eq!((window.ops(), window.bytes()), (ops, out));
+                if take {
+                    let fits = ops == 0 || out + u64::from(bytes) <= bytes_max;
+                    let must = match (ops < ops_max, fits) {
+                        (false, _) => Err(WAIT_WINDOW_OPS),
+                        (true, false) => Err(WAIT_WINDOW_BYTES),
+                        (true, true) => Ok(()),
+                    };
+                    let taken = window.take(bytes).map(|grant| grants.push(grant));
+                    proptest::prop_assert_eq!(taken, must);
+                } else if at < grants.len() {
+                    window.give(grants.swap_remove(at));
+                }
+            }
+            grants.drain(..).for_each(|grant| window.give(grant));
+            proptest::prop_assert_eq!((window.ops(), window.bytes()), (0, 0));
+        }
+    }
+
     #[test]
     #[should_panic(expected = "more than was taken")]
     fn over_release_is_caught() {

@@ -48,3 +48,64 @@ impl Lanes {
         self.lanes.iter().all(List::is_empty)
     }
 }
+
+#[cfg(all(test, not(verbring_loom)))]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ids::{RingId, SessionId};
+    use crate::ledger::Op;
+    use crate::seeds::property;
+
+    proptest! {
+        #![proptest_config(property(300))]
+
+        /// The model: one list of (class, place in line), kept sorted.
+        #[test]
+        fn the_most_urgent_and_oldest_is_first(
+            steps in proptest::collection::vec((0..4u8, 0..32usize, 0..3usize), 1..300),
+        ) {
+            let mut ledger = Ledger::new(0, 32);
+            let mut lanes = Lanes::default();
+            let mut model: Vec<(Class, i64, u32)> = Vec::new();
+            for (order, (step, at, class)) in (1..).zip(steps) {
+                match step {
+                    0 | 1 => {
+                        let class = Class::ALL[class];
+                        let op = Op { class, ..Op::NOP };
+                        let Some(slot) = ledger.open(SessionId(0), RingId(0), op, 0) else {
+                            continue;
+                        };
+                        if step == 0 {
+                            lanes.push(&mut ledger, slot);
+                            model.push((class, order, slot));
+                        } else {
+                            lanes.push_front(&mut ledger, slot);
+                            model.push((class, -order, slot));
+                        }
+                        model.sort_unstable();
+                    }
+                    2 => {
+                        let Some(slot) = lanes.first() else { continue };
+                        prop_assert_eq!(slot, model.remove(0).2);
+                        lanes.remove(&mut ledger, slot);
+                        ledger.close(slot);
+                    }
+                    _ if at < model.len() => {
+                        let (_, _, slot) = model.remove(at);
+                        lanes.remove(&mut ledger, slot);
+                        ledger.close(slot);
+                    }
+                    _ => {}
+                }
+                prop_assert_eq!(lanes.is_empty(), model.is_empty());
+                prop_assert_eq!(lanes.first(), model.first().map(|entry| entry.2));
+                for class in Class::ALL {
+                    let head = model.iter().find(|entry| entry.0 == class);
+                    prop_assert_eq!(lanes.head(class), head.map(|entry| entry.2));
+                }
+            }
+        }
+    }
+}

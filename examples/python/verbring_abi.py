@@ -1,0 +1,154 @@
+"""ABI 1 as Python sees it: numbers and layouts, and nothing that does anything.
+
+The prose is `docs/abi.md`; `tests/python/abi.py` holds this file to `tests/abi.table`. All integers
+are little-endian. `class` being a word of Python's, that field is called `class_`.
+"""
+
+import collections
+import enum
+import struct
+
+MAGIC = int.from_bytes(b"VERBRING", "little")
+ABI_VERSION = 1
+OP_BYTES_MAX = (1 << 31) - 4096
+PAGES_MAX = 1024
+ENTRIES_MIN, ENTRIES_MAX = 2, 32768
+CQE_TIME_UNIT_NS = 16
+
+# Byte offsets of the words in the segment's header page that change.
+AT_SQ_TAIL, AT_CQ_HEAD, AT_BELL_AT = 256, 384, 512
+AT_SQ_HEAD, AT_CQ_TAIL, AT_ENGINE_FLAGS, AT_COUNTERS = 640, 768, 896, 1024
+ENGINE_NEED_WAKEUP, ENGINE_CLOSING, ENGINE_FAULTED = 1, 2, 4
+FAULT_SQ_TAIL_BEYOND, FAULT_SQ_TAIL_BACK, FAULT_CQ_HEAD = 1, 2, 3
+FATE_FREE, FATE_ACCEPTED, FATE_POSTED, FATE_SHIFT = 0, 1, 2, 2
+
+SQE_LINK, SQE_HARDLINK, SQE_DRAIN, SQE_COALESCE, SQE_SUPERSEDE = 1, 2, 4, 8, 16
+SQE_NO_MERGE, SQE_NOTIFY, SQE_SKIP_SUCCESS, SQE_REVOKE = 32, 64, 128, 256
+EDGE_ORDER_ONLY = 1 << 15
+CANCEL_BY_USER_DATA, CANCEL_BY_NUMBER, CANCEL_BY_RECORD = 0, 1, 2
+
+CQE_RETRYABLE, CQE_MAYBE_DONE, CQE_COALESCED, CQE_DEP_FAILED = 1, 2, 4, 8
+CQE_FLUSHED, CQE_NOTIFY, CQE_MORE = 16, 32, 64
+FABRIC_NONE, FABRIC_LOCAL = 0, 1
+
+REPLY = 0x8000
+UID_OWN = 0xFFFF_FFFF
+RING_FENCELESS = 1
+OBJECT_RING, OBJECT_REGION = 1, 2
+REGION_ALLOCATED, REGION_MEMFD, REGION_HUGE = 1, 2, 1
+RIGHT_READ, RIGHT_WRITE, RIGHT_ATOMIC, RIGHT_NOTIFY = 1, 2, 4, 8
+RIGHTS_ALL = RIGHT_READ | RIGHT_WRITE | RIGHT_ATOMIC | RIGHT_NOTIFY
+STATS_SESSION, STATS_ENGINE = 0, 1
+STATE_QUEUED, STATE_POSTED, STATE_ARMED, STATE_FLUSHING = 1, 2, 3, 4
+WAIT_NONE, WAIT_LANE, WAIT_CLASS, WAIT_WINDOW_OPS, WAIT_WINDOW_BYTES = 0, 1, 2, 3, 4
+WAIT_FABRIC, WAIT_EARLIER, WAIT_NOTIFY = 5, 6, 7
+SECRET_BYTES, NAME_BYTES, ERROR_TEXT_MAX, MESSAGE_BYTES_MAX, COUNTERS = 32, 64, 240, 512, 32
+
+
+class Errno(enum.IntEnum):
+    """errno values of the ABI; Linux's, whatever this host's headers say."""
+
+    ENOENT, E2BIG, ENOMEM, EACCES, EEXIST, EINVAL = 2, 7, 12, 13, 17, 22
+    ETIME, EPROTO, EOPNOTSUPP, ESHUTDOWN = 62, 71, 95, 108
+    EALREADY, ESTALE, EDQUOT, ECANCELED = 114, 116, 122, 125
+
+
+Op = enum.IntEnum(
+    "Op", "NOP WRITE READ WRITEV READV FETCH_ADD CMP_SWAP JOIN CANCEL FLUSH ARM RUN", start=0)
+Class = enum.IntEnum("Class", "HIGH MEDIUM LOW")
+Detail = enum.IntEnum(
+    "Detail",
+    "NONE OPCODE CLASS FLAGS EDGES LOCAL_REGION REMOTE_REGION LOCAL_OFFSET REMOTE_OFFSET BYTES "
+    "IMMEDIATE ARG RIGHTS PAGE OVERLAP DEADLINE CANCELLED CLOSING REVOKED MESSAGE VERSION ENTRIES "
+    "DESCRIPTORS SEALS NAME SECRET QUOTA RING RELEASED FAULTED", start=0)
+Kind = enum.IntEnum(
+    "Kind", "HELLO RING MAPPED REGION EXPORT IMPORT CONNECT RELEASE PREPARE PROBE STATS CANCEL WHY")
+Counter = enum.IntEnum(
+    "Counter",
+    "TAKEN COMPLETED REFUSED FAILED CANCELLED OPS_HIGH OPS_MEDIUM OPS_LOW BYTES NOTIFIED IN_FLIGHT "
+    "RINGS REGIONS REGION_BYTES SESSIONS TURNS SLEEPS RECORDS DESCRIPTORS FAULTS DEFERS BELLS_RUNG "
+    "EVICTED", start=0)
+
+
+class Layout:
+    """A packed little-endian layout, written as "name:format ..." with struct's letters."""
+
+    def __init__(self, name, fields):
+        self.parts, self.offsets, self.size = {}, {}, 0
+        for field, code in (field.split(":") for field in fields.split()):
+            part = struct.Struct("<" + code)
+            self.parts[field], self.offsets[field] = part, self.size
+            self.size += part.size
+        self.struct = struct.Struct("<" + "".join(f.split(":")[1] for f in fields.split()))
+        names = [n for n in self.parts if n not in ("head", "reply", "reserved")]
+        self.record = collections.namedtuple(name, names)
+
+    def pack(self, **values):
+        """Returns the bytes; fields not given are zero, arrays are tuples."""
+        out = []
+        for name, part in self.parts.items():
+            value = values.pop(name, None)
+            if value is None:
+                out.append(bytes(part.size))
+            else:
+                out.append(part.pack(*value if isinstance(value, tuple) else (value,)))
+        if values:
+            raise TypeError(f"no such field: {', '.join(values)}")
+        return b"".join(out)
+
+    def unpack(self, data):
+        """Returns a named tuple of the fields that mean something."""
+        out = []
+        for name in self.record._fields:
+            value = self.parts[name].unpack_from(data, self.offsets[name])
+            out.append(value[0] if len(value) == 1 else value)
+        return self.record(*out)
+
+
+SQE = Layout("Sqe", "opcode:B class_:B flags:H edges:2H user_data:Q local_region:I remote_region:I "
+             "local_offset:Q remote_offset:Q bytes:I immediate:I arg:2Q")
+PAGE = Layout("Page", "local_offset:Q remote_offset:Q")
+CQE = Layout("Cqe", "user_data:Q record:Q res:i flags:H detail:H queued:I service:I")
+SEGMENT = Layout(
+    "SegmentHeader",
+    "magic:Q abi_version:I header_bytes:I features:Q sq_entries:I cq_entries:I sq_offset:Q "
+    "cq_offset:Q fate_offset:Q sqe_stride:I cqe_stride:I fate_stride:I first_index:I "
+    "segment_bytes:Q boot_id:2Q engine:I ring:I")
+HEADER_BYTES, FATE_BYTES = 4096, 16
+
+HEAD = Layout("Head", "kind:H reserved:H bytes:I tag:Q")
+REPLY_HEAD = Layout("ReplyHead", "kind:H reserved:H bytes:I tag:Q status:i detail:I")
+
+
+def _request(name, fields):
+    return Layout(name, f"head:{HEAD.size}s {fields}")
+
+
+def _reply(name, fields):
+    return Layout(name, f"reply:{REPLY_HEAD.size}s {fields}")
+
+
+HELLO = _request("Hello", "version_min:H version_max:H reserved:I features:Q name:32s")
+HELLO_REPLY = _reply("HelloReply", "version:I session:I features:Q boot_id:2Q engine:I pid:I")
+RING_REQUEST = _request("RingRequest", "sq_entries:I cq_entries:I flags:I reserved:I")
+RING_REPLY = _reply("RingReply", "ring:I reserved:I segment_bytes:Q")
+MAPPED = _request("Mapped", "object:I id:I")
+REGION_REQUEST = _request("RegionRequest", "source:I flags:I bytes:Q")
+REGION_REPLY = _reply("RegionReply", "region:I flags:I bytes:Q")
+EXPORT = _request("Export", f"region:I rights:I name:{NAME_BYTES}s")
+EXPORT_REPLY = _reply("ExportReply", f"secret:{SECRET_BYTES}s")
+IMPORT = _request("Import", f"rights:I uid:I name:{NAME_BYTES}s secret:{SECRET_BYTES}s")
+IMPORT_REPLY = _reply("ImportReply", "region:I rights:I bytes:Q")
+RELEASE = _request("Release", "object:I id:I")
+PROBE = _request("Probe", "")
+PROBE_REPLY = _reply(
+    "ProbeReply", "opcodes:Q sqe_flags:Q features:Q fabrics:Q op_bytes_max:I pages_max:I "
+    "entries_max:I rings_max:I regions_max:I class_ceiling:I region_bytes_max:Q window_ops:I "
+    "slice_bytes:I window_bytes:Q")
+STATS = _request("Stats", "scope:I reserved:I")
+STATS_REPLY = _reply("StatsReply", f"counters:{COUNTERS}Q")
+OP_QUERY = _request("OpQuery", "ring:I by:I target:Q")
+CANCEL_REPLY = _reply("CancelReply", "record:Q")
+WHY_REPLY = _reply(
+    "WhyReply", "record:Q number:Q user_data:Q age_ns:Q queued_ns:Q bytes:Q bytes_done:Q ahead:I "
+    "defers:I opcode:H class_:H state:H wait:H reserved:Q")

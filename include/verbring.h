@@ -1,0 +1,1929 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0
+ *
+ * verbring.h: the ABI and the complete C client. Header only, C11 and C++17, nothing to link.
+ *
+ *     struct vr_session session;  struct vr_ring ring;  struct vr_region region;
+ *     struct vr_remote remote;    struct vr_sqe sqe;    struct vr_cqe cqe;
+ *
+ *     vr_connect("/run/verbring.sock", &session);
+ *     vr_ring_create(&session, 64, 128, &ring);
+ *     vr_region_alloc(&session, 1 << 20, 0, &region);       // our memory, region.data
+ *     vr_import(&session, VR_UID_OWN, "name", secret, 0, &remote);
+ *
+ *     vr_prep_write(&sqe, &region, 0, &remote, 4096, bytes); // local 0 to remote 4096
+ *     sqe.user_data = 7;
+ *     vr_push(&ring, &sqe);                                  // into the SQ, not yet visible
+ *     vr_submit(&ring);                                      // publish, wake the engine
+ *     vr_wait(&ring, 1, -1);                                 // sleep until one CQE is there
+ *     vr_reap(&ring, &cqe, 1);                               // cqe.res: bytes, or -errno
+ *
+ * For readers of liburing: there is no kernel behind this ring but an engine process, and no
+ * enter system call. An SQE is copied in (vr_push), numbered from 0 per ring, and gone once the
+ * engine has taken it; CQEs are copied out (vr_reap). Without edges nothing is ordered. The CQ
+ * cannot overflow: the engine takes an SQE only when its CQE has a place.
+ *
+ * Errors. Functions return 0 or a count, or a negative errno. A failed control call leaves its
+ * reason in session.error_text (for people) and session.error_detail (VR_DETAIL_*).
+ *     -ESHUTDOWN  the engine process is dead: vr_verdict is final
+ *     -EPIPE      the session is over, though the engine may live (see vr_engine_dead)
+ *     -EPROTO     the engine sent or wrote what cannot be
+ *     -EIO        this ring was faulted: vr_fault_reason says why
+ * Nothing the engine writes is trusted further than it was compared with private cursors; a bad
+ * value gives an error, never an access outside a mapping.
+ *
+ * Threads. No locks are taken. Control calls of a session: one thread at a time. A ring: one
+ * thread at a time. Different rings, and a ring beside the session's control calls, are free.
+ * The structs must not move while a ring or region points to its session.
+ */
+#ifndef VERBRING_H
+#define VERBRING_H
+
+/* Sockets, mmap and syscall() are hidden by -std=c11; this shows them if no system header came
+ * before this one. */
+#if !defined(_DEFAULT_SOURCE) && !defined(_GNU_SOURCE)
+#define _DEFAULT_SOURCE 1
+#endif
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/types.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+#if !defined(__linux__)
+#error "verbring.h needs Linux"
+#elif __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__ || __SIZEOF_POINTER__ != 8
+#error "verbring's ABI is defined for little-endian 64-bit hosts"
+#elif defined(__GLIBC__) && !defined(__USE_MISC)
+#error "include verbring.h before system headers, or compile with -D_DEFAULT_SOURCE"
+#endif
+
+/* As with stat(2), a call and the struct it sends may share a name; g++ -Wshadow objects. */
+#if defined(__cplusplus) && defined(__GNUC__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wshadow"
+#endif
+
+#ifdef __cplusplus
+#define VR_ASSERT_(condition) static_assert(condition, #condition)
+#else
+#define VR_ASSERT_(condition) _Static_assert(condition, #condition)
+#endif
+#define VR_AT_(type, field, offset) VR_ASSERT_(offsetof(struct type, field) == (offset))
+#define VR_SIZE_(type, bytes) VR_ASSERT_(sizeof(struct type) == (bytes))
+
+/* ===== ABI 1: layouts and numbers. Nothing is ever renumbered; reserved fields are zero. ===== */
+
+/* "VERBRING" as a little-endian integer: the first eight bytes of every ring segment. */
+#define VR_MAGIC UINT64_C(0x474e495242524556)
+#define VR_ABI_VERSION 1u
+#define VR_OP_BYTES_MAX 0x7ffff000u /* most bytes of one op, so that res can carry the count */
+#define VR_PAGES_MAX 1024u          /* most pages of one WRITEV or READV */
+#define VR_ENTRIES_MIN 2u           /* SQ and CQ entries are powers of two from here ... */
+#define VR_ENTRIES_MAX 32768u       /* ... to here */
+#define VR_CQE_TIME_UNIT_NS 16u
+#define VR_SECRET_BYTES 32u
+#define VR_NAME_BYTES 64u
+#define VR_ERROR_TEXT_MAX 240u
+#define VR_MESSAGE_BYTES_MAX 512u
+
+enum vr_op {
+    VR_OP_NOP = 0,       /* completes with 0 */
+    VR_OP_WRITE = 1,     /* local range to remote range */
+    VR_OP_READ = 2,      /* remote range to local range */
+    VR_OP_WRITEV = 3,    /* pages to pages, local to remote */
+    VR_OP_READV = 4,     /* pages to pages, remote to local */
+    VR_OP_FETCH_ADD = 5, /* adds to a remote u64, old value to the local offset */
+    VR_OP_CMP_SWAP = 6,  /* replaces a remote u64 if as expected, old value to the local offset */
+    VR_OP_JOIN = 7,      /* reserved */
+    VR_OP_CANCEL = 8,    /* takes back an op that is still queued */
+    VR_OP_FLUSH = 9,     /* completes when nothing touches a region for earlier ops */
+    VR_OP_ARM = 10,      /* reserves CQ slots for notifications of a region */
+    VR_OP_RUN = 11       /* reserved */
+};
+
+/* sqe.class_: 0 is the default, which is medium. */
+#define VR_CLASS_HIGH 1u
+#define VR_CLASS_MEDIUM 2u
+#define VR_CLASS_LOW 3u
+
+/* sqe.flags */
+#define VR_SQE_LINK (1u << 0)         /* reserved */
+#define VR_SQE_HARDLINK (1u << 1)     /* reserved */
+#define VR_SQE_DRAIN (1u << 2)        /* reserved */
+#define VR_SQE_COALESCE (1u << 3)     /* reserved */
+#define VR_SQE_SUPERSEDE (1u << 4)    /* reserved */
+#define VR_SQE_NO_MERGE (1u << 5)     /* never shares a work request with a neighbour */
+#define VR_SQE_NOTIFY (1u << 6)       /* tell the remote side, with immediate, after all bytes */
+#define VR_SQE_SKIP_SUCCESS (1u << 7) /* no CQE on success */
+#define VR_SQE_REVOKE (1u << 8)       /* FLUSH: end the region's exports first */
+
+/* sqe.edges: bits 0-14 how many SQEs back, and: */
+#define VR_EDGE_ORDER_ONLY (1u << 15)
+
+/* CANCEL and WHY: what the target is. By user_data, the oldest op with it is meant. */
+#define VR_CANCEL_BY_USER_DATA 0u
+#define VR_CANCEL_BY_NUMBER 1u
+#define VR_CANCEL_BY_RECORD 2u
+
+struct vr_sqe {
+    uint8_t opcode; /* enum vr_op */
+    uint8_t class_; /* VR_CLASS_*, 0 default; "class" in the ABI, a keyword in C++ */
+    uint16_t flags; /* VR_SQE_* */
+    uint16_t edges[2];
+    uint64_t user_data;     /* comes back in the CQE */
+    uint32_t local_region;  /* a region of this session */
+    uint32_t remote_region; /* an import of this session */
+    uint64_t local_offset;  /* bytes; WRITEV, READV: where the page list lies */
+    uint64_t remote_offset; /* bytes; WRITEV, READV: added to each page's remote_offset */
+    uint32_t bytes;         /* WRITEV, READV: of each page; atomics: deadline_us; ARM: a count */
+    uint32_t immediate;     /* carried by NOTIFY */
+    uint64_t arg[2];        /* by opcode: see vr_prep_*, vr_set_deadline, vr_set_tag */
+};
+VR_SIZE_(vr_sqe, 64);
+VR_AT_(vr_sqe, class_, 1);
+VR_AT_(vr_sqe, flags, 2);
+VR_AT_(vr_sqe, edges, 4);
+VR_AT_(vr_sqe, user_data, 8);
+VR_AT_(vr_sqe, local_region, 16);
+VR_AT_(vr_sqe, remote_region, 20);
+VR_AT_(vr_sqe, local_offset, 24);
+VR_AT_(vr_sqe, remote_offset, 32);
+VR_AT_(vr_sqe, bytes, 40);
+VR_AT_(vr_sqe, immediate, 44);
+VR_AT_(vr_sqe, arg, 48);
+
+/* An entry of a page list, which lies in the local region; the engine copies it once. */
+struct vr_page {
+    uint64_t local_offset;
+    uint64_t remote_offset;
+};
+VR_SIZE_(vr_page, 16);
+VR_AT_(vr_page, remote_offset, 8);
+
+/* cqe.flags */
+#define VR_CQE_RETRYABLE (1u << 0)  /* certainly no effect, or harmless to repeat */
+#define VR_CQE_MAYBE_DONE (1u << 1) /* whether it took effect is not known */
+#define VR_CQE_COALESCED (1u << 2)
+#define VR_CQE_DEP_FAILED (1u << 3)
+#define VR_CQE_FLUSHED (1u << 4)
+#define VR_CQE_NOTIFY (1u << 5) /* a notification: queued is the immediate, res the count */
+#define VR_CQE_MORE (1u << 6)   /* not the last CQE of its SQE */
+
+/* A success's detail >> 8. */
+#define VR_FABRIC_NONE 0u  /* the engine itself */
+#define VR_FABRIC_LOCAL 1u /* the same-host copy fabric */
+
+struct vr_cqe {
+    uint64_t user_data;
+    uint64_t record; /* ledger record id; 0 if the SQE was refused */
+    int32_t res;     /* bytes moved, or -VR_E*; NOTIFY: how many notifications it stands for */
+    uint16_t flags;  /* VR_CQE_* */
+    uint16_t detail; /* failure: VR_DETAIL_*; success: fabric << 8 | rail */
+    uint32_t queued; /* intake to first post, 16 ns units; NOTIFY: the immediate */
+    uint32_t service; /* first post to completion, 16 ns units */
+};
+VR_SIZE_(vr_cqe, 32);
+VR_AT_(vr_cqe, record, 8);
+VR_AT_(vr_cqe, res, 16);
+VR_AT_(vr_cqe, flags, 20);
+VR_AT_(vr_cqe, detail, 22);
+VR_AT_(vr_cqe, queued, 24);
+VR_AT_(vr_cqe, service, 28);
+
+/* errno values of the ABI: Linux's, as fixed numbers. */
+#define VR_ENOENT 2
+#define VR_E2BIG 7
+#define VR_ENOMEM 12
+#define VR_EACCES 13
+#define VR_EEXIST 17
+#define VR_EINVAL 22
+#define VR_ETIME 62
+#define VR_EPROTO 71
+#define VR_EOPNOTSUPP 95
+#define VR_ESHUTDOWN 108
+#define VR_EALREADY 114
+#define VR_ESTALE 116
+#define VR_EDQUOT 122
+#define VR_ECANCELED 125
+
+/* What a failure is about: a field of the SQE or the message, or the rule applied. */
+enum vr_detail {
+    VR_DETAIL_NONE = 0,
+    VR_DETAIL_OPCODE = 1,
+    VR_DETAIL_CLASS = 2,
+    VR_DETAIL_FLAGS = 3,
+    VR_DETAIL_EDGES = 4,
+    VR_DETAIL_LOCAL_REGION = 5,
+    VR_DETAIL_REMOTE_REGION = 6,
+    VR_DETAIL_LOCAL_OFFSET = 7,
+    VR_DETAIL_REMOTE_OFFSET = 8,
+    VR_DETAIL_BYTES = 9,
+    VR_DETAIL_IMMEDIATE = 10,
+    VR_DETAIL_ARG = 11,
+    VR_DETAIL_RIGHTS = 12,
+    VR_DETAIL_PAGE = 13,
+    VR_DETAIL_OVERLAP = 14,
+    VR_DETAIL_DEADLINE = 15,
+    VR_DETAIL_CANCELLED = 16,
+    VR_DETAIL_CLOSING = 17,
+    VR_DETAIL_REVOKED = 18,
+    VR_DETAIL_MESSAGE = 19,
+    VR_DETAIL_VERSION = 20,
+    VR_DETAIL_ENTRIES = 21,
+    VR_DETAIL_DESCRIPTORS = 22,
+    VR_DETAIL_SEALS = 23,
+    VR_DETAIL_NAME = 24,
+    VR_DETAIL_SECRET = 25,
+    VR_DETAIL_QUOTA = 26,
+    VR_DETAIL_RING = 27,
+    VR_DETAIL_RELEASED = 28,
+    VR_DETAIL_FAULTED = 29
+};
+
+/* The ring segment's header, written once before the client sees it. */
+struct vr_segment {
+    uint64_t magic;
+    uint32_t abi_version;
+    uint32_t header_bytes;
+    uint64_t features;
+    uint32_t sq_entries;
+    uint32_t cq_entries; /* also the number of fate entries */
+    uint64_t sq_offset;
+    uint64_t cq_offset;
+    uint64_t fate_offset;
+    uint32_t sqe_stride; /* from one slot to the next: entries may grow */
+    uint32_t cqe_stride;
+    uint32_t fate_stride;
+    uint32_t first_index; /* first value of all cursors */
+    uint64_t segment_bytes;
+    uint64_t boot_id[2];
+    uint32_t engine;
+    uint32_t ring;
+};
+VR_SIZE_(vr_segment, 104);
+VR_AT_(vr_segment, sq_entries, 24);
+VR_AT_(vr_segment, sq_offset, 32);
+VR_AT_(vr_segment, fate_offset, 48);
+VR_AT_(vr_segment, sqe_stride, 56);
+VR_AT_(vr_segment, first_index, 68);
+VR_AT_(vr_segment, segment_bytes, 72);
+VR_AT_(vr_segment, boot_id, 80);
+VR_AT_(vr_segment, ring, 100);
+
+/* Byte offsets of the shared words: u32, but for the u64 counters. */
+#define VR_AT_SQ_TAIL 256u      /* client: SQEs pushed */
+#define VR_AT_CQ_HEAD 384u      /* client: CQEs popped */
+#define VR_AT_BELL_AT 512u      /* client: ring my bell when cq_tail passes this */
+#define VR_AT_SQ_HEAD 640u      /* engine: SQEs taken */
+#define VR_AT_CQ_TAIL 768u      /* engine: CQEs published */
+#define VR_AT_ENGINE_FLAGS 896u /* engine: VR_ENGINE_*, VR_FAULT_* in bits 16-31 */
+#define VR_AT_COUNTERS 1024u    /* engine: u64 each, by enum vr_ring_counter_at */
+
+#define VR_ENGINE_NEED_WAKEUP (1u << 0) /* ring the SQ bell after publishing */
+#define VR_ENGINE_CLOSING (1u << 1)     /* no further SQE is taken */
+#define VR_ENGINE_FAULTED (1u << 2)     /* the ring broke a rule and gets no more CQEs */
+#define VR_FAULT_SQ_TAIL_BEYOND 1u
+#define VR_FAULT_SQ_TAIL_BACK 2u
+#define VR_FAULT_CQ_HEAD 3u
+
+/* Fate entry: record id u64, then SQE number << VR_FATE_SHIFT | stage, u64. */
+#define VR_FATE_FREE 0u
+#define VR_FATE_ACCEPTED 1u
+#define VR_FATE_POSTED 2u
+#define VR_FATE_SHIFT 2u
+
+enum vr_ring_counter_at {
+    VR_RING_COUNTER_HEARTBEAT = 0,
+    VR_RING_COUNTER_TAKEN = 1,
+    VR_RING_COUNTER_COMPLETED = 2,
+    VR_RING_COUNTER_REFUSED = 3,
+    VR_RING_COUNTER_BELLS_RUNG = 4,
+    VR_RING_COUNTER_SLEEPS = 5,
+    VR_RING_COUNTER_SKIPPED = 6
+};
+
+/* ----- Control messages: one SEQPACKET datagram each; a reply has VR_REPLY in its kind. ----- */
+
+#define VR_REPLY 0x8000u
+#define VR_UID_OWN 0xffffffffu   /* IMPORT: my own uid */
+#define VR_RING_FENCELESS 1u     /* RING flag; this client fences and does not set it */
+#define VR_OBJECT_RING 1u        /* MAPPED, RELEASE: id is a ring number ... */
+#define VR_OBJECT_REGION 2u      /* ... or the id of a region (RELEASE: or import) */
+#define VR_REGION_ALLOCATED 1u   /* REGION source: the engine's memory */
+#define VR_REGION_MEMFD 2u       /* REGION source: the client's memfd */
+#define VR_REGION_HUGE (1u << 0) /* REGION flag: huge pages, if there are any to spare */
+#define VR_RIGHT_READ (1u << 0)
+#define VR_RIGHT_WRITE (1u << 1)
+#define VR_RIGHT_ATOMIC (1u << 2)
+#define VR_RIGHT_NOTIFY (1u << 3)
+#define VR_RIGHTS_ALL (VR_RIGHT_READ | VR_RIGHT_WRITE | VR_RIGHT_ATOMIC | VR_RIGHT_NOTIFY)
+#define VR_STATS_SESSION 0u
+#define VR_STATS_ENGINE 1u /* its own uid and root only */
+
+enum vr_kind {
+    VR_KIND_HELLO = 1,
+    VR_KIND_RING = 2,
+    VR_KIND_MAPPED = 3,
+    VR_KIND_REGION = 4,
+    VR_KIND_EXPORT = 5,
+    VR_KIND_IMPORT = 6,
+    VR_KIND_CONNECT = 7, /* reserved */
+    VR_KIND_RELEASE = 8,
+    VR_KIND_PREPARE = 9, /* reserved */
+    VR_KIND_PROBE = 10,
+    VR_KIND_STATS = 11,
+    VR_KIND_CANCEL = 12,
+    VR_KIND_WHY = 13
+};
+
+/* Places in a STATS reply; those not named are 0. */
+#define VR_COUNTERS 32u
+enum vr_counter {
+    VR_COUNTER_TAKEN = 0,
+    VR_COUNTER_COMPLETED = 1, /* final outcomes, refusals and skipped successes included */
+    VR_COUNTER_REFUSED = 2,
+    VR_COUNTER_FAILED = 3,
+    VR_COUNTER_CANCELLED = 4,
+    VR_COUNTER_OPS_HIGH = 5,
+    VR_COUNTER_OPS_MEDIUM = 6,
+    VR_COUNTER_OPS_LOW = 7,
+    VR_COUNTER_BYTES = 8,
+    VR_COUNTER_NOTIFIED = 9,
+    VR_COUNTER_IN_FLIGHT = 10,
+    VR_COUNTER_RINGS = 11,
+    VR_COUNTER_REGIONS = 12,
+    VR_COUNTER_REGION_BYTES = 13,
+    VR_COUNTER_SESSIONS = 14, /* engine scope, as those below where a session has none */
+    VR_COUNTER_TURNS = 15,
+    VR_COUNTER_SLEEPS = 16,
+    VR_COUNTER_RECORDS = 17,
+    VR_COUNTER_DESCRIPTORS = 18,
+    VR_COUNTER_FAULTS = 19,
+    VR_COUNTER_DEFERS = 20,
+    VR_COUNTER_BELLS_RUNG = 21,
+    VR_COUNTER_EVICTED = 22
+};
+
+/* WHY: where an op is, and what it waits for. */
+#define VR_STATE_QUEUED 1u
+#define VR_STATE_POSTED 2u
+#define VR_STATE_ARMED 3u
+#define VR_STATE_FLUSHING 4u
+#define VR_WAIT_NONE 0u
+#define VR_WAIT_LANE 1u         /* ops of its lane */
+#define VR_WAIT_CLASS 2u        /* a more urgent class */
+#define VR_WAIT_WINDOW_OPS 3u   /* the window's ops */
+#define VR_WAIT_WINDOW_BYTES 4u /* the window's bytes */
+#define VR_WAIT_FABRIC 5u       /* the fabric works on it */
+#define VR_WAIT_EARLIER 6u      /* earlier ops on the region (FLUSH) */
+#define VR_WAIT_NOTIFY 7u       /* a peer's notification (ARM) */
+
+struct vr_head { /* starts every request */
+    uint16_t kind;
+    uint16_t reserved;
+    uint32_t bytes; /* of the whole message */
+    uint64_t tag;   /* comes back in the reply */
+};
+VR_SIZE_(vr_head, 16);
+
+struct vr_reply_head { /* starts every reply; status < 0: UTF-8 text follows, and nothing else */
+    uint16_t kind;
+    uint16_t reserved;
+    uint32_t bytes;
+    uint64_t tag;
+    int32_t status;  /* 0 or -VR_E* */
+    uint32_t detail; /* VR_DETAIL_* */
+};
+VR_SIZE_(vr_reply_head, 24);
+VR_AT_(vr_reply_head, status, 16);
+
+struct vr_hello { /* the first message */
+    struct vr_head head;
+    uint16_t version_min;
+    uint16_t version_max;
+    uint32_t reserved;
+    uint64_t features;
+    char name[32]; /* for logs */
+};
+VR_SIZE_(vr_hello, 64);
+VR_AT_(vr_hello, name, 32);
+
+struct vr_hello_reply { /* with 1 descriptor: the engine's pidfd */
+    struct vr_reply_head reply;
+    uint32_t version;
+    uint32_t session;
+    uint64_t features;
+    uint64_t boot_id[2];
+    uint32_t engine;
+    uint32_t pid;
+};
+VR_SIZE_(vr_hello_reply, 64);
+VR_AT_(vr_hello_reply, boot_id, 40);
+
+struct vr_ring_request {
+    struct vr_head head;
+    uint32_t sq_entries;
+    uint32_t cq_entries;
+    uint32_t flags;
+    uint32_t reserved;
+};
+VR_SIZE_(vr_ring_request, 32);
+
+struct vr_ring_reply { /* with 3 descriptors: segment, SQ bell, CQ bell */
+    struct vr_reply_head reply;
+    uint32_t ring;
+    uint32_t reserved;
+    uint64_t segment_bytes;
+};
+VR_SIZE_(vr_ring_reply, 40);
+
+struct vr_mapped { /* a ring or allocated region is mapped here: it goes live */
+    struct vr_head head;
+    uint32_t object;
+    uint32_t id;
+};
+VR_SIZE_(vr_mapped, 24);
+
+struct vr_region_request { /* VR_REGION_MEMFD: with 1 descriptor */
+    struct vr_head head;
+    uint32_t source;
+    uint32_t flags;
+    uint64_t bytes;
+};
+VR_SIZE_(vr_region_request, 32);
+
+struct vr_region_reply { /* VR_REGION_ALLOCATED: with 1 descriptor */
+    struct vr_reply_head reply;
+    uint32_t region;
+    uint32_t flags;
+    uint64_t bytes;
+};
+VR_SIZE_(vr_region_reply, 40);
+
+struct vr_export {
+    struct vr_head head;
+    uint32_t region;
+    uint32_t rights;
+    char name[VR_NAME_BYTES];
+};
+VR_SIZE_(vr_export, 88);
+
+struct vr_export_reply {
+    struct vr_reply_head reply;
+    uint8_t secret[VR_SECRET_BYTES];
+};
+VR_SIZE_(vr_export_reply, 56);
+
+struct vr_import {
+    struct vr_head head;
+    uint32_t rights;
+    uint32_t uid;
+    char name[VR_NAME_BYTES];
+    uint8_t secret[VR_SECRET_BYTES];
+};
+VR_SIZE_(vr_import, 120);
+VR_AT_(vr_import, secret, 88);
+
+struct vr_import_reply {
+    struct vr_reply_head reply;
+    uint32_t region;
+    uint32_t rights;
+    uint64_t bytes;
+};
+VR_SIZE_(vr_import_reply, 40);
+
+struct vr_release { /* answered when nothing touches the object any more */
+    struct vr_head head;
+    uint32_t object;
+    uint32_t id;
+};
+VR_SIZE_(vr_release, 24);
+
+struct vr_probe {
+    struct vr_head head;
+};
+VR_SIZE_(vr_probe, 16);
+
+struct vr_probe_reply {
+    struct vr_reply_head reply;
+    uint64_t opcodes;   /* bit n: opcode n is served */
+    uint64_t sqe_flags; /* flags that are served */
+    uint64_t features;
+    uint64_t fabrics; /* bit n: fabric n is there */
+    uint32_t op_bytes_max;
+    uint32_t pages_max;
+    uint32_t entries_max;
+    uint32_t rings_max;
+    uint32_t regions_max;
+    uint32_t class_ceiling; /* the most urgent class allowed */
+    uint64_t region_bytes_max;
+    uint32_t window_ops;
+    uint32_t slice_bytes;
+    uint64_t window_bytes;
+};
+VR_SIZE_(vr_probe_reply, 104);
+VR_AT_(vr_probe_reply, region_bytes_max, 80);
+
+struct vr_stats {
+    struct vr_head head;
+    uint32_t scope;
+    uint32_t reserved;
+};
+VR_SIZE_(vr_stats, 24);
+
+struct vr_stats_reply {
+    struct vr_reply_head reply;
+    uint64_t counters[VR_COUNTERS];
+};
+VR_SIZE_(vr_stats_reply, 280);
+
+struct vr_op_query { /* CANCEL and WHY */
+    struct vr_head head;
+    uint32_t ring;
+    uint32_t by;
+    uint64_t target;
+};
+VR_SIZE_(vr_op_query, 32);
+
+struct vr_cancel_reply {
+    struct vr_reply_head reply;
+    uint64_t record;
+};
+VR_SIZE_(vr_cancel_reply, 32);
+
+struct vr_why_reply {
+    struct vr_reply_head reply;
+    uint64_t record;
+    uint64_t number;
+    uint64_t user_data;
+    uint64_t age_ns;    /* since intake */
+    uint64_t queued_ns; /* intake to first post; 0 if not posted */
+    uint64_t bytes;
+    uint64_t bytes_done;
+    uint32_t ahead;  /* ops before it in its lane, counted up to a limit */
+    uint32_t defers; /* times it was at the head and found no credit */
+    uint16_t opcode;
+    uint16_t class_;
+    uint16_t state; /* VR_STATE_* */
+    uint16_t wait;  /* VR_WAIT_* */
+    uint64_t reserved;
+};
+VR_SIZE_(vr_why_reply, 104);
+VR_AT_(vr_why_reply, ahead, 80);
+VR_AT_(vr_why_reply, reserved, 96);
+
+/* ===== The client's own types ===== */
+
+/* A session: one control connection. Fields may be read, except where noted not written. */
+struct vr_session {
+    int fd;           /* control socket; hung up = the session is over */
+    int engine_pidfd; /* readable = the engine is dead */
+    uint32_t session;
+    uint32_t engine;
+    uint32_t engine_pid; /* as told; the pidfd is the authority */
+    uint64_t boot_id[2];
+    uint64_t features;
+    uint64_t reply_timeout_ns; /* may be set: 0 waits for ever; a late reply ends the session */
+    uint64_t tag;
+    int broken;                             /* 0, or the -errno that ended the session */
+    uint32_t error_detail;                  /* VR_DETAIL_* of the last control call, if it failed */
+    char error_text[VR_ERROR_TEXT_MAX + 1]; /* the last control call's; empty if it succeeded */
+};
+
+/* Memory of this process that the engine maps too. Freed by vr_region_free. */
+struct vr_region {
+    struct vr_session *session;
+    uint32_t id;
+    uint32_t flags; /* VR_REGION_HUGE if so */
+    void *data;     /* its first byte here; page aligned */
+    uint64_t bytes;
+};
+
+/* A peer's region as imported by this session. Freed by vr_release(.., VR_OBJECT_REGION, id). */
+struct vr_remote {
+    uint32_t id;
+    uint32_t rights; /* VR_RIGHT_* granted */
+    uint64_t bytes;
+};
+
+/* One SQ and one CQ. Only spin_ns is the user's to set. */
+struct vr_ring {
+    struct vr_session *session;
+    uint64_t spin_ns;   /* how long vr_wait looks before it sleeps */
+    uint32_t ring;      /* its number */
+    int sq_bell;        /* a byte sent wakes the engine */
+    int cq_bell;        /* readable: look at the CQ (see vr_bell_arm) */
+    struct vr_segment header; /* as checked at creation; the shared one is never read again */
+    unsigned char *segment;
+    uint64_t pushed;    /* SQEs written: the number of the next one */
+    uint64_t published; /* SQEs the engine can see */
+    uint64_t taken;     /* SQEs the engine took, as last seen and believed */
+    uint32_t popped;    /* cursor of the next CQE */
+    uint32_t cq_tail;   /* as last seen and believed */
+    int bell_owed;      /* the engine sleeps and could not be rung */
+};
+
+#define VR_SPIN_NS_DEFAULT UINT64_C(20000)
+
+/* What became of an op whose engine died, or whose session ended, without its CQE. */
+enum vr_verdict {
+    VR_NOT_STARTED = 0,   /* it had no effect, and never will */
+    VR_INDETERMINATE = 1, /* it may have taken effect, in whole or in part */
+    VR_DONE = 2           /* it was done: a success whose CQE was skipped */
+};
+
+/* ===== Below the surface: names that end in _ are not part of the interface ===== */
+
+#define VR_FDS_MAX_ 4u /* even, so that the kernel has no room for one more */
+#define VR_STRIDE_MAX_ 4096u
+#define VR_SEALS_ADD_ 1033 /* F_ADD_SEALS, which glibc shows with _GNU_SOURCE only */
+#define VR_SEALS_GET_ 1034
+#define VR_SEALS_SIZE_ 6        /* F_SEAL_SHRINK | F_SEAL_GROW */
+#define VR_MFD_FLAGS_ 3u        /* MFD_CLOEXEC | MFD_ALLOW_SEALING */
+#define VR_POLLRDHUP_ 0x2000    /* POLLRDHUP, likewise */
+#define VR_POLL_LOST_ (POLLHUP | POLLERR | POLLNVAL | VR_POLLRDHUP_)
+
+static inline uint64_t vr_now_ns_(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
+}
+
+static inline uint64_t vr_later_(uint64_t now_ns, uint64_t wait_ns)
+{
+    return wait_ns > UINT64_MAX - now_ns ? UINT64_MAX : now_ns + wait_ns;
+}
+
+static inline void vr_pause_(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("yield");
+#endif
+}
+
+/* poll(2) until deadline_ns (UINT64_MAX: for ever). The system call, because ppoll() is shown with
+ * _GNU_SOURCE only; the kernel's timespec is ours on 64-bit hosts. */
+static inline int vr_poll_(struct pollfd *fds, unsigned count, uint64_t deadline_ns)
+{
+    struct timespec left;
+    struct timespec *limit = NULL;
+    long ready;
+    if (deadline_ns != UINT64_MAX) {
+        uint64_t now_ns = vr_now_ns_();
+        uint64_t left_ns = deadline_ns > now_ns ? deadline_ns - now_ns : 0;
+        left.tv_sec = (time_t)(left_ns / UINT64_C(1000000000));
+        left.tv_nsec = (long)(left_ns % UINT64_C(1000000000));
+        limit = &left;
+    }
+    ready = syscall(SYS_ppoll, fds, (unsigned long)count, limit, NULL, 0UL);
+    return ready < 0 ? -errno : (int)ready;
+}
+
+static inline void vr_close_fd_(int *fd)
+{
+    if (*fd >= 0)
+        close(*fd);
+    *fd = -1;
+}
+
+/* Keeps the reason of a failure and returns it. */
+static inline int vr_fail_(struct vr_session *session, int error, const char *what)
+{
+    session->error_detail = VR_DETAIL_NONE;
+    snprintf(session->error_text, sizeof session->error_text, "%s: %s", what, strerror(-error));
+    return error;
+}
+
+/* The same, for failures after which requests and replies no longer match. */
+static inline int vr_break_(struct vr_session *session, int error, const char *what)
+{
+    if (session->broken == 0)
+        session->broken = error;
+    if (session->fd >= 0)
+        shutdown(session->fd, SHUT_RDWR);
+    return vr_fail_(session, error, what);
+}
+
+static inline int vr_send_(struct vr_session *session, void *bytes, size_t count, int fd)
+{
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(sizeof(int))];
+    } control;
+    struct iovec part;
+    struct msghdr message;
+    ssize_t sent;
+    part.iov_base = bytes;
+    part.iov_len = count;
+    memset(&message, 0, sizeof message);
+    message.msg_iov = &part;
+    message.msg_iovlen = 1;
+    if (fd >= 0) {
+        struct cmsghdr *rights;
+        memset(&control, 0, sizeof control);
+        message.msg_control = control.bytes;
+        message.msg_controllen = sizeof control.bytes;
+        rights = CMSG_FIRSTHDR(&message);
+        rights->cmsg_level = SOL_SOCKET;
+        rights->cmsg_type = SCM_RIGHTS;
+        rights->cmsg_len = CMSG_LEN(sizeof(int));
+        memcpy(CMSG_DATA(rights), &fd, sizeof fd);
+    }
+    do
+        sent = sendmsg(session->fd, &message, MSG_NOSIGNAL);
+    while (sent < 0 && errno == EINTR);
+    if (sent < 0)
+        return -errno;
+    return (size_t)sent == count ? 0 : -EPROTO;
+}
+
+struct vr_received_ {
+    union {
+        struct vr_reply_head head;
+        char bytes[VR_MESSAGE_BYTES_MAX];
+    } message;
+    size_t bytes;
+    int fds[VR_FDS_MAX_];
+    unsigned fd_count;
+    int cut; /* MSG_CTRUNC, MSG_TRUNC */
+};
+
+/* Takes a datagram that is there. Every descriptor that came with it is in `got`. */
+static inline int vr_take_datagram_(int fd, struct vr_received_ *got)
+{
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(sizeof(int) * VR_FDS_MAX_)];
+    } control;
+    struct iovec part;
+    struct msghdr message;
+    struct cmsghdr *at;
+    ssize_t count;
+    part.iov_base = got->message.bytes;
+    part.iov_len = sizeof got->message.bytes;
+    memset(&message, 0, sizeof message);
+    message.msg_iov = &part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.bytes;
+    message.msg_controllen = sizeof control.bytes;
+    count = recvmsg(fd, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+    if (count < 0)
+        return -errno;
+    got->bytes = (size_t)count;
+    got->fd_count = 0;
+    got->cut = message.msg_flags & (MSG_CTRUNC | MSG_TRUNC);
+    for (at = CMSG_FIRSTHDR(&message); at != NULL; at = CMSG_NXTHDR(&message, at)) {
+        size_t place, fds;
+        if (at->cmsg_level != SOL_SOCKET || at->cmsg_type != SCM_RIGHTS)
+            continue;
+        fds = (at->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        for (place = 0; place < fds && got->fd_count < VR_FDS_MAX_; place++)
+            memcpy(&got->fds[got->fd_count++], CMSG_DATA(at) + place * sizeof(int), sizeof(int));
+    }
+    return 0;
+}
+
+static inline void vr_close_received_(struct vr_received_ *got)
+{
+    unsigned place;
+    for (place = 0; place < got->fd_count; place++)
+        vr_close_fd_(&got->fds[place]);
+    got->fd_count = 0;
+}
+
+static inline int vr_pidfd_dead_(int pidfd, uint64_t deadline_ns)
+{
+    struct pollfd look;
+    int ready;
+    look.fd = pidfd;
+    look.events = POLLIN;
+    look.revents = 0;
+    do
+        ready = vr_poll_(&look, 1, deadline_ns);
+    while (ready == -EINTR);
+    if (ready < 0)
+        return ready;
+    return (look.revents & POLLIN) != 0;
+}
+
+/* Why a control socket ended: death is told apart, as it makes verdicts final. */
+static inline int vr_ended_(struct vr_session *session)
+{
+    int dead = session->engine_pidfd >= 0 && vr_pidfd_dead_(session->engine_pidfd, 0) == 1;
+    return vr_break_(session, dead ? -ESHUTDOWN : -EPIPE, "the engine ended the session");
+}
+
+/* Waits for one datagram, or the engine's death, or the time-out. */
+static inline int vr_receive_(struct vr_session *session, struct vr_received_ *got)
+{
+    uint64_t deadline_ns = UINT64_MAX;
+    int resets = 0;
+    if (session->reply_timeout_ns != 0)
+        deadline_ns = vr_later_(vr_now_ns_(), session->reply_timeout_ns);
+    for (;;) {
+        struct pollfd look[2];
+        int ready, taken;
+        look[0].fd = session->fd;
+        look[1].fd = session->engine_pidfd;
+        look[0].events = look[1].events = POLLIN;
+        look[0].revents = look[1].revents = 0;
+        ready = vr_poll_(look, 2, deadline_ns);
+        if (ready == -EINTR)
+            continue;
+        if (ready < 0)
+            return vr_break_(session, ready, "poll");
+        /* A reply sent before the death is still to be had, so the socket comes first. */
+        taken = vr_take_datagram_(session->fd, got);
+        if (taken == 0 && got->bytes == 0 && got->fd_count == 0)
+            return vr_ended_(session);
+        if (taken == 0)
+            return 0;
+        if (taken == -ECONNRESET && resets++ == 0)
+            continue; /* told once, before what is still queued: look again */
+        if (taken == -ECONNRESET || taken == -ENOTCONN)
+            return vr_ended_(session);
+        if (taken != -EAGAIN && taken != -EINTR)
+            return vr_break_(session, taken, "recvmsg");
+        if (look[1].revents != 0)
+            return vr_break_(session, -ESHUTDOWN, "the engine is dead");
+        if (ready == 0)
+            return vr_break_(session, -ETIMEDOUT, "no reply from the engine");
+    }
+}
+
+/* Keeps the text of a failed reply, harmless to a terminal. */
+static inline int vr_refused_(struct vr_session *session, const struct vr_received_ *got)
+{
+    size_t place, count = got->bytes - sizeof got->message.head;
+    session->error_detail = got->message.head.detail;
+    for (place = 0; place < count; place++) {
+        char letter = got->message.bytes[sizeof got->message.head + place];
+        int printable = (unsigned char)letter >= 0x20 && letter != 0x7f;
+        session->error_text[place] = printable ? letter : '?';
+    }
+    session->error_text[count] = '\0';
+    return got->message.head.status;
+}
+
+/* Sends a request and takes its reply with exactly `fd_count` descriptors. On failure the reply is
+ * all zeros, with one exception: the request succeeded, but its descriptors did not fit into this
+ * process. Then -EMFILE comes with a reply, so that what was made can be given back. */
+static inline int vr_call_(struct vr_session *session, enum vr_kind kind, void *request,
+                           uint32_t request_bytes, int request_fd, void *reply, size_t reply_bytes,
+                           int *fds, unsigned fd_count)
+{
+    struct vr_head *head = (struct vr_head *)request;
+    struct vr_received_ got;
+    int status, good;
+    session->error_detail = VR_DETAIL_NONE;
+    session->error_text[0] = '\0';
+    memset(reply, 0, reply_bytes);
+    if (session->broken != 0)
+        return vr_fail_(session, session->broken, "the session is over");
+    head->kind = (uint16_t)kind;
+    head->bytes = request_bytes;
+    head->tag = ++session->tag;
+    status = vr_send_(session, request, request_bytes, request_fd);
+    if (status == -EPIPE || status == -ECONNRESET || status == -ENOTCONN)
+        return vr_ended_(session);
+    if (status != 0)
+        return vr_break_(session, status, "sendmsg");
+    memset(&got, 0, sizeof got);
+    status = vr_receive_(session, &got);
+    if (status != 0)
+        return status;
+
+    good = (got.cut & MSG_TRUNC) == 0 && got.bytes >= sizeof got.message.head &&
+           got.message.head.kind == ((uint32_t)kind | VR_REPLY) && got.message.head.reserved == 0 &&
+           got.message.head.bytes == got.bytes && got.message.head.tag == head->tag;
+    if (good && got.message.head.status < 0) {
+        good = got.message.head.status >= -4095 && got.fd_count == 0 && got.cut == 0 &&
+               got.bytes <= sizeof got.message.head + VR_ERROR_TEXT_MAX;
+        if (good)
+            return vr_refused_(session, &got);
+    }
+    if (good)
+        good = got.message.head.status == 0 && got.bytes == reply_bytes &&
+               (got.cut == 0 ? got.fd_count == fd_count : got.fd_count < fd_count);
+    if (!good) {
+        vr_close_received_(&got);
+        return vr_break_(session, -EPROTO, "a malformed reply");
+    }
+    memcpy(reply, got.message.bytes, reply_bytes);
+    if (got.fd_count != fd_count) {
+        vr_close_received_(&got);
+        return vr_fail_(session, -EMFILE, "descriptors of the reply");
+    }
+    if (fd_count > 0)
+        memcpy(fds, got.fds, fd_count * sizeof(int));
+    return 0;
+}
+
+/* Maps shared memory that came from the engine, if it cannot shrink beneath us. The seals are
+ * asked first: that fails at once for anything but a memfd, whatever is behind the descriptor. */
+static inline int vr_map_sealed_(struct vr_session *session, int fd, uint64_t bytes, void **data)
+{
+    struct stat status;
+    int seals = fcntl(fd, VR_SEALS_GET_);
+    void *map;
+    if (seals < 0 || (seals & VR_SEALS_SIZE_) != VR_SEALS_SIZE_)
+        return vr_fail_(session, -EPROTO, "memory from the engine that is not sealed");
+    if (fstat(fd, &status) != 0)
+        return vr_fail_(session, -errno, "fstat");
+    if (bytes == 0 || status.st_size < 0 || (uint64_t)status.st_size < bytes)
+        return vr_fail_(session, -EPROTO, "memory from the engine that is smaller than told");
+    map = mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (map == MAP_FAILED)
+        return vr_fail_(session, -errno, "mmap");
+    *data = map;
+    return 0;
+}
+
+static inline int vr_mapped_(struct vr_session *session, uint32_t object, uint32_t id)
+{
+    struct vr_mapped request;
+    struct vr_reply_head reply;
+    memset(&request, 0, sizeof request);
+    request.object = object;
+    request.id = id;
+    return vr_call_(session, VR_KIND_MAPPED, &request, sizeof request, -1, &reply, sizeof reply,
+                    NULL, 0);
+}
+
+/* Gives back what could not be used, and keeps the reason why. */
+static inline int vr_release_(struct vr_session *session, uint32_t object, uint32_t id)
+{
+    struct vr_release request;
+    struct vr_reply_head reply;
+    memset(&request, 0, sizeof request);
+    request.object = object;
+    request.id = id;
+    return vr_call_(session, VR_KIND_RELEASE, &request, sizeof request, -1, &reply, sizeof reply,
+                    NULL, 0);
+}
+
+static inline void vr_abandon_(struct vr_session *session, uint32_t object, uint32_t id)
+{
+    char text[VR_ERROR_TEXT_MAX + 1];
+    uint32_t detail = session->error_detail;
+    memcpy(text, session->error_text, sizeof text);
+    (void)vr_release_(session, object, id);
+    memcpy(session->error_text, text, sizeof text);
+    session->error_detail = detail;
+}
+
+/* Copies a name into its zero-padded field: 1 to 64 bytes. */
+static inline int vr_name_(struct vr_session *session, const char *name, char *field)
+{
+    size_t count = strlen(name);
+    if (count == 0 || count > VR_NAME_BYTES) {
+        vr_fail_(session, -EINVAL, "a name has 1 to 64 bytes");
+        session->error_detail = VR_DETAIL_NAME;
+        return -EINVAL;
+    }
+    memcpy(field, name, count);
+    return 0;
+}
+
+/* ----- Ring memory: only ever touched as atomic words, each slot once. ----- */
+
+static inline uint32_t *vr_word_(const struct vr_ring *ring, uint32_t at)
+{
+    return (uint32_t *)(void *)(ring->segment + at);
+}
+
+static inline uint64_t *vr_slot_(const struct vr_ring *ring, uint64_t offset, uint32_t stride,
+                                 uint32_t slot)
+{
+    return (uint64_t *)(void *)(ring->segment + offset + (uint64_t)slot * stride);
+}
+
+static inline uint32_t vr_index_(const struct vr_ring *ring, uint64_t number)
+{
+    return ring->header.first_index + (uint32_t)number;
+}
+
+static inline int vr_table_good_(const struct vr_segment *header, uint64_t offset,
+                                 uint32_t entries, uint32_t stride, size_t stride_min)
+{
+    uint64_t bytes = (uint64_t)entries * stride;
+    return stride >= stride_min && stride <= VR_STRIDE_MAX_ && stride % 8 == 0 &&
+           offset % 8 == 0 && offset >= header->header_bytes &&
+           offset <= header->segment_bytes && bytes <= header->segment_bytes - offset;
+}
+
+static inline int vr_entries_good_(uint32_t entries)
+{
+    return entries >= VR_ENTRIES_MIN && entries <= VR_ENTRIES_MAX &&
+           (entries & (entries - 1)) == 0;
+}
+
+/* Copies the header once and judges the copy: afterwards every slot lies inside the mapping. */
+static inline int vr_header_(struct vr_ring *ring, const struct vr_ring_reply *reply,
+                             uint32_t sq_entries, uint32_t cq_entries)
+{
+    struct vr_segment *header = &ring->header;
+    uint64_t words[sizeof(struct vr_segment) / 8];
+    const uint64_t *shared = vr_slot_(ring, 0, 0, 0);
+    size_t at;
+    for (at = 0; at < sizeof words / sizeof words[0]; at++)
+        words[at] = __atomic_load_n(&shared[at], __ATOMIC_RELAXED);
+    memcpy(header, words, sizeof *header);
+    return header->magic == VR_MAGIC && header->abi_version == VR_ABI_VERSION &&
+           header->features == ring->session->features &&
+           header->segment_bytes == reply->segment_bytes && header->ring == reply->ring &&
+           header->engine == ring->session->engine &&
+           header->boot_id[0] == ring->session->boot_id[0] &&
+           header->boot_id[1] == ring->session->boot_id[1] &&
+           header->header_bytes >= VR_AT_COUNTERS + 64 &&
+           header->header_bytes <= header->segment_bytes && header->sq_entries == sq_entries &&
+           header->cq_entries == cq_entries && vr_entries_good_(sq_entries) &&
+           vr_entries_good_(cq_entries) &&
+           vr_table_good_(header, header->sq_offset, sq_entries, header->sqe_stride,
+                          sizeof(struct vr_sqe)) &&
+           vr_table_good_(header, header->cq_offset, cq_entries, header->cqe_stride,
+                          sizeof(struct vr_cqe)) &&
+           vr_table_good_(header, header->fate_offset, cq_entries, header->fate_stride, 16);
+}
+
+static inline void vr_observe_taken_(struct vr_ring *ring)
+{
+    /* Acquire: the engine's loads of the slots come before our stores into them. */
+    uint32_t head = __atomic_load_n(vr_word_(ring, VR_AT_SQ_HEAD), __ATOMIC_ACQUIRE);
+    uint32_t advance = head - vr_index_(ring, ring->taken);
+    /* A head that cannot be is not believed: the ring then looks full for ever. */
+    if (advance <= ring->published - ring->taken)
+        ring->taken += advance;
+}
+
+/* Looks at the engine's tail; returns how many CQEs can be popped, or -EPROTO if it cannot be. */
+static inline int vr_observe_tail_(struct vr_ring *ring)
+{
+    /* sync: cqe-visible (acquire) */
+    uint32_t tail = __atomic_load_n(vr_word_(ring, VR_AT_CQ_TAIL), __ATOMIC_ACQUIRE);
+    uint32_t ready = tail - ring->popped;
+    if (ready > ring->header.cq_entries || ready < ring->cq_tail - ring->popped)
+        return -EPROTO;
+    ring->cq_tail = tail;
+    return (int)ready;
+}
+
+static inline void vr_copy_cqe_(const struct vr_ring *ring, uint32_t index, struct vr_cqe *cqe)
+{
+    const uint64_t *slot = vr_slot_(ring, ring->header.cq_offset, ring->header.cqe_stride,
+                                    index & (ring->header.cq_entries - 1));
+    uint64_t words[sizeof(struct vr_cqe) / 8];
+    size_t at;
+    for (at = 0; at < sizeof words / sizeof words[0]; at++)
+        words[at] = __atomic_load_n(&slot[at], __ATOMIC_RELAXED);
+    memcpy(cqe, words, sizeof *cqe);
+}
+
+/* A full socket is a bell that is ringing already. */
+static inline int vr_ring_bell_(int bell)
+{
+    const char byte = 1;
+    ssize_t sent;
+    do
+        sent = send(bell, &byte, 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+    while (sent < 0 && errno == EINTR);
+    return sent == 1 || errno == EAGAIN ? 0 : -errno;
+}
+
+/* Takes what is pending, within a bound: a byte left behind costs one look, no wake-up. Returns 0,
+ * or -EPIPE if nobody can ring it any more. */
+static inline int vr_silence_bell_(int bell)
+{
+    char pending[256];
+    int round;
+    for (round = 0; round < 16; round++) {
+        ssize_t count = recv(bell, pending, sizeof pending, MSG_DONTWAIT);
+        if (count < 0 && errno == EINTR)
+            continue;
+        if (count == 0 || (count < 0 && errno != EAGAIN))
+            return -EPIPE;
+        if (count < (ssize_t)sizeof pending)
+            return 0;
+    }
+    return 0;
+}
+
+/* Why no more CQEs come. Death is told apart, as it makes verdicts final. */
+static inline int vr_lost_(const struct vr_ring *ring)
+{
+    uint32_t flags = __atomic_load_n(vr_word_(ring, VR_AT_ENGINE_FLAGS), __ATOMIC_ACQUIRE);
+    int pidfd = ring->session->engine_pidfd;
+    if ((flags & VR_ENGINE_FAULTED) != 0)
+        return -EIO;
+    return pidfd >= 0 && vr_pidfd_dead_(pidfd, 0) == 1 ? -ESHUTDOWN : -EPIPE;
+}
+
+/* ===== Sessions ===== */
+
+/* Opens a session on the engine at the Unix socket `path`, under `name` (up to 32 bytes, for the
+ * engine's logs). 0, or -errno; error_text is set either way, and on failure nothing is left
+ * open. */
+static inline int vr_connect_as(const char *path, const char *name, struct vr_session *session)
+{
+    struct sockaddr_un address;
+    struct vr_hello request;
+    struct vr_hello_reply reply;
+    size_t count = strlen(path);
+    int status;
+    memset(session, 0, sizeof *session);
+    session->fd = session->engine_pidfd = -1;
+    memset(&address, 0, sizeof address);
+    address.sun_family = AF_UNIX;
+    if (count == 0 || count >= sizeof address.sun_path)
+        return vr_break_(session, -ENAMETOOLONG, "socket path");
+    memcpy(address.sun_path, path, count);
+    session->fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    if (session->fd < 0)
+        return vr_break_(session, -errno, "socket");
+    do
+        status = connect(session->fd, (const struct sockaddr *)&address, sizeof address);
+    while (status != 0 && errno == EINTR);
+    if (status != 0) {
+        status = vr_break_(session, -errno, "connect");
+        vr_close_fd_(&session->fd);
+        return status;
+    }
+    memset(&request, 0, sizeof request);
+    request.version_min = request.version_max = VR_ABI_VERSION;
+    count = strlen(name);
+    memcpy(request.name, name, count < sizeof request.name ? count : sizeof request.name);
+    status = vr_call_(session, VR_KIND_HELLO, &request, sizeof request, -1, &reply, sizeof reply,
+                      &session->engine_pidfd, 1);
+    if (status == 0 && (reply.version != VR_ABI_VERSION || reply.features != 0))
+        status = vr_break_(session, -EPROTO, "a version or feature that was not offered");
+    if (status != 0) {
+        session->broken = status;
+        vr_close_fd_(&session->engine_pidfd);
+        vr_close_fd_(&session->fd);
+        return status;
+    }
+    session->session = reply.session;
+    session->engine = reply.engine;
+    session->engine_pid = reply.pid;
+    session->features = reply.features;
+    memcpy(session->boot_id, reply.boot_id, sizeof session->boot_id);
+    return 0;
+}
+
+/* Opens a session as vr_connect_as does, named after the calling thread. */
+static inline int vr_connect(const char *path, struct vr_session *session)
+{
+    char name[17];
+    char *letter;
+    memset(name, 0, sizeof name);
+    if (prctl(PR_GET_NAME, name, 0, 0, 0) != 0)
+        name[0] = '\0';
+    for (letter = name; *letter != '\0'; letter++)
+        if (*letter < 0x20 || *letter > 0x7e)
+            *letter = '?';
+    return vr_connect_as(path, name, session);
+}
+
+/* Ends the session: the engine ends queued ops, drains posted ones, then releases all it held.
+ * Rings and regions stay mapped here until vr_ring_free and vr_region_free. Safe to repeat. */
+static inline void vr_close(struct vr_session *session)
+{
+    if (session->broken == 0)
+        session->broken = -EPIPE;
+    vr_close_fd_(&session->fd);
+    vr_close_fd_(&session->engine_pidfd);
+}
+
+/* 1 once the engine process is dead, 0 if it still lives after timeout_ns (0 only looks, negative
+ * waits for ever), or -errno. A dying engine hangs up before it is dead, so after -EPIPE wait
+ * here before calling a verdict final. */
+static inline int vr_engine_dead(const struct vr_session *session, int64_t timeout_ns)
+{
+    uint64_t deadline_ns = UINT64_MAX;
+    if (session->engine_pidfd < 0)
+        return -EBADF;
+    if (timeout_ns >= 0)
+        deadline_ns = vr_later_(vr_now_ns_(), (uint64_t)timeout_ns);
+    return vr_pidfd_dead_(session->engine_pidfd, deadline_ns);
+}
+
+/* Gives back a ring (VR_OBJECT_RING), or a region or import (VR_OBJECT_REGION), by its number;
+ * returns when nothing touches it any more. 0 or -errno. Of use for imports: rings and regions
+ * have vr_ring_free and vr_region_free, which also unmap. */
+static inline int vr_release(struct vr_session *session, uint32_t object, uint32_t id)
+{
+    return vr_release_(session, object, id);
+}
+
+/* Asks what this engine serves and allows. 0, or -errno and all zeros. */
+static inline int vr_probe(struct vr_session *session, struct vr_probe_reply *probe)
+{
+    struct vr_probe request;
+    memset(&request, 0, sizeof request);
+    return vr_call_(session, VR_KIND_PROBE, &request, sizeof request, -1, probe, sizeof *probe,
+                    NULL, 0);
+}
+
+/* Reads counters (by enum vr_counter) of VR_STATS_SESSION or VR_STATS_ENGINE. 0, or -errno and all
+ * counters 0. */
+static inline int vr_stats(struct vr_session *session, uint32_t scope,
+                           uint64_t counters[VR_COUNTERS])
+{
+    struct vr_stats request;
+    struct vr_stats_reply reply;
+    int status;
+    memset(&request, 0, sizeof request);
+    request.scope = scope;
+    status = vr_call_(session, VR_KIND_STATS, &request, sizeof request, -1, &reply, sizeof reply,
+                      NULL, 0);
+    memcpy(counters, reply.counters, sizeof reply.counters);
+    return status;
+}
+
+/* ===== Regions ===== */
+
+/* Makes a region of `bytes` in memory of the engine's and maps it. flags: 0 or VR_REGION_HUGE
+ * (region->flags tells whether it was granted). 0 or -errno. */
+static inline int vr_region_alloc(struct vr_session *session, uint64_t bytes, uint32_t flags,
+                                  struct vr_region *region)
+{
+    struct vr_region_request request;
+    struct vr_region_reply reply;
+    int status, fd = -1;
+    memset(region, 0, sizeof *region);
+    memset(&request, 0, sizeof request);
+    request.source = VR_REGION_ALLOCATED;
+    request.flags = flags;
+    request.bytes = bytes;
+    status = vr_call_(session, VR_KIND_REGION, &request, sizeof request, -1, &reply, sizeof reply,
+                      &fd, 1);
+    if (status != 0 && reply.reply.kind == 0)
+        return status;
+    if (status == 0 && reply.bytes < bytes)
+        status = vr_fail_(session, -EPROTO, "a region smaller than asked for");
+    if (status == 0)
+        status = vr_map_sealed_(session, fd, reply.bytes, &region->data);
+    vr_close_fd_(&fd);
+    if (status != 0) {
+        vr_abandon_(session, VR_OBJECT_REGION, reply.region);
+        return status;
+    }
+    status = vr_mapped_(session, VR_OBJECT_REGION, reply.region);
+    if (status != 0) {
+        munmap(region->data, (size_t)reply.bytes);
+        region->data = NULL;
+        return status;
+    }
+    region->session = session;
+    region->id = reply.region;
+    region->flags = reply.flags;
+    region->bytes = reply.bytes;
+    return 0;
+}
+
+/* Makes a memfd of `bytes`, a multiple of the page size, seals, maps and registers it. The memory
+ * is charged to this process. 0 or -errno. */
+static inline int vr_region_memfd(struct vr_session *session, uint64_t bytes,
+                                  struct vr_region *region)
+{
+    struct vr_region_request request;
+    struct vr_region_reply reply;
+    int status, fd;
+    void *map = MAP_FAILED;
+    memset(region, 0, sizeof *region);
+    if (bytes > INT64_MAX)
+        return vr_fail_(session, -EINVAL, "region bytes");
+    fd = (int)syscall(SYS_memfd_create, "verbring", VR_MFD_FLAGS_);
+    if (fd < 0)
+        return vr_fail_(session, -errno, "memfd_create");
+    status = ftruncate(fd, (off_t)bytes) != 0 ? -errno : 0;
+    if (status == 0 && fcntl(fd, VR_SEALS_ADD_, VR_SEALS_SIZE_) != 0)
+        status = -errno;
+    if (status == 0)
+        map = mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (status == 0 && map == MAP_FAILED)
+        status = -errno;
+    if (status != 0) {
+        close(fd);
+        return vr_fail_(session, status, "making the memfd");
+    }
+    memset(&request, 0, sizeof request);
+    request.source = VR_REGION_MEMFD;
+    request.bytes = bytes;
+    status = vr_call_(session, VR_KIND_REGION, &request, sizeof request, fd, &reply, sizeof reply,
+                      NULL, 0);
+    close(fd);
+    if (status == 0 && reply.bytes != bytes) {
+        status = vr_fail_(session, -EPROTO, "a region of another size than was sent");
+        vr_abandon_(session, VR_OBJECT_REGION, reply.region);
+    }
+    if (status != 0) {
+        munmap(map, (size_t)bytes);
+        return status;
+    }
+    region->session = session;
+    region->id = reply.region;
+    region->flags = reply.flags;
+    region->data = map;
+    region->bytes = bytes;
+    return 0;
+}
+
+/* Releases a region, waiting until no op touches it, and unmaps it in any case. 0 or -errno. */
+static inline int vr_region_free(struct vr_region *region)
+{
+    int status;
+    if (region->data == NULL)
+        return 0;
+    status = vr_release_(region->session, VR_OBJECT_REGION, region->id);
+    munmap(region->data, (size_t)region->bytes);
+    memset(region, 0, sizeof *region);
+    return status;
+}
+
+/* Offers a region under a name (1 to 64 bytes, unique for the uid) with VR_RIGHT_* rights; fills
+ * in the secret that importers must show. 0, or -errno and a secret of zeros. */
+static inline int vr_export(const struct vr_region *region, const char *name, uint32_t rights,
+                            uint8_t secret[VR_SECRET_BYTES])
+{
+    struct vr_export request;
+    struct vr_export_reply reply;
+    int status;
+    memset(secret, 0, VR_SECRET_BYTES);
+    memset(&request, 0, sizeof request);
+    request.region = region->id;
+    request.rights = rights;
+    status = vr_name_(region->session, name, request.name);
+    if (status == 0)
+        status = vr_call_(region->session, VR_KIND_EXPORT, &request, sizeof request, -1, &reply,
+                          sizeof reply, NULL, 0);
+    if (status == 0)
+        memcpy(secret, reply.secret, sizeof reply.secret);
+    return status;
+}
+
+/* Takes up the export `name` of `uid` (VR_UID_OWN: our own). rights: VR_RIGHT_* wanted, 0 takes
+ * all that are offered. 0 or -errno. */
+static inline int vr_import(struct vr_session *session, uint32_t uid, const char *name,
+                            const uint8_t secret[VR_SECRET_BYTES], uint32_t rights,
+                            struct vr_remote *remote)
+{
+    struct vr_import request;
+    struct vr_import_reply reply;
+    int status;
+    memset(remote, 0, sizeof *remote);
+    memset(&request, 0, sizeof request);
+    request.rights = rights;
+    request.uid = uid;
+    memcpy(request.secret, secret, sizeof request.secret);
+    status = vr_name_(session, name, request.name);
+    if (status == 0)
+        status = vr_call_(session, VR_KIND_IMPORT, &request, sizeof request, -1, &reply,
+                          sizeof reply, NULL, 0);
+    if (status != 0)
+        return status;
+    remote->id = reply.region;
+    remote->rights = reply.rights;
+    remote->bytes = reply.bytes;
+    return 0;
+}
+
+/* ===== Rings ===== */
+
+/* Makes a ring. Entry counts are powers of two from VR_ENTRIES_MIN to VR_ENTRIES_MAX; cq_entries
+ * is also the most ops in flight. 0 or -errno. */
+static inline int vr_ring_create(struct vr_session *session, uint32_t sq_entries,
+                                 uint32_t cq_entries, struct vr_ring *ring)
+{
+    struct vr_ring_request request;
+    struct vr_ring_reply reply;
+    int status, fds[3] = {-1, -1, -1};
+    void *map = NULL;
+    memset(ring, 0, sizeof *ring);
+    ring->session = session;
+    ring->spin_ns = VR_SPIN_NS_DEFAULT;
+    ring->sq_bell = ring->cq_bell = -1;
+    memset(&request, 0, sizeof request);
+    request.sq_entries = sq_entries;
+    request.cq_entries = cq_entries;
+    status = vr_call_(session, VR_KIND_RING, &request, sizeof request, -1, &reply, sizeof reply,
+                      fds, 3);
+    if (status != 0 && reply.reply.kind == 0)
+        return status;
+    if (status == 0 && reply.segment_bytes < VR_AT_COUNTERS + 64)
+        status = vr_fail_(session, -EPROTO, "a segment without room for its header");
+    if (status == 0)
+        status = vr_map_sealed_(session, fds[0], reply.segment_bytes, &map);
+    if (status == 0) {
+        ring->segment = (unsigned char *)map;
+        if (!vr_header_(ring, &reply, sq_entries, cq_entries))
+            status = vr_fail_(session, -EPROTO, "a segment header that cannot be");
+    }
+    if (status != 0)
+        vr_abandon_(session, VR_OBJECT_RING, reply.ring);
+    else
+        status = vr_mapped_(session, VR_OBJECT_RING, reply.ring);
+    vr_close_fd_(&fds[0]);
+    if (status != 0) {
+        if (map != NULL)
+            munmap(map, (size_t)reply.segment_bytes);
+        vr_close_fd_(&fds[1]);
+        vr_close_fd_(&fds[2]);
+        ring->segment = NULL;
+        return status;
+    }
+    ring->ring = reply.ring;
+    ring->sq_bell = fds[1];
+    ring->cq_bell = fds[2];
+    ring->popped = ring->cq_tail = ring->header.first_index;
+    return 0;
+}
+
+/* Releases a ring, waiting until its ops have ended, and unmaps it in any case; CQEs not reaped
+ * are lost. 0 or -errno. A ring that vr_ring_create failed to make is accepted. */
+static inline int vr_ring_free(struct vr_ring *ring)
+{
+    int status;
+    if (ring->segment == NULL)
+        return 0;
+    status = vr_release_(ring->session, VR_OBJECT_RING, ring->ring);
+    munmap(ring->segment, (size_t)ring->header.segment_bytes);
+    ring->segment = NULL;
+    vr_close_fd_(&ring->sq_bell);
+    vr_close_fd_(&ring->cq_bell);
+    return status;
+}
+
+/* Returns how many SQEs can be pushed now, or fewer: the engine's head is looked at only when no
+ * room is known of, so that 0 is exact and the rest costs nothing. */
+static inline uint32_t vr_room(struct vr_ring *ring)
+{
+    if (ring->pushed - ring->taken == ring->header.sq_entries)
+        vr_observe_taken_(ring);
+    return ring->header.sq_entries - (uint32_t)(ring->pushed - ring->taken);
+}
+
+/* Copies an SQE into the SQ, unseen by the engine until vr_submit. Returns its number in this
+ * ring (0 for the first; CANCEL, WHY and verdicts go by it), or -EAGAIN if the SQ is full. */
+static inline int64_t vr_push(struct vr_ring *ring, const struct vr_sqe *sqe)
+{
+    uint64_t words[sizeof(struct vr_sqe) / 8];
+    uint64_t *slot;
+    size_t at;
+    if (vr_room(ring) == 0)
+        return -EAGAIN;
+    memcpy(words, sqe, sizeof words);
+    slot = vr_slot_(ring, ring->header.sq_offset, ring->header.sqe_stride,
+                    vr_index_(ring, ring->pushed) & (ring->header.sq_entries - 1));
+    for (at = 0; at < sizeof words / sizeof words[0]; at++)
+        __atomic_store_n(&slot[at], words[at], __ATOMIC_RELAXED);
+    return (int64_t)ring->pushed++;
+}
+
+/* Publishes what was pushed and wakes the engine if it sleeps. Returns how many SQEs became
+ * visible; or, though they are visible, -EIO (the ring is faulted), -EPIPE (no further SQE is
+ * taken) or another -errno if the bell could not be rung: calling again rings again. */
+static inline int vr_submit(struct vr_ring *ring)
+{
+    uint64_t count = ring->pushed - ring->published;
+    uint32_t flags;
+    if (count != 0) {
+        ring->published = ring->pushed;
+        /* sync: sqe-visible (release) */
+        __atomic_store_n(vr_word_(ring, VR_AT_SQ_TAIL), vr_index_(ring, ring->pushed),
+                         __ATOMIC_RELEASE);
+        /* sync: engine-sleep. We write sq_tail, then read engine_flags; the engine writes
+         * NEED_WAKEUP, then reads sq_tail. Without a full fence on each side both could read the
+         * old value: the SQE unseen, the engine asleep, nobody to wake it. */
+        __atomic_thread_fence(__ATOMIC_SEQ_CST);
+        flags = __atomic_load_n(vr_word_(ring, VR_AT_ENGINE_FLAGS), __ATOMIC_RELAXED);
+        if ((flags & VR_ENGINE_FAULTED) != 0)
+            return -EIO;
+        if ((flags & VR_ENGINE_CLOSING) != 0)
+            return -EPIPE;
+        if ((flags & VR_ENGINE_NEED_WAKEUP) != 0)
+            ring->bell_owed = 1;
+    }
+    if (ring->bell_owed) {
+        int status = vr_ring_bell_(ring->sq_bell);
+        if (status != 0)
+            return status == -ECONNRESET ? -EPIPE : status;
+        ring->bell_owed = 0;
+    }
+    return (int)count;
+}
+
+/* Returns how many CQEs can be reaped now, or -EPROTO if the engine's tail cannot be. */
+static inline int vr_ready(struct vr_ring *ring)
+{
+    return vr_observe_tail_(ring);
+}
+
+/* Copies the oldest CQE without popping it: 1, or 0 if there is none, or -EPROTO. What vr_reap
+ * gives later is copied anew. */
+static inline int vr_peek(struct vr_ring *ring, struct vr_cqe *cqe)
+{
+    if (ring->cq_tail == ring->popped) {
+        int ready = vr_observe_tail_(ring);
+        if (ready <= 0)
+            return ready;
+    }
+    vr_copy_cqe_(ring, ring->popped, cqe);
+    return 1;
+}
+
+/* Pops up to `count` CQEs and gives their slots back. Returns how many, 0 if there are none, or
+ * -EPROTO if the engine's tail cannot be. Never blocks. */
+static inline int vr_reap(struct vr_ring *ring, struct vr_cqe *cqes, uint32_t count)
+{
+    uint32_t place, known = ring->cq_tail - ring->popped;
+    if (known < count) {
+        int ready = vr_observe_tail_(ring);
+        if (ready < 0 && known == 0)
+            return ready;
+        known = ring->cq_tail - ring->popped;
+    }
+    if (count > known)
+        count = known;
+    if (count == 0)
+        return 0;
+    for (place = 0; place < count; place++)
+        vr_copy_cqe_(ring, ring->popped + place, &cqes[place]);
+    ring->popped += count;
+    /* Release: our loads of the slots come before the engine's stores into them. */
+    __atomic_store_n(vr_word_(ring, VR_AT_CQ_HEAD), ring->popped, __ATOMIC_RELEASE);
+    return (int)count;
+}
+
+/* The VR_ENGINE_* bits of this ring. */
+static inline uint32_t vr_engine_flags(const struct vr_ring *ring)
+{
+    return __atomic_load_n(vr_word_(ring, VR_AT_ENGINE_FLAGS), __ATOMIC_ACQUIRE);
+}
+
+/* Why this ring was faulted: VR_FAULT_*, or 0 if it was not. */
+static inline uint32_t vr_fault_reason(const struct vr_ring *ring)
+{
+    uint32_t flags = vr_engine_flags(ring);
+    return (flags & VR_ENGINE_FAULTED) != 0 ? flags >> 16 : 0;
+}
+
+/* A counter that the engine keeps in the segment. */
+static inline uint64_t vr_ring_counter(const struct vr_ring *ring, enum vr_ring_counter_at at)
+{
+    return __atomic_load_n(vr_slot_(ring, VR_AT_COUNTERS, 8, (uint32_t)at & 7), __ATOMIC_RELAXED);
+}
+
+/* The descriptor that a reactor polls for POLLIN. Before each sleep call vr_bell_arm. The reactor
+ * should also watch session.engine_pidfd (POLLIN: engine dead) and session.fd (POLLHUP: over). */
+static inline int vr_ring_fd(const struct vr_ring *ring)
+{
+    return ring->cq_bell;
+}
+
+/* Asks for the bell once `want` CQEs (1 to cq_entries) are ready. Returns 0: sleep on vr_ring_fd;
+ * or, if they are ready already, how many are; or -EIO, -ESHUTDOWN, -EPIPE or -EPROTO, as vr_wait
+ * does. Silences the bell first. */
+static inline int vr_bell_arm(struct vr_ring *ring, uint32_t want)
+{
+    int ready, bell;
+    if (want < 1)
+        want = 1;
+    if (want > ring->header.cq_entries)
+        want = ring->header.cq_entries;
+    bell = vr_silence_bell_(ring->cq_bell);
+    __atomic_store_n(vr_word_(ring, VR_AT_BELL_AT), ring->popped + (want - 1), __ATOMIC_RELAXED);
+    /* sync: client-sleep. We write bell_at, then read cq_tail; the engine writes cq_tail, then
+     * reads bell_at. Without a full fence on each side both could read the old value, and the
+     * bell would never come. */
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    ready = vr_observe_tail_(ring);
+    if (ready < 0 || (uint32_t)ready >= want)
+        return ready;
+    if (bell != 0 || (vr_engine_flags(ring) & VR_ENGINE_FAULTED) != 0)
+        return vr_lost_(ring);
+    return 0;
+}
+
+/* Waits until `want` CQEs (1 to cq_entries) are ready: first looking for spin_ns, then asleep.
+ * Does not submit. Returns how many are ready, or
+ *     -ETIME      timeout_ns passed (negative: never; 0: only looks)
+ *     -EINTR      a signal handler ran
+ *     -EIO        the ring is faulted; no more CQEs will come
+ *     -ESHUTDOWN  the engine is dead: reap what there is, then vr_verdict is final
+ *     -EPIPE      the session is over: as above, once vr_engine_dead
+ *     -EPROTO     the engine's tail cannot be
+ * On every error fewer than `want` may be there to reap. */
+static inline int vr_wait(struct vr_ring *ring, uint32_t want, int64_t timeout_ns)
+{
+    uint64_t now_ns, deadline_ns = UINT64_MAX, spin_until_ns;
+    int ready = vr_observe_tail_(ring);
+    if (want < 1)
+        want = 1;
+    if (want > ring->header.cq_entries)
+        want = ring->header.cq_entries;
+    if (ready < 0 || (uint32_t)ready >= want)
+        return ready;
+    now_ns = vr_now_ns_();
+    if (timeout_ns >= 0)
+        deadline_ns = vr_later_(now_ns, (uint64_t)timeout_ns);
+    spin_until_ns = vr_later_(now_ns, ring->spin_ns);
+    if (spin_until_ns > deadline_ns)
+        spin_until_ns = deadline_ns;
+    for (; now_ns < spin_until_ns; now_ns = vr_now_ns_()) {
+        int look;
+        for (look = 0; look < 32; look++) {
+            vr_pause_();
+            ready = vr_observe_tail_(ring);
+            if (ready < 0 || (uint32_t)ready >= want)
+                return ready;
+        }
+    }
+    for (;;) {
+        struct pollfd look[3];
+        int woken;
+        ready = vr_bell_arm(ring, want);
+        if (ready != 0)
+            return ready;
+        if (ring->session->fd < 0)
+            return -EPIPE;
+        look[0].fd = ring->cq_bell;
+        look[0].events = POLLIN;
+        look[1].fd = ring->session->engine_pidfd;
+        look[1].events = POLLIN;
+        /* Hang-up only: a reply that another thread waits for is none of our business. */
+        look[2].fd = ring->session->fd;
+        look[2].events = VR_POLLRDHUP_;
+        look[0].revents = look[1].revents = look[2].revents = 0;
+        woken = vr_poll_(look, 3, deadline_ns);
+        ready = vr_observe_tail_(ring);
+        if (ready < 0 || (uint32_t)ready >= want)
+            return ready;
+        if (woken < 0)
+            return woken;
+        if (woken == 0)
+            return -ETIME;
+        if (look[1].revents != 0)
+            return -ESHUTDOWN;
+        if (((look[0].revents | look[2].revents) & VR_POLL_LOST_) != 0)
+            return vr_lost_(ring);
+    }
+}
+
+/* vr_submit, then vr_wait. Returns as vr_wait does, or vr_submit's error. */
+static inline int vr_submit_and_wait(struct vr_ring *ring, uint32_t want, int64_t timeout_ns)
+{
+    int status = vr_submit(ring);
+    return status < 0 ? status : vr_wait(ring, want, timeout_ns);
+}
+
+/* Judges the SQE `number` of this ring, whose CQE is not among those reaped. Final once the
+ * engine is dead (-ESHUTDOWN, vr_engine_dead) and all CQEs are reaped; before, a snapshot. */
+static inline enum vr_verdict vr_verdict(struct vr_ring *ring, uint64_t number)
+{
+    uint32_t place;
+    /* sync: fate-visible (acquire): a head seen here comes with the entries before it. */
+    vr_observe_taken_(ring);
+    for (place = 0; place < ring->header.cq_entries; place++) {
+        const uint64_t *entry =
+            vr_slot_(ring, ring->header.fate_offset, ring->header.fate_stride, place);
+        /* sync: fate-entry (acquire) */
+        uint64_t word = __atomic_load_n(&entry[1], __ATOMIC_ACQUIRE);
+        uint64_t stage = word & ((UINT64_C(1) << VR_FATE_SHIFT) - 1);
+        if (word >> VR_FATE_SHIFT != number)
+            continue;
+        if (stage == VR_FATE_ACCEPTED)
+            return VR_NOT_STARTED;
+        if (stage == VR_FATE_POSTED)
+            return VR_INDETERMINATE;
+    }
+    return number < ring->taken ? VR_DONE : VR_NOT_STARTED;
+}
+
+/* Takes back an op of this ring over the control socket, which works while the SQ is full. `by`
+ * is VR_CANCEL_BY_*. 0 (the op's own CQE says -VR_ECANCELED), -ENOENT, -EALREADY if it is posted,
+ * or another -errno. *record, if not NULL, becomes the record taken back, or 0. */
+static inline int vr_cancel(struct vr_ring *ring, uint32_t by, uint64_t target, uint64_t *record)
+{
+    struct vr_op_query request;
+    struct vr_cancel_reply reply;
+    int status;
+    memset(&request, 0, sizeof request);
+    request.ring = ring->ring;
+    request.by = by;
+    request.target = target;
+    status = vr_call_(ring->session, VR_KIND_CANCEL, &request, sizeof request, -1, &reply,
+                      sizeof reply, NULL, 0);
+    if (record != NULL)
+        *record = reply.record;
+    return status;
+}
+
+/* Asks where an op of this ring is and what it waits for. 0, -ENOENT if it is not in flight, or
+ * another -errno. */
+static inline int vr_why(struct vr_ring *ring, uint32_t by, uint64_t target,
+                         struct vr_why_reply *why)
+{
+    struct vr_op_query request;
+    memset(&request, 0, sizeof request);
+    request.ring = ring->ring;
+    request.by = by;
+    request.target = target;
+    return vr_call_(ring->session, VR_KIND_WHY, &request, sizeof request, -1, why, sizeof *why,
+                    NULL, 0);
+}
+
+/* ===== Filling SQEs =====
+ *
+ * Each vr_prep_* overwrites the whole SQE; user_data, class_ and flags are set afterwards. Offsets
+ * and sizes are in bytes. */
+
+/* Does nothing, and completes with 0. */
+static inline void vr_prep_nop(struct vr_sqe *sqe)
+{
+    memset(sqe, 0, sizeof *sqe);
+    sqe->opcode = VR_OP_NOP;
+}
+
+static inline void vr_prep_data_(struct vr_sqe *sqe, enum vr_op op, const struct vr_region *local,
+                                 uint64_t local_offset, const struct vr_remote *remote,
+                                 uint64_t remote_offset, uint32_t bytes)
+{
+    memset(sqe, 0, sizeof *sqe);
+    sqe->opcode = (uint8_t)op;
+    sqe->local_region = local->id;
+    sqe->local_offset = local_offset;
+    sqe->remote_region = remote->id;
+    sqe->remote_offset = remote_offset;
+    sqe->bytes = bytes;
+}
+
+/* Copies a local range to a remote range; res is `bytes` (0 to VR_OP_BYTES_MAX). */
+static inline void vr_prep_write(struct vr_sqe *sqe, const struct vr_region *local,
+                                 uint64_t local_offset, const struct vr_remote *remote,
+                                 uint64_t remote_offset, uint32_t bytes)
+{
+    vr_prep_data_(sqe, VR_OP_WRITE, local, local_offset, remote, remote_offset, bytes);
+}
+
+/* Copies a remote range to a local range; res is `bytes` (0 to VR_OP_BYTES_MAX). */
+static inline void vr_prep_read(struct vr_sqe *sqe, const struct vr_region *local,
+                                uint64_t local_offset, const struct vr_remote *remote,
+                                uint64_t remote_offset, uint32_t bytes)
+{
+    vr_prep_data_(sqe, VR_OP_READ, local, local_offset, remote, remote_offset, bytes);
+}
+
+/* Copies pages from local to remote. `pages` entries of struct vr_page lie at list_offset of the
+ * local region; each page is page_bytes long and its remote_offset counts from this
+ * remote_offset. res is the sum. */
+static inline void vr_prep_writev(struct vr_sqe *sqe, const struct vr_region *local,
+                                  uint64_t list_offset, uint32_t pages,
+                                  const struct vr_remote *remote, uint64_t remote_offset,
+                                  uint32_t page_bytes)
+{
+    vr_prep_data_(sqe, VR_OP_WRITEV, local, list_offset, remote, remote_offset, page_bytes);
+    sqe->arg[0] = (uint64_t)pages << 32;
+}
+
+/* Copies pages from remote to local; see vr_prep_writev. */
+static inline void vr_prep_readv(struct vr_sqe *sqe, const struct vr_region *local,
+                                 uint64_t list_offset, uint32_t pages,
+                                 const struct vr_remote *remote, uint64_t remote_offset,
+                                 uint32_t page_bytes)
+{
+    vr_prep_data_(sqe, VR_OP_READV, local, list_offset, remote, remote_offset, page_bytes);
+    sqe->arg[0] = (uint64_t)pages << 32;
+}
+
+/* Adds to the remote u64; its old value lands at local_offset. Both offsets are multiples of 8;
+ * res is 8. */
+static inline void vr_prep_fetch_add(struct vr_sqe *sqe, const struct vr_region *local,
+                                     uint64_t local_offset, const struct vr_remote *remote,
+                                     uint64_t remote_offset, uint64_t addend)
+{
+    vr_prep_data_(sqe, VR_OP_FETCH_ADD, local, local_offset, remote, remote_offset, 0);
+    sqe->arg[0] = addend;
+}
+
+/* Sets the remote u64 to `desired` if it is `expected`; its old value lands at local_offset,
+ * which tells. Both offsets are multiples of 8; res is 8. */
+static inline void vr_prep_cmp_swap(struct vr_sqe *sqe, const struct vr_region *local,
+                                    uint64_t local_offset, const struct vr_remote *remote,
+                                    uint64_t remote_offset, uint64_t expected, uint64_t desired)
+{
+    vr_prep_data_(sqe, VR_OP_CMP_SWAP, local, local_offset, remote, remote_offset, 0);
+    sqe->arg[0] = expected;
+    sqe->arg[1] = desired;
+}
+
+/* Takes back an op of the same ring; `by` is VR_CANCEL_BY_*. res is 0 (its own CQE says
+ * -VR_ECANCELED), -VR_ENOENT, or -VR_EALREADY if it is posted. */
+static inline void vr_prep_cancel(struct vr_sqe *sqe, uint32_t by, uint64_t target)
+{
+    memset(sqe, 0, sizeof *sqe);
+    sqe->opcode = VR_OP_CANCEL;
+    sqe->arg[0] = target;
+    sqe->arg[1] = by;
+}
+
+/* Completes when this session's earlier ops on a region or import, by id, have ended. */
+static inline void vr_prep_flush(struct vr_sqe *sqe, uint32_t region_id)
+{
+    memset(sqe, 0, sizeof *sqe);
+    sqe->opcode = VR_OP_FLUSH;
+    sqe->local_region = region_id;
+}
+
+/* FLUSH that first ends the region's exports: after its CQE no peer reaches the memory. */
+static inline void vr_prep_revoke(struct vr_sqe *sqe, const struct vr_region *region)
+{
+    vr_prep_flush(sqe, region->id);
+    sqe->flags = VR_SQE_REVOKE;
+}
+
+/* Asks for `count` (1 to cq_entries) CQEs about notifications of an own region, each with
+ * VR_CQE_NOTIFY, all but the last also with VR_CQE_MORE. */
+static inline void vr_prep_arm(struct vr_sqe *sqe, const struct vr_region *region, uint32_t count)
+{
+    memset(sqe, 0, sizeof *sqe);
+    sqe->opcode = VR_OP_ARM;
+    sqe->local_region = region->id;
+    sqe->bytes = count;
+}
+
+/* Has the remote region's owner notified once all bytes of this data op are placed. */
+static inline void vr_set_notify(struct vr_sqe *sqe, uint32_t immediate)
+{
+    sqe->flags = (uint16_t)(sqe->flags | VR_SQE_NOTIFY);
+    sqe->immediate = immediate;
+}
+
+/* Gives a data op up with -VR_ETIME if it is still queued this long after intake; 0 is never. */
+static inline void vr_set_deadline(struct vr_sqe *sqe, uint32_t deadline_us)
+{
+    if (sqe->opcode == VR_OP_FETCH_ADD || sqe->opcode == VR_OP_CMP_SWAP)
+        sqe->bytes = deadline_us;
+    else
+        sqe->arg[0] = (sqe->arg[0] & ~UINT64_C(0xffffffff)) | deadline_us;
+}
+
+/* Marks an op for logs and traces. Not for atomics and CANCEL, which use the field. */
+static inline void vr_set_tag(struct vr_sqe *sqe, uint64_t tag)
+{
+    sqe->arg[1] = tag;
+}
+
+/* ===== Reading CQEs ===== */
+
+/* Which fabric (VR_FABRIC_*) carried a success. */
+static inline uint32_t vr_cqe_fabric(const struct vr_cqe *cqe)
+{
+    return (uint32_t)cqe->detail >> 8;
+}
+
+/* Nanoseconds from intake to first post, saturating at about 68 s. */
+static inline uint64_t vr_cqe_queued_ns(const struct vr_cqe *cqe)
+{
+    return (uint64_t)cqe->queued * VR_CQE_TIME_UNIT_NS;
+}
+
+/* Nanoseconds from first post to completion, saturating at about 68 s. */
+static inline uint64_t vr_cqe_service_ns(const struct vr_cqe *cqe)
+{
+    return (uint64_t)cqe->service * VR_CQE_TIME_UNIT_NS;
+}
+
+/* A word for a failure's detail. */
+static inline const char *vr_detail_name(uint32_t detail)
+{
+    static const char *const names[] = {
+        "no detail", "opcode", "class", "flags", "edges", "local_region", "remote_region",
+        "local_offset", "remote_offset", "bytes", "immediate", "arg", "rights", "page list",
+        "overlap", "deadline", "cancelled", "closing", "revoked", "message", "version",
+        "entries", "descriptors", "seals", "name", "secret", "quota", "ring", "released",
+        "faulted",
+    };
+    return detail < sizeof names / sizeof names[0] ? names[detail] : "unknown detail";
+}
+
+#if defined(__cplusplus) && defined(__GNUC__)
+#pragma GCC diagnostic pop
+#endif
+
+#endif /* VERBRING_H */

@@ -1,0 +1,187 @@
+//! What must hold between two turns, counted afresh from the records: the engine's own sums are
+//! compared with it, and the fate tables are read as a client would.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
+
+use crate::abi::{Class, FATE_ACCEPTED, FATE_FREE, FATE_POSTED, FATE_SHIFT, Opcode};
+use crate::engine::Engine;
+use crate::engine::tables::{Ring, Share};
+use crate::fabric::Fabric;
+use crate::ids::RingId;
+use crate::ledger::{LANE, List, NIL, RING, Record, State};
+use crate::ring::{Memory, Word};
+
+/// Panics if an engine's sums, lists and tables do not tell one story.
+pub(super) fn audit<F: Fabric, M: Memory>(engine: &Engine<F, M>) {
+    let open: BTreeSet<u32> = open(engine).collect();
+    assert_eq!(open.len(), engine.ledger.open_count() as usize, "open records");
+    credits(engine, &open);
+    lists(engine, &open);
+    references(engine, &open);
+    shares(engine, &open);
+    for ring in engine.rings.iter().flatten() {
+        slots_and_fates(engine, ring, &open);
+    }
+    assert!(engine.dirty.is_empty(), "rings left unpublished");
+    let parked = engine.rings.iter().flatten().filter(|ring| ring.polled).count();
+    assert_eq!(engine.polled.len(), parked, "the poll set");
+}
+
+fn open<F: Fabric, M>(engine: &Engine<F, M>) -> impl Iterator<Item = u32> + '_ {
+    (0..engine.ledger.capacity()).filter(|&slot| engine.ledger[slot].state != State::Free)
+}
+
+/// Credits taken are the requests in the fabric, and every request belongs to an open record.
+fn credits<F: Fabric, M>(engine: &Engine<F, M>, open: &BTreeSet<u32>) {
+    let mut posts: BTreeMap<u32, u32> = BTreeMap::new();
+    let mut bytes = 0;
+    for post in engine.posts.open_posts() {
+        *posts.entry(post.slot).or_default() += 1;
+        bytes += u64::from(post.bytes);
+    }
+    let in_fabric: BTreeMap<u32, u32> = open
+        .iter()
+        .map(|&slot| (slot, engine.ledger[slot].in_fabric))
+        .filter(|&(_, count)| count > 0)
+        .collect();
+    assert_eq!(posts, in_fabric, "posts by record");
+    assert_eq!(engine.window.ops(), posts.values().sum::<u32>(), "credits in ops");
+    assert_eq!(engine.window.bytes(), bytes, "credits in bytes");
+    assert!(engine.window.ops() <= engine.limits.window_ops, "the window in ops");
+    let alone = engine.window.ops() == 1;
+    assert!(alone || bytes <= engine.limits.window_bytes, "the window in bytes");
+}
+
+/// Every record is on the one list that its state names, in order of intake on its ring's.
+fn lists<F: Fabric, M>(engine: &Engine<F, M>, open: &BTreeSet<u32>) {
+    let mut lanes = BTreeSet::new();
+    for class in Class::ALL {
+        let head = engine.lanes.head(class).unwrap_or(NIL);
+        for slot in walk::<LANE, F, M>(engine, head) {
+            assert_eq!(engine.ledger[slot].op.class, class, "a lane's class");
+            assert!(lanes.insert(slot), "twice in a lane");
+        }
+    }
+    let flushes: BTreeSet<u32> = walk::<LANE, F, M>(engine, engine.flushes.head()).collect();
+    let regions = engine.regions.iter();
+    let arms: BTreeSet<u32> =
+        regions.flat_map(|region| walk::<LANE, F, M>(engine, region.arms.head())).collect();
+    let mut deadlines = 0;
+    for &slot in open {
+        let record = &engine.ledger[slot];
+        let waits = in_lane(record);
+        assert_eq!(lanes.contains(&slot), waits, "in a lane: {record:?}");
+        assert_eq!(arms.contains(&slot), record.state == State::Armed, "armed: {record:?}");
+        let flush = record.state == State::Flushing && record.op.opcode == Opcode::Flush;
+        assert_eq!(flushes.contains(&slot), flush, "flushing: {record:?}");
+        deadlines += u32::from(waits && record.op.deadline_us > 0);
+    }
+    assert_eq!(engine.deadlines, deadlines, "deadlines in lanes");
+    assert!(lanes.len() + arms.len() + flushes.len() <= open.len(), "a free record on a list");
+}
+
+fn some(place: u32) -> Option<u32> {
+    (place != NIL).then_some(place)
+}
+
+fn in_lane(record: &Record) -> bool {
+    let data = matches!(record.state, State::Queued | State::Posted);
+    data && !record.posted_whole
+}
+
+fn walk<'a, const L: usize, F: Fabric, M>(
+    engine: &'a Engine<F, M>,
+    head: u32,
+) -> impl Iterator<Item = u32> + 'a {
+    std::iter::successors(some(head), move |&slot| some(List::<L>::next(&engine.ledger, slot)))
+        .take(1 + engine.ledger.capacity() as usize)
+}
+
+/// References are held from intake to the final CQE, one for each place an op names.
+fn references<F: Fabric, M>(engine: &Engine<F, M>, open: &BTreeSet<u32>) {
+    let mut own: BTreeMap<u32, u32> = BTreeMap::new();
+    let mut remote: BTreeMap<u32, u32> = BTreeMap::new();
+    for &slot in open {
+        let op = &engine.ledger[slot].op;
+        for place in [op.local, op.import].into_iter().filter(|&place| place != NIL) {
+            *own.entry(place).or_default() += 1;
+        }
+        if op.target != NIL {
+            *remote.entry(op.target).or_default() += 1;
+        }
+    }
+    for (place, region) in (0u32..).zip(&engine.regions) {
+        assert_eq!(region.refs, own.get(&place).copied().unwrap_or(0), "refs of {place}");
+        let count = remote.get(&place).copied().unwrap_or(0);
+        assert_eq!(region.remote_refs, count, "remote refs of {place}");
+        if region.id.is_none() {
+            assert!(region.idle() && region.arms.is_empty(), "a free region is named");
+        }
+    }
+}
+
+/// Pools: what is used and what is free make up the whole, and guarantees are set aside.
+fn shares<F: Fabric, M>(engine: &Engine<F, M>, open: &BTreeSet<u32>) {
+    let sessions = engine.sessions.len();
+    let (mut records, mut blocks) = (vec![0; sessions], vec![0; sessions]);
+    let mut owners = vec![0; engine.owners.len()];
+    for &slot in open {
+        let record = &engine.ledger[slot];
+        let session = record.session.0 as usize;
+        records[session] += 1;
+        owners[engine.sessions[session].owner as usize] += 1;
+        let list = std::iter::successors(some(record.op.list), |&at| some(engine.pages.next(at)));
+        blocks[session] += u32::try_from(list.count()).unwrap();
+    }
+    for (place, session) in engine.sessions.iter().enumerate() {
+        assert_eq!(session.records, records[place], "records of session {place}");
+        assert_eq!(session.blocks, blocks[place], "blocks of session {place}");
+        assert_eq!(engine.owners[place].ops, owners[place], "ops of owner {place}");
+    }
+    let whole = |share: &Share, used: &[u32], capacity: u32| {
+        assert_eq!(share.free + used.iter().sum::<u32>(), capacity, "a pool's sum");
+    };
+    whole(&engine.record_share, &records, engine.limits.records);
+    whole(&engine.block_share, &blocks, engine.limits.list_blocks);
+    assert_eq!(engine.pages.free_count(), engine.block_share.free, "free page blocks");
+}
+
+/// A ring's promised CQ slots are those that its ops may still fill, and its fate table is what
+/// its ops say.
+fn slots_and_fates<F: Fabric, M: Memory>(
+    engine: &Engine<F, M>,
+    ring: &Ring<M>,
+    open: &BTreeSet<u32>,
+) {
+    let mine: Vec<u32> = walk::<RING, F, M>(engine, ring.ops.head()).collect();
+    let records: Vec<&Record> = mine.iter().map(|&slot| &engine.ledger[slot]).collect();
+    assert!(records.is_sorted_by(|a, b| a.number < b.number), "a ring's ops in order");
+    let all = open.iter().filter(|&&slot| engine.ledger[slot].ring == ring.id).count();
+    assert_eq!(all, mine.len(), "ops of a ring");
+    assert!(ring.frees.is_empty(), "fate entries left to free");
+    let memory = ring.end.memory();
+    if !ring.faulted {
+        let slots = |record: &&Record| match record.op.opcode {
+            Opcode::Arm => record.op.bytes - record.cursor,
+            _ => 1,
+        };
+        assert_eq!(ring.end.reserved(), records.iter().map(slots).sum::<u32>(), "promised slots");
+        assert_eq!(ring.fates.len() + mine.len(), memory.cq_entries() as usize, "fate entries");
+    }
+    let taken = memory.word(Word::SqHead).load(Ordering::Acquire);
+    let taken = taken.wrapping_sub(memory.first_index());
+    assert_eq!(u64::from(taken), ring.next_number & 0xffff_ffff, "sq_head");
+    let load = |place| memory.fate(place)[1].load(Ordering::Acquire);
+    let stage = |place| load(place) & ((1 << FATE_SHIFT) - 1);
+    assert!(ring.fates.iter().all(|&place| stage(place) == FATE_FREE), "a free fate entry");
+    for &slot in &mine {
+        let record = &engine.ledger[slot];
+        let posted = record.state == State::Posted;
+        let stage = if posted { FATE_POSTED } else { FATE_ACCEPTED };
+        assert_eq!(load(record.fate), (record.number << FATE_SHIFT) | stage, "{record:?}");
+        let id = memory.fate(record.fate)[0].load(Ordering::Relaxed);
+        assert_eq!(id, engine.ledger.id(slot).0, "the record of a fate entry");
+        assert_eq!(engine.ledger[slot].ring, RingId(ring.id.0));
+    }
+}

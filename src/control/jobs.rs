@@ -1,10 +1,19 @@
 //! Slow or risky work off the control thread: making memory, judging strangers' descriptors,
-//! closing them. Each job runs on a thread of its own, a bounded number at a time.
+//! taking and closing them. Each job runs on a thread of its own. A bounded number make memory at
+//! a time; what may hang is bounded by the number of sessions.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
+use nix::errno::Errno;
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::fds::{self, Received};
+use super::wire::{self, Refusal};
+use crate::abi::Kind;
 use crate::shm::{self, Mapping, ShmError};
 
 /// What is to be done.
@@ -12,15 +21,32 @@ use crate::shm::{self, Mapping, ShmError};
 pub(super) enum Work {
     /// Makes and populates a memfd.
     Make { name: &'static std::ffi::CStr, bytes: u64, huge: bool },
-    /// Judges, maps, populates and seals a stranger's memfd.
+    /// Judges, maps, seals and populates a stranger's memfd.
     Adopt { fd: OwnedFd, bytes: u64 },
+    /// Populates once more what the client might have punched holes into until it was sealed.
+    Populate { mapping: Arc<Mapping> },
 }
 
-/// What came of it.
+/// A job that is over.
 #[derive(Debug)]
-pub(super) struct Made {
+pub(super) struct Finished {
     pub(super) token: usize,
-    pub(super) result: Result<Memory, ShmError>,
+    pub(super) outcome: Outcome,
+}
+
+/// What came of a job.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// Of [`Work::Make`] and [`Work::Adopt`].
+    Made(Memory),
+    /// Of [`Work::Populate`].
+    Populated,
+    /// It failed; a stranger's descriptor is still to be closed.
+    Failed(ShmError, Option<OwnedFd>),
+    /// Of [`Jobs::close`] and [`Jobs::turn_away`].
+    Closed,
+    /// Of [`Jobs::receive`].
+    Received(Result<Option<Received>, Errno>),
 }
 
 /// Memory that is ready for use.
@@ -35,18 +61,20 @@ pub(super) struct Memory {
 pub(super) struct Jobs {
     waiting: VecDeque<(usize, Work)>,
     running: usize,
-    sender: Sender<Made>,
-    receiver: Receiver<Made>,
-    kick: std::sync::Arc<dyn Fn() + Send + Sync>,
+    sender: Sender<Finished>,
+    receiver: Receiver<Finished>,
+    kick: Arc<dyn Fn() + Send + Sync>,
 }
 
-/// Threads at a time.
+/// Threads at a time that make memory.
 const RUNNING_MAX: usize = 16;
+/// How long a peer that is turned away has to say HELLO, so that it gets its answer.
+const HELLO_WITHIN_MS: u16 = 100;
 /// Bytes of a huge page.
 const HUGE_BYTES: u64 = 2 << 20;
 
 impl Jobs {
-    pub(super) fn new(kick: std::sync::Arc<dyn Fn() + Send + Sync>) -> Self {
+    pub(super) fn new(kick: Arc<dyn Fn() + Send + Sync>) -> Self {
         let (sender, receiver) = channel();
         Self { waiting: VecDeque::new(), running: 0, sender, receiver, kick }
     }
@@ -56,53 +84,114 @@ impl Jobs {
         self.fill();
     }
 
+    /// Closes strangers' descriptors.
+    pub(super) fn close(&self, token: usize, descriptors: Vec<Arc<OwnedFd>>) {
+        self.aside(token, move || {
+            drop(descriptors);
+            Outcome::Closed
+        });
+    }
+
+    /// Takes a message that comes with descriptors: the kernel closes the surplus.
+    pub(super) fn receive(&self, token: usize, socket: Arc<OwnedFd>) {
+        self.aside(token, move || Outcome::Received(fds::receive(socket.as_fd(), false)));
+    }
+
+    /// Tells a peer that it cannot have a session, in answer to its HELLO if it says one, and
+    /// closes its socket.
+    pub(super) fn turn_away(&self, token: usize, socket: OwnedFd, refusal: Refusal) {
+        self.aside(token, move || {
+            let timeout = PollTimeout::from(HELLO_WITHIN_MS);
+            let _ = poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], timeout);
+            let hello = fds::receive(socket.as_fd(), false).ok().flatten();
+            let tag = hello.and_then(|hello| wire::head(&hello.bytes)).map_or(0, |head| head.tag);
+            let bytes = wire::failure(Kind::Hello as u16, tag, &refusal);
+            let _ = fds::transmit(socket.as_fd(), &bytes, &[], false);
+            drop(socket);
+            Outcome::Closed
+        });
+    }
+
+    /// Runs what may hang for as long as a stranger likes. Such jobs are not counted among those
+    /// that make memory; the server allows each session one.
+    fn aside(&self, token: usize, job: impl FnOnce() -> Outcome + Send + 'static) {
+        if self.run("verbring-aside", token, job).is_err() {
+            // No thread is to be had: the closure, and the descriptors with it, was dropped here.
+            let _ = self.sender.send(Finished { token, outcome: Outcome::Closed });
+            (self.kick)();
+        }
+    }
+
     /// The next finished job.
-    pub(super) fn finished(&mut self) -> Option<Made> {
-        let made = self.receiver.try_recv().ok()?;
-        self.running -= 1;
-        self.fill();
-        Some(made)
+    pub(super) fn finished(&mut self) -> Option<Finished> {
+        let finished = self.receiver.try_recv().ok()?;
+        if !matches!(finished.outcome, Outcome::Closed | Outcome::Received(_)) {
+            self.running -= 1;
+            self.fill();
+        }
+        Some(finished)
     }
 
     fn fill(&mut self) {
         while self.running < RUNNING_MAX {
             let Some((token, work)) = self.waiting.pop_front() else { return };
-            let (sender, kick) = (self.sender.clone(), std::sync::Arc::clone(&self.kick));
-            let job = move || {
-                let result = carry_out(work);
-                let _ = sender.send(Made { token, result });
-                kick();
-            };
-            match std::thread::Builder::new().name("verbring-job".into()).spawn(job) {
-                Ok(_) => self.running += 1,
-                Err(error) => {
-                    let source = nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or(11));
-                    let result = Err(ShmError::Os { call: "clone", source });
-                    self.running += 1;
-                    let _ = self.sender.send(Made { token, result });
-                    (self.kick)();
-                }
+            self.running += 1;
+            if let Err(source) = self.run("verbring-job", token, move || carry_out(work)) {
+                let outcome = Outcome::Failed(ShmError::Os { call: "clone", source }, None);
+                let _ = self.sender.send(Finished { token, outcome });
+                (self.kick)();
             }
+        }
+    }
+
+    fn run(
+        &self,
+        name: &str,
+        token: usize,
+        job: impl FnOnce() -> Outcome + Send + 'static,
+    ) -> Result<(), Errno> {
+        let (sender, kick) = (self.sender.clone(), Arc::clone(&self.kick));
+        let run = move || {
+            let outcome = job();
+            let _ = sender.send(Finished { token, outcome });
+            kick();
+        };
+        match std::thread::Builder::new().name(name.into()).spawn(run) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(Errno::from_raw(error.raw_os_error().unwrap_or(libc::EAGAIN))),
         }
     }
 }
 
-fn carry_out(work: Work) -> Result<Memory, ShmError> {
-    match work {
+fn carry_out(work: Work) -> Outcome {
+    let made = match work {
         Work::Make { name, bytes, huge } => {
-            if huge && let Ok(memory) = make(name, bytes.next_multiple_of(HUGE_BYTES), true) {
-                return Ok(memory);
+            let huge = huge.then(|| make(name, bytes.next_multiple_of(HUGE_BYTES), true));
+            match huge {
+                Some(Ok(memory)) => Ok(memory),
+                _ => make(name, bytes, false),
             }
-            make(name, bytes, false)
         }
-        Work::Adopt { fd, bytes } => {
-            shm::inspect(fd.as_fd(), bytes)?;
-            let mapping = Mapping::shared(fd.as_fd(), bytes)?;
-            mapping.populate()?;
-            shm::seal_for_good(fd.as_fd())?;
-            Ok(Memory { fd, mapping, huge: false })
-        }
-    }
+        Work::Adopt { fd, bytes } => match adopt(&fd, bytes) {
+            Ok(mapping) => Ok(Memory { fd, mapping, huge: false }),
+            Err(error) => return Outcome::Failed(error, Some(fd)),
+        },
+        Work::Populate { mapping } => match mapping.populate() {
+            Ok(()) => return Outcome::Populated,
+            Err(error) => Err(error),
+        },
+    };
+    made.map_or_else(|error| Outcome::Failed(error, None), Outcome::Made)
+}
+
+/// Sealed first, populated then: what its owner punches out before the seals is there again, and
+/// after them it can punch no more.
+fn adopt(fd: &OwnedFd, bytes: u64) -> Result<Mapping, ShmError> {
+    shm::inspect(fd.as_fd(), bytes)?;
+    let mapping = Mapping::shared(fd.as_fd(), bytes)?;
+    shm::seal_for_good(fd.as_fd())?;
+    mapping.populate()?;
+    Ok(mapping)
 }
 
 fn make(name: &std::ffi::CStr, bytes: u64, huge: bool) -> Result<Memory, ShmError> {
@@ -110,14 +199,4 @@ fn make(name: &std::ffi::CStr, bytes: u64, huge: bool) -> Result<Memory, ShmErro
     let mapping = Mapping::shared(fd.as_fd(), bytes)?;
     mapping.populate()?;
     Ok(Memory { fd, mapping, huge })
-}
-
-/// Closes strangers' descriptors on a thread of their own: a close can hang.
-pub(super) fn close_aside(descriptors: Vec<OwnedFd>) {
-    if descriptors.is_empty() {
-        return;
-    }
-    // If no thread is to be had the closure, and the descriptors with it, is dropped here.
-    let _ =
-        std::thread::Builder::new().name("verbring-close".into()).spawn(move || drop(descriptors));
 }

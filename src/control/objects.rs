@@ -6,8 +6,8 @@ use std::sync::Arc;
 use subtle::ConstantTimeEq;
 
 use super::fds::{DESCRIPTORS_MAX, bell_pair};
-use super::jobs::{Made, Memory, Work};
-use super::server::{JobFor, Pending, RegionSource, Server};
+use super::jobs::{Memory, Outcome, Work};
+use super::server::{Asker, JobFor, Pending, RegionSource, Server};
 use super::sessions::place;
 use super::wire::{self, Refusal};
 use crate::abi::{
@@ -31,6 +31,8 @@ pub(super) struct RingPlace {
     bytes: u64,
     /// Made, and not yet mapped by the client: what MAPPED will need.
     made: Option<RingMade>,
+    /// A job has its memory in hand.
+    pub(super) in_hand: bool,
     /// Given to the engine, which has not answered.
     pub(super) arriving: bool,
     served: bool,
@@ -38,8 +40,9 @@ pub(super) struct RingPlace {
 }
 
 #[derive(Debug)]
-struct RingMade {
+pub(super) struct RingMade {
     fd: OwnedFd,
+    mapping: Arc<Mapping>,
     memory: Mapped,
     bells: RingBells,
     fenceless: bool,
@@ -59,6 +62,8 @@ pub(super) struct RegionPlace {
     charged: u64,
     import: bool,
     made: Option<(OwnedFd, Arc<Mapping>)>,
+    /// A job has memory for it in hand.
+    pub(super) in_hand: bool,
     pub(super) arriving: bool,
     pub(super) live: bool,
     pub(super) removing: bool,
@@ -82,6 +87,7 @@ fn quota(what: &str, used: u64, limit: u64, raise: &str) -> Refusal {
 
 fn memory_refusal(error: &ShmError) -> Refusal {
     let (errno, detail) = match error {
+        ShmError::Os { call: shm::ADD_SEALS, .. } => (errno::EINVAL, Detail::Seals),
         ShmError::Os { .. } => (errno::ENOMEM, Detail::None),
         ShmError::NotMemfd | ShmError::Access => (errno::EINVAL, Detail::Descriptors),
         ShmError::Seals { .. } | ShmError::Sealed { .. } => (errno::EINVAL, Detail::Seals),
@@ -125,6 +131,7 @@ impl Server {
             session: key,
             bytes,
             made: None,
+            in_hand: true,
             arriving: false,
             served: false,
             winding: false,
@@ -143,35 +150,113 @@ impl Server {
         Ok(())
     }
 
-    pub(super) fn job_finished(&mut self, made: Made) {
-        match self.jobs_for.remove(made.token) {
+    /// A job for a ring or region is over: go on, or give it up if it failed or its session ended.
+    pub(super) fn job_finished(&mut self, job: JobFor, outcome: Outcome) {
+        self.out_of_hand(&job);
+        match job {
             JobFor::Ring { session, ring, tag, header, fenceless } => {
-                if !self.settle(session) {
-                    // The session has ended; its ring went with it.
-                    return;
-                }
-                let done = made
-                    .result
-                    .map_err(|error| memory_refusal(&error))
-                    .and_then(|memory| self.ring_made(session, memory, header, fenceless, tag));
-                if let Err(refusal) = done {
-                    self.forget_ring(session, ring);
-                    self.fail(session, Kind::Ring, tag, &refusal);
-                }
+                let done = self.memory_of(session, outcome).and_then(|memory| {
+                    self.ring_made(session, memory, header, fenceless, tag).map_err(Some)
+                });
+                self.ring_settled(session, ring, Kind::Ring, tag, done);
+            }
+            JobFor::RingMapped { session, ring, tag, made } => {
+                let done = match self.populated(session, outcome) {
+                    Ok(()) => self.ring_mapped(session, ring, made, tag).map_err(Some),
+                    Err(refusal) => {
+                        self.close_aside(session, made.bells.into());
+                        Err(refusal)
+                    }
+                };
+                self.ring_settled(session, ring, Kind::Mapped, tag, done);
             }
             JobFor::Region { session, region, tag, source } => {
-                if !self.settle(session) {
-                    return;
-                }
-                match made.result {
-                    Ok(memory) => self.region_made(session, RegionId(region), memory, source, tag),
-                    Err(error) => {
-                        self.forget_region(session, RegionId(region));
-                        self.fail(session, Kind::Region, tag, &memory_refusal(&error));
-                    }
+                let done = self.memory_of(session, outcome).and_then(|memory| {
+                    self.region_made(session, RegionId(region), memory, source, tag).map_err(Some)
+                });
+                self.region_settled(session, RegionId(region), Kind::Region, tag, done);
+            }
+            JobFor::RegionMapped { session, region, tag, mapping } => {
+                let done = self.populated(session, outcome).map(|()| {
+                    self.add_region(session, RegionId(region), mapping, tag, Kind::Mapped);
+                });
+                self.region_settled(session, RegionId(region), Kind::Mapped, tag, done);
+            }
+            JobFor::Aside { .. } | JobFor::TurnedAway => {}
+        }
+    }
+
+    /// The memory that a job made; else why not, and nothing if nobody is there to be told.
+    fn memory_of(&mut self, session: usize, outcome: Outcome) -> Result<Memory, Option<Refusal>> {
+        let ended = self.sessions.get(session).is_none_or(|session| session.ending);
+        match outcome {
+            Outcome::Made(memory) if !ended => Ok(memory),
+            Outcome::Failed(error, fd) => {
+                self.close_aside(session, fd.into_iter().collect());
+                Err((!ended).then(|| memory_refusal(&error)))
+            }
+            _ => Err(None),
+        }
+    }
+
+    fn populated(&mut self, session: usize, outcome: Outcome) -> Result<(), Option<Refusal>> {
+        let ended = self.sessions.get(session).is_none_or(|session| session.ending);
+        match outcome {
+            Outcome::Populated if !ended => Ok(()),
+            Outcome::Failed(error, _) if !ended => Err(Some(memory_refusal(&error))),
+            _ => Err(None),
+        }
+    }
+
+    fn out_of_hand(&mut self, job: &JobFor) {
+        match *job {
+            JobFor::Ring { ring, .. } | JobFor::RingMapped { ring, .. } => {
+                if let Some(place) = self.rings[ring as usize].as_mut() {
+                    place.in_hand = false;
                 }
             }
+            JobFor::Region { region, .. } | JobFor::RegionMapped { region, .. } => {
+                if let Some(place) = self.regions.get_mut(&region) {
+                    place.in_hand = false;
+                }
+            }
+            JobFor::Aside { .. } | JobFor::TurnedAway => {}
         }
+    }
+
+    fn ring_settled(
+        &mut self,
+        session: usize,
+        ring: u32,
+        kind: Kind,
+        tag: u64,
+        done: Result<(), Option<Refusal>>,
+    ) {
+        if let Err(refusal) = done {
+            // Only now, since its memory was charged to its owner until now.
+            self.forget_ring(session, ring);
+            if let Some(refusal) = refusal {
+                self.fail(session, kind, tag, &refusal);
+            }
+        }
+        self.settle(session);
+    }
+
+    fn region_settled(
+        &mut self,
+        session: usize,
+        region: RegionId,
+        kind: Kind,
+        tag: u64,
+        done: Result<(), Option<Refusal>>,
+    ) {
+        if let Err(refusal) = done {
+            self.forget_region(session, region);
+            if let Some(refusal) = refusal {
+                self.fail(session, kind, tag, &refusal);
+            }
+        }
+        self.settle(session);
     }
 
     /// Hands a fresh ring to its client, who maps it and says so.
@@ -185,7 +270,7 @@ impl Server {
     ) -> Result<(), Refusal> {
         let failed = |text: String| Refusal::new(errno::ENOMEM, Detail::None, text);
         let mapping = Arc::new(memory.mapping);
-        let ring = Mapped::create(mapping, header).map_err(|bad| failed(bad.to_string()))?;
+        let ring = Mapped::create(Arc::clone(&mapping), header).map_err(|bad| failed(bad.to_string()))?;
         let sq_bell = bell_pair().map_err(|errno| failed(format!("socketpair: {errno}")))?;
         let cq_bell = bell_pair().map_err(|errno| failed(format!("socketpair: {errno}")))?;
         let bells = RingBells { from_client: sq_bell.0, to_client: cq_bell.0 };
@@ -197,8 +282,13 @@ impl Server {
         };
         let handed = [memory.fd.as_fd(), sq_bell.1.as_fd(), cq_bell.1.as_fd()];
         self.answer(key, &reply, &handed);
-        if let Some(place) = self.rings[header.ring as usize].as_mut() {
-            place.made = Some(RingMade { fd: memory.fd, memory: ring, bells, fenceless });
+        match self.rings[header.ring as usize].as_mut().filter(|place| place.session == key) {
+            Some(place) => {
+                let made = RingMade { fd: memory.fd, mapping, memory: ring, bells, fenceless };
+                place.made = Some(made);
+            }
+            // The client was gone before it could be told.
+            None => self.close_aside(key, bells.into()),
         }
         Ok(())
     }
@@ -214,9 +304,14 @@ impl Server {
             abi::OBJECT_RING => {
                 let owned = |place: &&mut RingPlace| place.session == key;
                 let place = self.rings.get_mut(request.id as usize).and_then(Option::as_mut);
-                let made = place.filter(owned).and_then(|place| place.made.take());
-                let made = made.ok_or_else(|| unknown("ring"))?;
-                self.ring_mapped(key, request.id, made, tag)
+                let place = place.filter(owned).ok_or_else(|| unknown("ring"))?;
+                let made = place.made.as_ref().ok_or_else(|| unknown("ring"))?;
+                shm::seal_for_good(made.fd.as_fd()).map_err(|error| memory_refusal(&error))?;
+                let Some(made) = place.made.take() else { return Err(unknown("ring")) };
+                place.in_hand = true;
+                let mapping = Arc::clone(&made.mapping);
+                let job = JobFor::RingMapped { session: key, ring: request.id, tag, made };
+                self.populate(key, job, mapping);
             }
             abi::OBJECT_REGION => {
                 let owned = self
@@ -224,17 +319,29 @@ impl Server {
                     .get(key)
                     .is_some_and(|session| session.regions.contains(&RegionId(request.id)));
                 let place = self.regions.get_mut(&request.id).filter(|_| owned);
-                let made = place.and_then(|place| place.made.take());
-                let (fd, mapping) = made.ok_or_else(|| unknown("region"))?;
+                let place = place.ok_or_else(|| unknown("region"))?;
+                let (fd, _) = place.made.as_ref().ok_or_else(|| unknown("region"))?;
                 shm::seal_for_good(fd.as_fd()).map_err(|error| memory_refusal(&error))?;
-                self.add_region(key, RegionId(request.id), mapping, tag, Kind::Mapped);
-                Ok(())
+                let Some((_, mapping)) = place.made.take() else { return Err(unknown("region")) };
+                place.in_hand = true;
+                let (region, memory) = (request.id, Arc::clone(&mapping));
+                let job = JobFor::RegionMapped { session: key, region, tag, mapping };
+                self.populate(key, job, memory);
             }
             other => {
                 let text = format!("object is {other}, but must be 1 (ring) or 2 (region)");
-                Err(Refusal::new(errno::EINVAL, Detail::Message, text))
+                return Err(Refusal::new(errno::EINVAL, Detail::Message, text));
             }
         }
+        Ok(())
+    }
+
+    /// Has memory populated once more: until it was sealed its client might have punched holes into
+    /// it, and the engine thread is not to wait for pages, nor to die of one that is not there.
+    fn populate(&mut self, key: usize, job: JobFor, mapping: Arc<Mapping>) {
+        let job = self.jobs_for.insert(job);
+        self.hold(key);
+        self.jobs.start(job, Work::Populate { mapping });
     }
 
     fn ring_mapped(
@@ -244,10 +351,11 @@ impl Server {
         made: RingMade,
         tag: u64,
     ) -> Result<(), Refusal> {
-        shm::seal_for_good(made.fd.as_fd()).map_err(|error| memory_refusal(&error))?;
-        self.link.watch(ring, &made.bells).map_err(|errno| {
-            Refusal::new(errno::ENOMEM, Detail::None, format!("epoll_ctl: {errno}"))
-        })?;
+        if let Err(errno) = self.link.watch(ring, &made.bells) {
+            self.close_aside(key, made.bells.into());
+            let text = format!("epoll_ctl: {errno}");
+            return Err(Refusal::new(errno::ENOMEM, Detail::None, text));
+        }
         if let Some(place) = self.rings[ring as usize].as_mut() {
             place.arriving = true;
         }
@@ -262,7 +370,7 @@ impl Server {
         &mut self,
         key: usize,
         request: &RegionRequest,
-        fd: Option<OwnedFd>,
+        descriptors: &mut Vec<OwnedFd>,
     ) -> Result<(), Refusal> {
         let invalid = |detail, text: String| Err(Refusal::new(errno::EINVAL, detail, text));
         let bytes = request.bytes;
@@ -284,7 +392,8 @@ impl Server {
         self.check_bytes(key, "bytes", bytes, charged)?;
         let region = self.new_region(key, bytes, charged, false)?;
         let huge = request.flags & abi::REGION_HUGE != 0;
-        let work = match (source, fd) {
+        // Taken only now: a descriptor of a request that is refused is closed with the others.
+        let work = match (source, descriptors.pop()) {
             (RegionSource::Memfd, Some(fd)) => Work::Adopt { fd, bytes },
             _ => Work::Make { name: c"verbring-region", bytes: charged, huge },
         };
@@ -343,6 +452,7 @@ impl Server {
             charged,
             import,
             made: None,
+            in_hand: !import,
             arriving: false,
             live: false,
             removing: false,
@@ -359,27 +469,25 @@ impl Server {
         memory: Memory,
         source: RegionSource,
         tag: u64,
-    ) {
+    ) -> Result<(), Refusal> {
         let mapping = Arc::new(memory.mapping);
         if source == RegionSource::Memfd {
             self.add_region(key, region, mapping, tag, Kind::Region);
-            return;
+            return Ok(());
         }
-        let Some(place) = self.regions.get_mut(&region.0) else { return };
+        let Some(place) = self.regions.get_mut(&region.0) else { return Ok(()) };
         let reply = RegionReply {
             reply: wire::reply_head::<RegionReply>(Kind::Region, tag),
             region: region.0,
             flags: if memory.huge { abi::REGION_HUGE } else { 0 },
             bytes: place.bytes,
         };
-        let Ok(fd) = memory.fd.try_clone() else {
-            let refusal = Refusal::new(errno::ENOMEM, Detail::None, "no descriptor is free");
-            self.forget_region(key, region);
-            self.fail(key, Kind::Region, tag, &refusal);
-            return;
-        };
+        let fd = memory.fd.try_clone().map_err(|error| {
+            Refusal::new(errno::ENOMEM, Detail::None, format!("dup: {error}"))
+        })?;
         place.made = Some((memory.fd, mapping));
         self.answer(key, &reply, &[fd.as_fd()]);
+        Ok(())
     }
 
     fn add_region(
@@ -419,6 +527,12 @@ impl Server {
         if self.exports.contains_key(&entry) {
             let text = format!("the name {name:?} is taken by another export of uid {uid}");
             return Err(Refusal::new(errno::EEXIST, Detail::Name, text));
+        }
+        let limit = self.config.quota.regions as usize;
+        let used = self.exports.keys().filter(|(owner, _)| *owner == uid).count();
+        if used >= limit {
+            let what = "exports of this uid";
+            return Err(quota(what, used as u64, limit as u64, "quota.regions"));
         }
         let mut secret = [0; abi::SECRET_BYTES];
         getrandom::fill(&mut secret).map_err(|error| {
@@ -485,7 +599,7 @@ impl Server {
                     return refused(Detail::Ring, "ring");
                 }
                 self.hold(key);
-                self.wind_ring(key, request.id, Wind::Cancel, Some(tag));
+                self.wind_ring(key, request.id, Wind::Cancel, Asker::Release { tag });
             }
             abi::OBJECT_REGION if session.regions.contains(&RegionId(request.id)) => {
                 let place = self.regions.get(&request.id);
@@ -514,7 +628,14 @@ impl Server {
 
     /// Frees a ring's place.
     pub(super) fn forget_ring(&mut self, key: usize, ring: u32) {
-        let Some(place) = self.rings[ring as usize].take() else { return };
+        // A second command may have been under way for it: by its answer the place may be another
+        // session's.
+        let Some(place) = self.rings[ring as usize].take_if(|place| place.session == key) else {
+            return;
+        };
+        if let Some(made) = place.made {
+            self.close_aside(key, made.bells.into());
+        }
         self.ring_places.give(ring);
         if let Some(owner) = self.owner_of(key) {
             owner.rings -= 1;
@@ -634,7 +755,9 @@ impl Server {
             Pending::ImportLive { session, region, rights, tag } => {
                 self.import_live(session, RegionId(region), rights, tag, &reply);
             }
-            Pending::RingWound { session, ring, tag } => self.ring_wound(session, ring, tag, reply),
+            Pending::RingWound { session, ring, asker } => {
+                self.ring_wound(session, ring, asker, reply);
+            }
             Pending::RegionRemoved { session, region, tag } => {
                 drop(reply);
                 self.forget_region(session, RegionId(region));
@@ -707,7 +830,7 @@ impl Server {
         &mut self,
         session: usize,
         ring: u32,
-        tag: Option<u64>,
+        asker: Asker,
         reply: Reply<Arc<Mapping>, Mapped>,
     ) {
         // Done: a later command took this one's place, and will bring the ring.
@@ -716,14 +839,17 @@ impl Server {
         if gone {
             self.forget_ring(session, ring);
         }
-        // A drain is asked for by nobody's session.
-        let counted = self.sessions.get(session).is_some_and(|session| session.ending);
-        if tag.is_none() && !counted {
-            return;
-        }
-        if self.settle(session) {
-            let head = wire::reply_head::<ReplyHead>(Kind::Release, tag.unwrap_or(0));
-            self.answer(session, &head, &[]);
+        match asker {
+            Asker::Shutdown => {}
+            Asker::Departure => {
+                self.settle(session);
+            }
+            Asker::Release { tag } => {
+                if self.settle(session) {
+                    let head = wire::reply_head::<ReplyHead>(Kind::Release, tag);
+                    self.answer(session, &head, &[]);
+                }
+            }
         }
     }
 

@@ -17,10 +17,11 @@ use slab::Slab;
 use tracing::{info, warn};
 
 use super::fds;
-use super::jobs::Jobs;
-use super::objects::{ExportEntry, RegionPlace, RingPlace};
+use super::jobs::{Finished, Jobs};
+use super::objects::{ExportEntry, RegionPlace, RingMade, RingPlace};
 use super::places::{Places, RegionIds};
 use super::sessions::{Owner, Session};
+use super::wire::Refusal;
 use crate::abi::{Detail, Kind, SegmentHeader};
 use crate::clock;
 use crate::engine::{Command, Event, Reply, Wind};
@@ -39,8 +40,8 @@ pub(super) enum Pending {
     RegionLive { session: usize, region: u32, tag: u64, kind: Kind },
     /// IMPORT.
     ImportLive { session: usize, region: u32, rights: u32, tag: u64 },
-    /// RELEASE of a ring, or the end of its session.
-    RingWound { session: usize, ring: u32, tag: Option<u64> },
+    /// RELEASE of a ring, the end of its session, or shutting down.
+    RingWound { session: usize, ring: u32, asker: Asker },
     /// RELEASE of a region or import, or the end of its session.
     RegionRemoved { session: usize, region: u32, tag: Option<u64> },
     /// CANCEL.
@@ -53,11 +54,33 @@ pub(super) enum Pending {
     SessionRemoved { session: usize },
 }
 
-/// What a job makes memory for.
+/// Who wants a ring wound up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asker {
+    /// RELEASE: it is answered.
+    Release { tag: u64 },
+    /// The session's end, which waits for it.
+    Departure,
+    /// Shutting down. No session waits for that answer, also not one that ends meanwhile and asks
+    /// again.
+    Shutdown,
+}
+
+/// What a job is for.
 #[derive(Debug)]
 pub(super) enum JobFor {
+    /// RING.
     Ring { session: usize, ring: u32, tag: u64, header: SegmentHeader, fenceless: bool },
+    /// MAPPED of a ring.
+    RingMapped { session: usize, ring: u32, tag: u64, made: RingMade },
+    /// REGION.
     Region { session: usize, region: u32, tag: u64, source: RegionSource },
+    /// MAPPED of a region.
+    RegionMapped { session: usize, region: u32, tag: u64, mapping: Arc<Mapping> },
+    /// A message with descriptors, or their end.
+    Aside { session: usize },
+    /// A peer that cannot have a session.
+    TurnedAway,
 }
 
 /// Where a region's memory comes from.
@@ -69,7 +92,7 @@ pub(super) enum RegionSource {
 
 /// What the epoll set tells apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mark {
+pub(super) enum Mark {
     Listener,
     Bell,
     Socket(usize),
@@ -77,7 +100,7 @@ enum Mark {
 }
 
 impl Mark {
-    fn pack(self) -> u64 {
+    pub(super) fn pack(self) -> u64 {
         match self {
             Self::Listener => 0,
             Self::Bell => 1,
@@ -140,8 +163,22 @@ pub(crate) struct Server {
     /// Commands that found the queue full.
     backlog: VecDeque<Order>,
     pub(super) evicted: u64,
+    accepts: Accepts,
+    /// Peers that are being turned away.
+    turned_away: usize,
     shutdown: Shutdown,
 }
+
+/// Whether sessions are let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Accepts {
+    Now,
+    /// No descriptor was free; asked again after a while.
+    Later,
+}
+
+/// Peers turned away at a time; each has a thread, and may make it wait.
+const TURNED_AWAY_MAX: usize = 16;
 
 impl Server {
     pub(crate) fn new(
@@ -172,6 +209,8 @@ impl Server {
             jobs: Jobs::new(Arc::new(move || waker.kick_control())),
             backlog: VecDeque::new(),
             evicted: 0,
+            accepts: Accepts::Now,
+            turned_away: 0,
             shutdown: Shutdown::No,
             config,
             link,
@@ -191,6 +230,10 @@ impl Server {
                 Err(Errno::EINTR) => continue,
                 other => other.unwrap_or(0),
             };
+            if self.accepts == Accepts::Later {
+                self.accepts = Accepts::Now;
+                self.listen_for_sessions();
+            }
             for event in &events[..count] {
                 match Mark::unpack(event.data()) {
                     Mark::Listener => self.accept(),
@@ -218,16 +261,46 @@ impl Server {
         let throttled = self.sessions.iter().any(|(_, session)| session.throttled);
         match self.shutdown {
             Shutdown::Draining { .. } => EpollTimeout::from(20u8),
-            _ if throttled => EpollTimeout::from(50u8),
+            _ if throttled || self.accepts == Accepts::Later => EpollTimeout::from(50u8),
             _ => EpollTimeout::NONE,
         }
     }
 
     fn accept(&mut self) {
         let Some((listener, _)) = &self.listener else { return };
-        if let Ok(socket) = fds::accept(listener.as_fd()) {
-            self.attach(socket);
+        match fds::accept(listener.as_fd()) {
+            Ok(socket) => self.attach(socket),
+            Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS) => {
+                // The peer stays where it is, so that asking again at once would go round and
+                // round.
+                warn!("no descriptor is free for another session");
+                self.accepts = Accepts::Later;
+                self.listen_for_sessions();
+            }
+            Err(_) => {}
         }
+    }
+
+    /// Has a peer told that it cannot have a session. A bounded number at a time: until one is
+    /// done nobody else is let in.
+    pub(super) fn turn_away(&mut self, socket: OwnedFd, refusal: Refusal) {
+        let job = self.jobs_for.insert(JobFor::TurnedAway);
+        self.jobs.turn_away(job, socket, refusal);
+        self.turned_away += 1;
+        self.listen_for_sessions();
+    }
+
+    fn turned_away(&mut self) {
+        self.turned_away -= 1;
+        self.listen_for_sessions();
+    }
+
+    /// Listens for sessions, or stops, as our state asks.
+    fn listen_for_sessions(&self) {
+        let Some((listener, _)) = &self.listener else { return };
+        let now = self.accepts == Accepts::Now && self.turned_away < TURNED_AWAY_MAX;
+        let interest = if now { EpollFlags::EPOLLIN } else { EpollFlags::empty() };
+        let _ = self.epoll.modify(listener, &mut EpollEvent::new(interest, Mark::Listener.pack()));
     }
 
     pub(super) fn watch_socket(&self, session: usize, socket: BorrowedFd<'_>) -> Result<(), Errno> {
@@ -238,15 +311,6 @@ impl Server {
     pub(super) fn watch_death(&self, session: usize, pidfd: BorrowedFd<'_>) -> Result<(), Errno> {
         let event = EpollEvent::new(EpollFlags::EPOLLIN, Mark::Death(session).pack());
         self.epoll.add(pidfd, event)
-    }
-
-    /// Reads a session's socket, or stops reading it while a request is under way.
-    pub(super) fn listen_to(&self, session: usize, listen: bool) {
-        let interest = if listen { EpollFlags::EPOLLIN } else { EpollFlags::empty() };
-        let mut event = EpollEvent::new(interest, Mark::Socket(session).pack());
-        if let Some(entry) = self.sessions.get(session) {
-            let _ = self.epoll.modify(entry.socket.as_fd(), &mut event);
-        }
     }
 
     /// Sends the engine a command.
@@ -281,19 +345,36 @@ impl Server {
                 Ask::Shutdown => self.begin_shutdown(),
             }
         }
-        while let Some(made) = self.jobs.finished() {
-            self.job_finished(made);
+        while let Some(Finished { token, outcome }) = self.jobs.finished() {
+            match self.jobs_for.remove(token) {
+                JobFor::Aside { session } => self.aside_over(session, outcome),
+                JobFor::TurnedAway => self.turned_away(),
+                job => self.job_finished(job, outcome),
+            }
         }
         while let Some(answer) = self.link.answers.pop() {
             match answer {
                 Answer::Reply(reply) => self.answered(reply),
                 Answer::Event(event) => self.happened(event),
-                Answer::Bells(bells) => drop(bells),
+                Answer::Bells(ring, bells) => {
+                    if let Some(session) = self.session_of(ring) {
+                        self.close_aside(session, bells.into());
+                    }
+                }
+                Answer::Strays(ring) => {
+                    if let Some(session) = self.session_of(ring) {
+                        self.evict(session, Detail::Descriptors, "descriptors came over a bell");
+                    }
+                }
             }
         }
         if !self.backlog.is_empty() {
             self.forward();
         }
+    }
+
+    fn session_of(&self, ring: RingId) -> Option<usize> {
+        self.rings[ring.0 as usize].as_ref().map(|place| place.session)
     }
 
     fn answered(&mut self, reply: Reply<Arc<Mapping>, Mapped>) {
@@ -320,7 +401,7 @@ impl Server {
                 self.exports.retain(|_, export| export.region != region);
             }
             Event::Faulted { ring, fault } => {
-                let session = self.rings[ring.0 as usize].as_ref().map(|ring| ring.session);
+                let session = self.session_of(ring);
                 warn!(ring = ring.0, session, %fault, "a client broke its ring");
             }
         }
@@ -341,7 +422,7 @@ impl Server {
             })
             .collect();
         for (ring, session) in live {
-            self.wind_ring(session, ring, Wind::Drain, None);
+            self.wind_ring(session, ring, Wind::Drain, Asker::Shutdown);
         }
     }
 
@@ -350,7 +431,7 @@ impl Server {
         match self.shutdown {
             Shutdown::No => false,
             Shutdown::Draining { until_ns } => {
-                let drained = self.rings.iter().flatten().all(|ring| !ring.live());
+                let drained = !self.rings.iter().flatten().any(|ring| ring.winding);
                 if drained || clock::now_ns() >= until_ns {
                     self.shutdown = Shutdown::Ending;
                     let all: Vec<usize> = self.sessions.iter().map(|(key, _)| key).collect();
@@ -382,17 +463,20 @@ impl Server {
     }
 
     /// Asks the engine to wind up a live ring.
-    pub(super) fn wind_ring(&mut self, session: usize, ring: u32, mode: Wind, tag: Option<u64>) {
+    pub(super) fn wind_ring(&mut self, session: usize, ring: u32, mode: Wind, asker: Asker) {
         if let Some(place) = self.rings[ring as usize].as_mut() {
             place.winding = true;
         }
-        let pending = Pending::RingWound { session, ring, tag };
+        let pending = Pending::RingWound { session, ring, asker };
         let token = self.pending.insert(pending) as u64;
         self.order(Command::WindRing { ring: RingId(ring), mode, token });
     }
 
     /// Ends a session for breaking a rule of the socket.
     pub(super) fn evict(&mut self, session: usize, detail: Detail, why: &str) {
+        if self.sessions.get(session).is_none_or(|session| session.ending) {
+            return;
+        }
         self.evicted += 1;
         warn!(session, ?detail, why, "ending a session that broke a rule");
         self.end_session(session, why);

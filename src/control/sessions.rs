@@ -1,15 +1,17 @@
 //! Sessions: attach, HELLO, reading and answering, quotas by uid, the end in any form.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use nix::errno::Errno;
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::sys::epoll::{EpollEvent, EpollFlags};
+use nix::sys::socket::{Shutdown, getsockopt, shutdown, sockopt::PeerCredentials};
 use tracing::{debug, info};
 use zerocopy::{Immutable, IntoBytes};
 
-use super::fds;
-use super::jobs::close_aside;
-use super::server::{Pending, Server};
+use super::fds::{self, Received};
+use super::jobs::Outcome;
+use super::server::{Asker, JobFor, Mark, Pending, Server};
 use super::wire::{self, Refusal, Request};
 use crate::abi::{self, Detail, Hello, HelloReply, Kind, errno};
 use crate::clock;
@@ -19,7 +21,8 @@ use crate::ids::{RegionId, SessionId};
 /// A session as the control thread sees it; its key is its place in the core.
 #[derive(Debug)]
 pub(super) struct Session {
-    pub(super) socket: OwnedFd,
+    /// `None` once it is being closed.
+    socket: Option<Arc<OwnedFd>>,
     pidfd: Option<OwnedFd>,
     pub(super) uid: u32,
     pub(super) pid: i32,
@@ -28,6 +31,10 @@ pub(super) struct Session {
     pub(super) busy: bool,
     /// Too many messages this second: the socket is not read.
     pub(super) throttled: bool,
+    /// A job takes a message, or closes descriptors, on its behalf: the socket is not read.
+    aside: bool,
+    /// Descriptors to be closed by the next such job.
+    litter: Vec<Arc<OwnedFd>>,
     /// Nothing more is heard; what is outstanding is waited for.
     pub(super) ending: bool,
     /// Commands and jobs on its behalf that are not answered.
@@ -35,6 +42,39 @@ pub(super) struct Session {
     pub(super) rings: Vec<u32>,
     pub(super) regions: Vec<RegionId>,
     pub(super) wrong_secrets: u32,
+}
+
+/// What a look at a session's socket found.
+enum Arrived {
+    Message(Received),
+    /// A message to be received on the side.
+    WithDescriptors(Arc<OwnedFd>),
+    /// The end.
+    Nothing,
+}
+
+impl Session {
+    /// Takes a message that brings no descriptors. No copy of the socket may outlive the call here:
+    /// its last close is not for the control thread.
+    fn receive(&self) -> Result<Arrived, Errno> {
+        let Some(socket) = &self.socket else { return Ok(Arrived::Nothing) };
+        match fds::peek(socket.as_fd(), &mut [0])? {
+            (_, true) => Ok(Arrived::WithDescriptors(Arc::clone(socket))),
+            (0, false) => Ok(Arrived::Nothing),
+            _ => fds::receive(socket.as_fd(), false)
+                .map(|received| received.map_or(Arrived::Nothing, Arrived::Message)),
+        }
+    }
+
+    fn transmit(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+        let socket = self.socket.as_ref().ok_or(Errno::EPIPE)?;
+        fds::transmit(socket.as_fd(), bytes, descriptors, false)
+    }
+
+    /// True while its socket is read.
+    fn listens(&self) -> bool {
+        !(self.busy || self.throttled || self.aside || self.ending)
+    }
 }
 
 /// What one uid uses.
@@ -66,9 +106,7 @@ impl Server {
             } else {
                 format!("uid {uid} has {used} sessions; raise quota.sessions")
             };
-            let refusal = Refusal::new(errno::EDQUOT, Detail::Quota, text);
-            let _ = fds::transmit(socket.as_fd(), &wire::failure(1, 0, &refusal), &[], false);
-            return;
+            return self.turn_away(socket, Refusal::new(errno::EDQUOT, Detail::Quota, text));
         }
         // The peer's pidfd tells its death even if a forked child keeps the socket open.
         let pidfd = fds::peer_pidfd(socket.as_fd()).or_else(|_| fds::pidfd_open(peer.pid())).ok();
@@ -81,13 +119,15 @@ impl Server {
         }
         self.join_owner(uid);
         self.sessions.insert(Session {
-            socket,
+            socket: Some(Arc::new(socket)),
             pidfd,
             uid,
             pid: peer.pid(),
             greeted: false,
             busy: false,
             throttled: false,
+            aside: false,
+            litter: Vec::new(),
             ending: false,
             outstanding: 0,
             rings: Vec::new(),
@@ -133,26 +173,31 @@ impl Server {
     /// Reads one message of a session and acts on it.
     pub(super) fn readable(&mut self, key: usize) {
         let Some(session) = self.sessions.get(key) else { return };
-        if session.ending || session.busy {
+        if !session.listens() {
             // EPOLLHUP is reported even when nothing is asked for: the client is gone.
-            if !session.ending {
-                self.end_session(key, "it closed its socket");
-            }
-            return;
+            return self.end_session(key, "it closed its socket");
         }
         if self.over_rate(key) {
             if let Some(session) = self.sessions.get_mut(key) {
                 session.throttled = true;
             }
-            self.listen_to(key, false);
-            return;
+            return self.listen_as_due(key);
         }
         let Some(session) = self.sessions.get(key) else { return };
-        let received = match fds::receive(session.socket.as_fd(), false) {
-            Err(Errno::EAGAIN) => return,
-            Err(_) | Ok(None) => return self.end_session(key, "it closed its socket"),
-            Ok(Some(received)) => received,
-        };
+        match session.receive() {
+            Err(Errno::EAGAIN) => {}
+            Ok(Arrived::Message(received)) => self.received(key, received),
+            Ok(Arrived::WithDescriptors(socket)) => {
+                let job = self.jobs_for.insert(JobFor::Aside { session: key });
+                self.jobs.receive(job, socket);
+                self.set_aside(key);
+            }
+            Ok(Arrived::Nothing) | Err(_) => self.end_session(key, "it closed its socket"),
+        }
+    }
+
+    /// Acts on a message.
+    pub(super) fn received(&mut self, key: usize, received: Received) {
         let mut descriptors = received.descriptors;
         let outcome = if received.surplus {
             let text =
@@ -162,9 +207,7 @@ impl Server {
             wire::parse(&received.bytes)
                 .and_then(|request| self.handle(key, &request, &mut descriptors))
         };
-        if !descriptors.is_empty() {
-            close_aside(descriptors);
-        }
+        self.close_aside(key, descriptors);
         if let Err(refusal) = outcome {
             let (kind, tag) = wire::head(&received.bytes).map_or((0, 0), |h| (h.kind, h.tag));
             debug!(session = key, kind, %refusal, "refused a request");
@@ -176,6 +219,60 @@ impl Server {
                 self.evict(key, Detail::Secret, "ten wrong secrets");
             }
         }
+    }
+
+    /// Has descriptors closed that a client has sent, or that hold what a client has sent. One such
+    /// job a session, since each may hang; until it is over the session is not read, and not
+    /// forgotten either.
+    pub(super) fn close_aside(&mut self, key: usize, descriptors: Vec<OwnedFd>) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.litter.extend(descriptors.into_iter().map(Arc::new));
+        self.close_litter(key);
+    }
+
+    fn close_litter(&mut self, key: usize) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        if session.aside || session.litter.is_empty() {
+            return;
+        }
+        let litter = std::mem::take(&mut session.litter);
+        let job = self.jobs_for.insert(JobFor::Aside { session: key });
+        self.jobs.close(job, litter);
+        self.set_aside(key);
+    }
+
+    fn set_aside(&mut self, key: usize) {
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.aside = true;
+            session.outstanding += 1;
+        }
+        self.listen_as_due(key);
+    }
+
+    /// A job on the side is over.
+    pub(super) fn aside_over(&mut self, key: usize, outcome: Outcome) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.aside = false;
+        let received = match outcome {
+            Outcome::Received(received) => Some(received),
+            _ => None,
+        };
+        if session.ending {
+            if let Some(Ok(Some(received))) = received {
+                session.litter.extend(received.descriptors.into_iter().map(Arc::new));
+            }
+            self.close_litter(key);
+            self.settle(key);
+            return;
+        }
+        self.settle(key);
+        match received {
+            None | Some(Err(Errno::EAGAIN)) => {}
+            Some(Ok(Some(received))) => self.received(key, received),
+            Some(Ok(None) | Err(_)) => self.end_session(key, "it closed its socket"),
+        }
+        self.close_litter(key);
+        self.listen_as_due(key);
     }
 
     /// Counts a message against its uid's rate; true if it is one too many this second.
@@ -203,7 +300,7 @@ impl Server {
             }
         }
         for key in again {
-            self.listen_to(key, true);
+            self.listen_as_due(key);
         }
     }
 
@@ -229,7 +326,7 @@ impl Server {
             Request::Hello(hello) => self.hello(key, hello, greeted),
             Request::Ring(ring) => self.make_ring(key, ring),
             Request::Mapped(mapped) => self.mapped(key, mapped),
-            Request::Region(region) => self.make_region(key, region, descriptors.pop()),
+            Request::Region(region) => self.make_region(key, region, descriptors),
             Request::Export(export) => self.export(key, export),
             Request::Import(import) => self.import(key, import),
             Request::Release(release) => self.release(key, release),
@@ -278,13 +375,25 @@ impl Server {
         Ok(())
     }
 
+    /// Reads a session's socket, or stops reading it, as its state asks.
+    fn listen_as_due(&self, key: usize) {
+        let Some(session) = self.sessions.get(key).filter(|session| !session.ending) else {
+            return;
+        };
+        let interest = if session.listens() { EpollFlags::EPOLLIN } else { EpollFlags::empty() };
+        let mut event = EpollEvent::new(interest, Mark::Socket(key).pack());
+        if let Some(socket) = &session.socket {
+            let _ = self.epoll.modify(socket, &mut event);
+        }
+    }
+
     /// Marks a session's request as under way: it is read again after the reply.
     pub(super) fn hold(&mut self, key: usize) {
         if let Some(session) = self.sessions.get_mut(key) {
             session.busy = true;
             session.outstanding += 1;
         }
-        self.listen_to(key, false);
+        self.listen_as_due(key);
     }
 
     /// An answer on behalf of a session has come; true if the session still listens.
@@ -303,7 +412,7 @@ impl Server {
         &mut self,
         key: usize,
         reply: &T,
-        descriptors: &[std::os::fd::BorrowedFd<'_>],
+        descriptors: &[BorrowedFd<'_>],
     ) {
         self.send(key, reply.as_bytes(), descriptors);
     }
@@ -313,16 +422,15 @@ impl Server {
         self.send(key, &wire::failure(kind as u16, tag, refusal), &[]);
     }
 
-    fn send(&mut self, key: usize, bytes: &[u8], descriptors: &[std::os::fd::BorrowedFd<'_>]) {
+    fn send(&mut self, key: usize, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         if session.ending {
             return;
         }
-        let was_busy = std::mem::take(&mut session.busy);
+        session.busy = false;
         // One request under way a session: a client that does not read one reply is broken.
-        match fds::transmit(session.socket.as_fd(), bytes, descriptors, false) {
-            Ok(()) if was_busy => self.listen_to(key, true),
-            Ok(()) => {}
+        match session.transmit(bytes, descriptors) {
+            Ok(()) => self.listen_as_due(key),
             Err(Errno::EPIPE | Errno::ECONNRESET) => self.end_session(key, "it closed its socket"),
             Err(_) => self.evict(key, Detail::Message, "it does not read its replies"),
         }
@@ -336,11 +444,10 @@ impl Server {
         }
         session.ending = true;
         info!(session = key, uid = session.uid, pid = session.pid, why, "session ends");
-        let _ = self.epoll.delete(&session.socket);
-        let _ = nix::sys::socket::shutdown(
-            std::os::fd::AsRawFd::as_raw_fd(&session.socket),
-            nix::sys::socket::Shutdown::Both,
-        );
+        if let Some(socket) = &session.socket {
+            let _ = self.epoll.delete(socket);
+            let _ = shutdown(socket.as_raw_fd(), Shutdown::Both);
+        }
         if let Some(pidfd) = session.pidfd.take() {
             let _ = self.epoll.delete(&pidfd);
         }
@@ -361,23 +468,24 @@ impl Server {
                 if let Some(session) = self.sessions.get_mut(key) {
                     session.outstanding += 1;
                 }
-                self.wind_ring(key, ring, Wind::Cancel, None);
+                self.wind_ring(key, ring, Wind::Cancel, Asker::Departure);
             }
             Some(place) if place.winding => {
                 // A drain may be under way: it must not wait for a client that is gone.
                 if let Some(session) = self.sessions.get_mut(key) {
                     session.outstanding += 1;
                 }
-                self.wind_ring(key, ring, Wind::Cancel, None);
+                self.wind_ring(key, ring, Wind::Cancel, Asker::Departure);
             }
+            // The job's end forgets it.
+            Some(place) if place.in_hand => {}
             _ => self.forget_ring(key, ring),
         }
     }
 
     fn end_region(&mut self, key: usize, region: RegionId) {
-        let known =
-            self.regions.get(&region.0).map(|place| (place.live || place.arriving, place.removing));
-        match known {
+        let known = self.regions.get(&region.0).filter(|place| !place.in_hand);
+        match known.map(|place| (place.live || place.arriving, place.removing)) {
             Some((true, false)) => {
                 if let Some(session) = self.sessions.get_mut(key) {
                     session.outstanding += 1;
@@ -390,9 +498,14 @@ impl Server {
     }
 
     fn end_if_settled(&mut self, key: usize) {
-        let Some(session) = self.sessions.get(key) else { return };
+        let Some(session) = self.sessions.get_mut(key) else { return };
         if !session.ending || session.outstanding > 0 {
             return;
+        }
+        // Messages that were not read may hold descriptors: they are closed with the socket.
+        if let Some(socket) = session.socket.take() {
+            session.litter.push(socket);
+            return self.close_litter(key);
         }
         let token = self.pending.insert(Pending::SessionRemoved { session: key }) as u64;
         self.order(Command::RemoveSession { session: place(key), token });

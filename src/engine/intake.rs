@@ -261,6 +261,9 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     /// Ends a ring that its client broke. Its ops stop where they are; nobody else notices.
     pub(super) fn fault(&mut self, id: u32, fault: Fault) {
         let Some(ring) = self.rings[id as usize].as_mut() else { return };
+        // What was taken in the pass that found the fault counts as taken: else an op that is done
+        // and has left the fate table would be judged not started.
+        ring.end.publish_taken();
         ring.end.fault(fault);
         ring.held = None;
         ring.search = None;

@@ -9,7 +9,7 @@ use nix::sys::epoll::{EpollEvent, EpollTimeout};
 
 use super::link::{Answer, ENGINE_BELL, Link, Order, RingBells};
 use crate::clock;
-use crate::control::fds::{ring_bell, silence_bell};
+use crate::control::fds::{Heard, hear_bell, ring_bell};
 use crate::engine::{Command, Engine, Reply};
 use crate::fabric::Local;
 use crate::ids::RingId;
@@ -39,6 +39,9 @@ pub(super) struct EngineThread {
     /// Milliseconds until rings that sleep with SQEs are looked at again.
     nap_ms: u8,
 }
+
+/// Bells answered between two turns: each costs a system call.
+const BELLS_PER_TURN: usize = 64;
 
 /// First and last nap while a ring sleeps with SQEs that could not be taken.
 const NAP_MS: std::ops::RangeInclusive<u8> = 1..=128;
@@ -93,7 +96,9 @@ impl EngineThread {
     /// Takes commands, and the bells that the watcher saw. True if there were any.
     fn listen(&mut self) -> bool {
         let mut heard = false;
-        while let Some(ring) = self.link.rung.pop() {
+        // As many as there are now: whoever floods a bell is noted again at once.
+        for _ in 0..self.link.bells_noted().min(BELLS_PER_TURN) {
+            let Some(ring) = self.link.noted_bell() else { break };
             self.answer_bell(ring);
             heard = true;
         }
@@ -109,11 +114,24 @@ impl EngineThread {
     }
 
     fn answer_bell(&mut self, ring: u32) {
-        if let Some(Some(bells)) = self.bells.get(ring as usize) {
-            // Silenced before the look, so that a ring after the look is heard again.
-            silence_bell(bells.from_client.as_fd());
-            self.engine.wake(RingId(ring));
+        let Some(Some(bells)) = self.bells.get(ring as usize) else { return };
+        // Silenced before the look, so that a ring after the look is heard again.
+        match hear_bell(bells.from_client.as_fd()) {
+            Heard::Silenced => {}
+            Heard::More => self.link.note_bell(ring),
+            Heard::Strays => return self.strays(ring),
         }
+        self.engine.wake(RingId(ring));
+    }
+
+    /// Descriptors in a bell, still to be taken, or not, by somebody who can wait for their end:
+    /// here the bell is heard no more.
+    fn strays(&mut self, ring: u32) {
+        let told = self.link.answers.push(Answer::Strays(RingId(ring)));
+        if told.is_err() {
+            return self.link.note_bell(ring);
+        }
+        self.link.kick_control();
     }
 
     fn ring_bells(&mut self) {
@@ -134,7 +152,7 @@ impl EngineThread {
                 {
                     // Whoever waits for this ring's bell looks again and finds it closing.
                     ring_bell(bells.to_client.as_fd());
-                    let _ = self.link.answers.push(Answer::Bells(bells));
+                    let _ = self.link.answers.push(Answer::Bells(ring.id(), bells));
                 }
                 let _ = self.link.answers.push(Answer::Reply(reply));
             } else if let Some(event) = self.engine.event() {
@@ -171,7 +189,7 @@ impl EngineThread {
         let blocked = self.engine.blocked();
         let timeout = if blocked { EpollTimeout::from(self.nap_ms) } else { EpollTimeout::NONE };
         let link = &self.link;
-        if link.orders.is_empty() && link.rung.is_empty() && !link.stop.load(Ordering::Relaxed) {
+        if link.orders.is_empty() && link.bells_noted() == 0 && !link.stop.load(Ordering::Relaxed) {
             link.sleeps.fetch_add(1, Ordering::Relaxed);
             let count = loop {
                 match link.bells.wait(events, timeout) {
@@ -214,8 +232,7 @@ pub(super) fn watch(link: &Link) {
                     // Meant for a sleeping engine thread: pass it on below.
                     let _ = link.engine_bell.read();
                 } else if let Ok(ring) = u32::try_from(event.data()) {
-                    // Sized for every ring twice: a ring is in it at most once an edge.
-                    let _ = link.rung.push(ring);
+                    link.note_bell(ring);
                 }
             }
             fence(Ordering::SeqCst);

@@ -14,6 +14,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::engine::{Command, Event, Reply};
+use crate::ids::RingId;
 use crate::ring::Mapped;
 use crate::shm::Mapping;
 
@@ -33,6 +34,12 @@ pub(crate) struct RingBells {
     pub(crate) to_client: OwnedFd,
 }
 
+impl From<RingBells> for Vec<OwnedFd> {
+    fn from(bells: RingBells) -> Self {
+        vec![bells.from_client, bells.to_client]
+    }
+}
+
 /// What comes back.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "boxing would allocate on the engine thread")]
@@ -40,7 +47,9 @@ pub(crate) enum Answer {
     Reply(Reply<Arc<Mapping>, Mapped>),
     Event(Event),
     /// A ring's bells, to be closed off the engine thread.
-    Bells(RingBells),
+    Bells(RingId, RingBells),
+    /// A client has sent descriptors over this ring's bell.
+    Strays(RingId),
 }
 
 /// What the threads of one engine share.
@@ -48,8 +57,10 @@ pub(crate) enum Answer {
 pub(crate) struct Link {
     pub(crate) orders: ArrayQueue<Order>,
     pub(crate) answers: ArrayQueue<Answer>,
-    /// Rings whose bell the watcher saw while the engine was busy.
-    pub(crate) rung: ArrayQueue<u32>,
+    /// Rings whose bell the watcher saw while the engine was busy, each at most once.
+    rung: ArrayQueue<u32>,
+    /// Which rings are in `rung`.
+    rung_already: Vec<AtomicBool>,
     pub(crate) asleep: AtomicBool,
     pub(crate) stop: AtomicBool,
     /// The engine thread is gone.
@@ -76,7 +87,8 @@ impl Link {
         Ok(Self {
             orders: ArrayQueue::new(4096),
             answers: ArrayQueue::new(4096),
-            rung: ArrayQueue::new(2 * rings_max as usize + 16),
+            rung: ArrayQueue::new(rings_max as usize),
+            rung_already: (0..rings_max).map(|_| AtomicBool::new(false)).collect(),
             asleep: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             dead: AtomicBool::new(false),
@@ -92,6 +104,27 @@ impl Link {
     pub(crate) fn watch(&self, ring: u32, bells: &RingBells) -> Result<(), Errno> {
         let interest = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
         self.bells.add(bells.from_client.as_fd(), EpollEvent::new(interest, u64::from(ring)))
+    }
+
+    /// Notes that a ring's bell has rung. A client may ring faster than the engine looks: the
+    /// ring is noted once until then, so that no flood of one fills the queue for all.
+    pub(crate) fn note_bell(&self, ring: u32) {
+        let Some(already) = self.rung_already.get(ring as usize) else { return };
+        if !already.swap(true, Ordering::AcqRel) {
+            let _ = self.rung.push(ring);
+        }
+    }
+
+    /// The next ring whose bell has rung; it may be noted again from now on.
+    pub(crate) fn noted_bell(&self) -> Option<u32> {
+        let ring = self.rung.pop()?;
+        self.rung_already[ring as usize].store(false, Ordering::Release);
+        Some(ring)
+    }
+
+    /// Rings noted and not yet looked at.
+    pub(crate) fn bells_noted(&self) -> usize {
+        self.rung.len()
     }
 
     /// Wakes the engine thread if it sleeps; the caller has left something for it to find.

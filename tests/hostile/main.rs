@@ -18,20 +18,31 @@
     clippy::cast_sign_loss,
     reason = "hostile numbers are cut on purpose, honest ones are small"
 )]
-#![allow(dead_code, reason = "the harness can say more than these attacks need")]
 
 mod chance;
 mod neighbour;
+mod processes;
 mod raw;
 mod slow;
 mod stage;
 mod tally;
 
+mod bells;
 mod changed;
 mod cursors;
+mod descriptors;
 mod entries;
+mod floods;
 mod ids;
+mod kept_socket;
+mod leaving;
 mod lists;
+mod memfds;
+mod messages;
 mod offsets;
+mod quotas;
+mod races;
 mod secrets;
+mod starved;
+mod under_load;
 mod unread;

@@ -3,7 +3,7 @@
 use crate::abi::{Class, Counter, Detail, Opcode, errno};
 use crate::fabric::Fabric;
 use crate::ids::{RecordId, RegionId, RingId, SessionId};
-use crate::ledger::{Failure, List, NIL};
+use crate::ledger::NIL;
 use crate::ring::{Fault, Memory};
 
 use super::Engine;
@@ -243,23 +243,17 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             return;
         };
         region.removing = Some(token);
-        while self.regions[index as usize].arms.head() != NIL {
-            let arm = self.regions[index as usize].arms.head();
-            let detail = Detail::Released as u16;
-            let failure = Failure { errno: errno::ECANCELED, detail, flags: 0 };
-            // Removing the last ARM may end the region at once.
-            self.withdraw(arm, failure);
-        }
-        let region = &self.regions[index as usize];
-        if region.removing == Some(token) && region.id == Some(id) && region.idle() {
+        if region.idle() {
             self.remove_region_now(index);
+        } else if !region.arms.is_empty() && !self.disarming.contains(&index) {
+            self.disarming.push(index);
         }
     }
 
     pub(super) fn remove_region_now(&mut self, index: u32) {
         let memory = self.fabric.detach(index);
         let region = &mut self.regions[index as usize];
-        debug_assert!(region.arms.head() == List::<{ crate::ledger::LANE }>::EMPTY.head());
+        debug_assert!(region.arms.is_empty());
         let token = region.removing.take();
         *region = Region { epoch: region.epoch, ..Region::NONE };
         if let Some(token) = token {

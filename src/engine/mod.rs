@@ -131,6 +131,8 @@ pub struct Engine<F: Fabric, M> {
     dirty: Vec<u32>,
     /// Rings being wound up.
     winding: Vec<u32>,
+    /// Regions being taken back that have ARMs.
+    disarming: Vec<u32>,
     /// Rings whose client is to be woken.
     bells: Vec<u32>,
     flushes: List<LANE>,
@@ -185,10 +187,12 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             blocked_ns: 0,
             dirty: Vec::with_capacity(rings),
             winding: Vec::with_capacity(rings),
+            disarming: Vec::with_capacity(limits.regions_max as usize),
             bells: Vec::with_capacity(rings),
             flushes: List::default(),
             query: None,
-            replies: VecDeque::with_capacity(REPLIES_MAX),
+            // Beside those to commands just taken: one for each ring and region that is going.
+            replies: VecDeque::with_capacity(REPLIES_MAX + rings + limits.regions_max as usize),
             events: VecDeque::with_capacity(rings + limits.regions_max as usize),
             batch: Vec::with_capacity(depth as usize),
             done: Vec::with_capacity(depth as usize),
@@ -228,6 +232,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             || self.window.ops() > 0
             || !self.flushes.is_empty()
             || !self.winding.is_empty()
+            || !self.disarming.is_empty()
             || self.query.is_some()
             || !self.replies.is_empty()
     }
@@ -336,9 +341,9 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         if self.now_ns < self.blocked_ns + BLOCKED_LOOK_NS {
             return;
         }
-        while let Some(&ring) = self.blocked.last() {
-            self.wake(RingId(ring));
-        }
+        let mut rings = std::mem::take(&mut self.blocked);
+        rings.drain(..).for_each(|ring| self.wake(RingId(ring)));
+        self.blocked = rings;
     }
 
     fn unpoll(&mut self, id: u32) {
@@ -346,7 +351,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             ring.polled = false;
         }
         self.blocked.retain(|&blocked| blocked != id);
-        if let Some(at) = self.polled.iter().position(|&polled| polled == id) {
+        // Whoever puts all rings to sleep begins with the last.
+        if let Some(at) = self.polled.iter().rposition(|&polled| polled == id) {
             self.polled.swap_remove(at);
         }
     }

@@ -35,11 +35,13 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         }
     }
 
-    /// Goes on with every ring that is being wound up.
+    /// Goes on with every ring that is being wound up, and every region that is taken back.
     pub(super) fn wind(&mut self) {
+        let mut budget = STEPS_PER_TURN;
+        self.take_back_arms(&mut budget);
         let mut at = 0;
         while let Some(&id) = self.winding.get(at) {
-            if self.wind_ring(RingId(id)) {
+            if self.wind_ring(RingId(id), &mut budget) {
                 self.winding.swap_remove(at);
             } else {
                 at += 1;
@@ -47,13 +49,33 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         }
     }
 
+    /// Ends the ARMs of regions that are taken back.
+    fn take_back_arms(&mut self, budget: &mut u32) {
+        while let Some(&index) = self.disarming.last() {
+            let region = &self.regions[index as usize];
+            let arm = region.arms.head();
+            // Its last ARM may have ended otherwise, and its place may be in use again.
+            if arm == NIL || region.removing.is_none() {
+                self.disarming.pop();
+                continue;
+            }
+            if *budget == 0 {
+                return;
+            }
+            *budget -= 1;
+            let detail = Detail::Released as u16;
+            self.withdraw(arm, Failure { errno: errno::ECANCELED, detail, flags: 0 });
+        }
+    }
+
     /// True once nothing of the ring is under way, and its memory has been handed back.
-    fn wind_ring(&mut self, id: RingId) -> bool {
-        for _ in 0..STEPS_PER_TURN {
+    fn wind_ring(&mut self, id: RingId, budget: &mut u32) -> bool {
+        while *budget > 0 {
             let Phase::Winding { mode, cursor, .. } = self.ring(id).phase else { return true };
             if cursor == NIL {
                 break;
             }
+            *budget -= 1;
             let next = List::<RING>::next(&self.ledger, cursor);
             if let Phase::Winding { cursor, .. } = &mut self.ring(id).phase {
                 *cursor = next;

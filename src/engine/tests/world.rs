@@ -141,7 +141,7 @@ impl<F: Fabric<Memory = Arc<Mapping>>> World<F> {
         watch: Option<Watch>,
     ) -> usize {
         let free = |at: &u32| self.engine.rings[*at as usize].is_none();
-        let ring = RingId((0..LIMITS.rings_max).find(free).unwrap());
+        let ring = RingId((0..self.engine.limits.rings_max).find(free).unwrap());
         let first_index = u32::MAX - 2 - ring.0;
         let heap = Arc::new(Heap::new(sq_entries, cq_entries, first_index));
         let memory = Watched::new(Arc::clone(&heap), watch);

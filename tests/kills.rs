@@ -20,6 +20,8 @@ mod calls;
 mod chance;
 #[path = "kills/footprint.rs"]
 mod footprint;
+#[path = "kills/leave.rs"]
+mod leave;
 #[path = "kills/load.rs"]
 mod load;
 #[path = "kills/neighbour.rs"]

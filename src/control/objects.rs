@@ -833,8 +833,9 @@ impl Server {
         asker: Asker,
         reply: Reply<Arc<Mapping>, Mapped>,
     ) {
-        // Done: a later command took this one's place, and will bring the ring.
-        let gone = matches!(reply, Reply::RingGone { .. } | Reply::Failed { .. });
+        // Done: a later command took this one's place, and will bring the ring. Failed: an earlier
+        // one has brought it, and its number may be another session's by now.
+        let gone = matches!(reply, Reply::RingGone { .. });
         drop(reply);
         if gone {
             self.forget_ring(session, ring);

@@ -103,6 +103,10 @@ pub(crate) fn play_engine(words: &[&str]) {
     let mut config = Config::default();
     config.socket = Some(PathBuf::from(words[0]));
     config.slice_bytes = words[1].parse().unwrap();
+    // Clients ask as fast as they can, all of them under one uid.
+    config.quota.control_per_s = 1_000_000;
+    config.sessions_max = 4_096;
+    config.quota.sessions = 4_096;
     let engine = Engine::builder().config(config).spawn().unwrap();
     line.write_all(b"r").unwrap();
     wait_for_end(&mut line);

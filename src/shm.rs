@@ -27,9 +27,6 @@ use thiserror::Error;
 /// Bytes of a page; sizes of regions from memfds are multiples of it.
 pub const PAGE_BYTES: u64 = 4096;
 
-/// The call by which memory is sealed: its owner may be in the way of that.
-pub(crate) const ADD_SEALS: &str = "fcntl(F_ADD_SEALS)";
-
 /// Why memory could not be made or accepted.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -333,7 +330,7 @@ fn seals(fd: BorrowedFd<'_>) -> Result<SealFlag, ShmError> {
 
 fn add_seals(fd: BorrowedFd<'_>, seals: SealFlag) -> Result<(), ShmError> {
     let _ = fd.as_raw_fd();
-    fcntl(fd, FcntlArg::F_ADD_SEALS(seals)).map_err(os(ADD_SEALS))?;
+    fcntl(fd, FcntlArg::F_ADD_SEALS(seals)).map_err(os("fcntl(F_ADD_SEALS)"))?;
     Ok(())
 }
 

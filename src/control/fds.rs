@@ -7,8 +7,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, accept4, recv, recvmsg, send,
-    sendmsg, socketpair,
+    AddressFamily, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, accept4, recv, recvmsg,
+    send, sendmsg, setsockopt, shutdown, socketpair, sockopt,
 };
 
 use crate::abi::MESSAGE_BYTES_MAX;
@@ -125,6 +125,15 @@ pub fn peek(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<(usize, bool), E
     }
 }
 
+/// True if a control socket that is shut down for reading holds messages that nobody read, and
+/// with them perhaps descriptors, which its close would close.
+#[must_use]
+pub fn unread(socket: BorrowedFd<'_>) -> bool {
+    // An empty message looks like the end, but a message has a time, and that finds no room.
+    let stamped = setsockopt(&socket, sockopt::ReceiveTimestamp, &true).is_ok();
+    !stamped || peek(socket, &mut [0]) != Ok((0, false))
+}
+
 /// Sends one datagram with descriptors; with `wait` false never blocks.
 ///
 /// # Errors
@@ -224,6 +233,14 @@ pub fn hear_bell(bell: BorrowedFd<'_>) -> Heard {
     {
     }
     if seen == pending.len() { Heard::More } else { Heard::Silenced }
+}
+
+/// Shuts one of our bells down; true if it holds descriptors (or more than is worth looking at),
+/// which its close would close.
+#[must_use]
+pub fn shut_bell(bell: BorrowedFd<'_>) -> bool {
+    let shut = shutdown(bell.as_raw_fd(), Shutdown::Both).is_ok();
+    !shut || !(0..64).any(|_| hear_bell(bell) == Heard::Silenced)
 }
 
 /// Opens a descriptor that becomes readable when process `pid` is gone.

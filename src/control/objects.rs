@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use nix::errno::Errno;
 use subtle::ConstantTimeEq;
 
 use super::fds::{DESCRIPTORS_MAX, bell_pair};
@@ -87,7 +88,8 @@ fn quota(what: &str, used: u64, limit: u64, raise: &str) -> Refusal {
 
 fn memory_refusal(error: &ShmError) -> Refusal {
     let (errno, detail) = match error {
-        ShmError::Os { call: shm::ADD_SEALS, .. } => (errno::EINVAL, Detail::Seals),
+        // Somebody else has sealed it just now.
+        ShmError::Os { source: Errno::EPERM, .. } => (errno::EINVAL, Detail::Seals),
         ShmError::Os { .. } => (errno::ENOMEM, Detail::None),
         ShmError::NotMemfd | ShmError::Access => (errno::EINVAL, Detail::Descriptors),
         ShmError::Seals { .. } | ShmError::Sealed { .. } => (errno::EINVAL, Detail::Seals),
@@ -164,7 +166,7 @@ impl Server {
                 let done = match self.populated(session, outcome) {
                     Ok(()) => self.ring_mapped(session, ring, made, tag).map_err(Some),
                     Err(refusal) => {
-                        self.close_aside(session, made.bells.into());
+                        self.close_bells(session, made.bells);
                         Err(refusal)
                     }
                 };
@@ -288,7 +290,7 @@ impl Server {
                 place.made = Some(made);
             }
             // The client was gone before it could be told.
-            None => self.close_aside(key, bells.into()),
+            None => self.close_bells(key, bells),
         }
         Ok(())
     }
@@ -352,7 +354,7 @@ impl Server {
         tag: u64,
     ) -> Result<(), Refusal> {
         if let Err(errno) = self.link.watch(ring, &made.bells) {
-            self.close_aside(key, made.bells.into());
+            self.close_bells(key, made.bells);
             let text = format!("epoll_ctl: {errno}");
             return Err(Refusal::new(errno::ENOMEM, Detail::None, text));
         }
@@ -634,7 +636,7 @@ impl Server {
             return;
         };
         if let Some(made) = place.made {
-            self.close_aside(key, made.bells.into());
+            self.close_bells(key, made.bells);
         }
         self.ring_places.give(ring);
         if let Some(owner) = self.owner_of(key) {

@@ -358,7 +358,7 @@ impl Server {
                 Answer::Event(event) => self.happened(event),
                 Answer::Bells(ring, bells) => {
                     if let Some(session) = self.session_of(ring) {
-                        self.close_aside(session, bells.into());
+                        self.close_bells(session, bells);
                     }
                 }
                 Answer::Strays(ring) => {

@@ -16,6 +16,7 @@ use super::wire::{self, Refusal, Request};
 use crate::abi::{self, Detail, Hello, HelloReply, Kind, errno};
 use crate::clock;
 use crate::engine::{Command, Wind};
+use crate::host::link::RingBells;
 use crate::ids::{RegionId, SessionId};
 
 /// A session as the control thread sees it; its key is its place in the core.
@@ -228,6 +229,13 @@ impl Server {
         let Some(session) = self.sessions.get_mut(key) else { return };
         session.litter.extend(descriptors.into_iter().map(Arc::new));
         self.close_litter(key);
+    }
+
+    /// Closes a ring's bells; aside, if there are descriptors in them.
+    pub(super) fn close_bells(&mut self, key: usize, bells: RingBells) {
+        let mut bells = Vec::from(bells);
+        bells.retain(|bell| fds::shut_bell(bell.as_fd()));
+        self.close_aside(key, bells);
     }
 
     fn close_litter(&mut self, key: usize) {
@@ -502,8 +510,7 @@ impl Server {
         if !session.ending || session.outstanding > 0 {
             return;
         }
-        // Messages that were not read may hold descriptors: they are closed with the socket.
-        if let Some(socket) = session.socket.take() {
+        if let Some(socket) = session.socket.take_if(|socket| fds::unread(socket.as_fd())) {
             session.litter.push(socket);
             return self.close_litter(key);
         }

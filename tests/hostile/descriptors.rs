@@ -54,7 +54,7 @@ fn of_messages_that_are_not_read() {
     let null = File::open("/dev/null").unwrap();
     let all = [null.as_raw_fd(); 253];
     while stage.goes_on() {
-        let wire = Wire::connect(&stage.socket);
+        let wire = stage.connect();
         // Not HELLO: refused, and the end.
         wire.send(PROBE.as_bytes(), &[]).unwrap();
         for _ in 0..4 {

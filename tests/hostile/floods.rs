@@ -48,7 +48,7 @@ fn gone_while_held_back() {
     });
     let before = stage.counter(Counter::Sessions);
     while stage.goes_on() {
-        let wire = Wire::connect(&stage.socket);
+        let wire = stage.connect();
         for tag in 0..150 {
             if wire.send(&probe(tag), &[]) == Err(Errno::EPIPE) {
                 break;
@@ -95,7 +95,7 @@ fn silent_connections() {
         config.quota.sessions = 64;
     });
     while stage.goes_on() {
-        let wires: Vec<Wire> = (0..60).map(|_| Wire::connect(&stage.socket)).collect();
+        let wires: Vec<Wire> = (0..60).map(|_| stage.connect()).collect();
         stage.tally.attempts += wires.len() as u64;
         stage.turns(1);
         drop(wires);

@@ -40,7 +40,7 @@ fn of_the_wrong_length() {
             let long = right + 1 + chance.below(600) as usize;
             for length in [cut, long, 512, 513, 514, 4096, 65_536] {
                 let wire = if kind == Kind::Hello {
-                    Wire::connect(&stage.socket)
+                    stage.connect()
                 } else {
                     stage.wire()
                 };
@@ -77,7 +77,7 @@ fn out_of_order() {
             // CONNECT and PREPARE are refused for what they are, and the session may go on.
             if ![Kind::Connect, Kind::Prepare].contains(&kind) {
                 let bytes = message(kind as u16, LENGTHS[kind as usize - 1]);
-                let wire = Wire::connect(&stage.socket);
+                let wire = stage.connect();
                 expect_the_end(&mut stage, wire, &bytes);
             }
         }

@@ -115,9 +115,18 @@ impl Stage {
         verified - start < NEIGHBOUR_OPS
     }
 
+    /// Connects, and says nothing yet. Waits for a session's place to be free: those that have
+    /// just ended may not have been cleared away.
+    pub(crate) fn connect(&self) -> Wire {
+        let config = self.engine.config();
+        let places = u64::from(config.quota.sessions.min(config.sessions_max));
+        until("a session may come", || self.counter(Counter::Sessions) < places);
+        Wire::connect(&self.socket)
+    }
+
     /// Opens a session of which every message is made by hand.
     pub(crate) fn wire(&self) -> Wire {
-        let mut wire = Wire::connect(&self.socket);
+        let mut wire = self.connect();
         wire.hello().done();
         wire
     }

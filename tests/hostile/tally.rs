@@ -54,11 +54,6 @@ impl Tally {
         self.refused.get(&(errno, detail as u16)).copied().unwrap_or(0)
     }
 
-    /// Refusals in all.
-    pub(crate) fn refusals_in_all(&self) -> u64 {
-        self.refused.values().sum()
-    }
-
     /// Prints the line of an attack, past the test harness, which would keep it to itself.
     pub(crate) fn print(&self, name: &str, neighbour_ops: u64) {
         let mut outcomes: Vec<String> = Vec::new();

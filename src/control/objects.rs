@@ -272,7 +272,8 @@ impl Server {
     ) -> Result<(), Refusal> {
         let failed = |text: String| Refusal::new(errno::ENOMEM, Detail::None, text);
         let mapping = Arc::new(memory.mapping);
-        let ring = Mapped::create(Arc::clone(&mapping), header).map_err(|bad| failed(bad.to_string()))?;
+        let ring =
+            Mapped::create(Arc::clone(&mapping), header).map_err(|bad| failed(bad.to_string()))?;
         let sq_bell = bell_pair().map_err(|errno| failed(format!("socketpair: {errno}")))?;
         let cq_bell = bell_pair().map_err(|errno| failed(format!("socketpair: {errno}")))?;
         let bells = RingBells { from_client: sq_bell.0, to_client: cq_bell.0 };
@@ -484,9 +485,10 @@ impl Server {
             flags: if memory.huge { abi::REGION_HUGE } else { 0 },
             bytes: place.bytes,
         };
-        let fd = memory.fd.try_clone().map_err(|error| {
-            Refusal::new(errno::ENOMEM, Detail::None, format!("dup: {error}"))
-        })?;
+        let fd = memory
+            .fd
+            .try_clone()
+            .map_err(|error| Refusal::new(errno::ENOMEM, Detail::None, format!("dup: {error}")))?;
         place.made = Some((memory.fd, mapping));
         self.answer(key, &reply, &[fd.as_fd()]);
         Ok(())

@@ -161,7 +161,8 @@ fn that_hang_when_closed() {
         }
         stage.tally.attempts += 6;
         stage.tally.ended += 2;
-        let details = [Detail::Descriptors, Detail::Quota, Detail::Descriptors, Detail::Descriptors];
+        let details =
+            [Detail::Descriptors, Detail::Quota, Detail::Descriptors, Detail::Descriptors];
         let expect = |stage: &mut Stage, at: usize| {
             let answer = wires[at].receive();
             let errno = if at == 1 { errno::EDQUOT } else { errno::EINVAL };

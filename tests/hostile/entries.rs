@@ -164,7 +164,7 @@ impl Draft {
             Opcode::Writev | Opcode::Readv => Sqe {
                 local_offset: LIST_AT + 16 * chance.below(LIST_BYTES / 8),
                 bytes: chance.below(64) as u32,
-                arg: [1 + chance.below(80) << 32, 0],
+                arg: [(1 + chance.below(80)) << 32, 0],
                 ..moving
             },
             Opcode::FetchAdd => Sqe { arg: [chance.u64(), 0], ..moving },

@@ -139,7 +139,8 @@ fn of_ops_of_others() {
                 1 => [chance.below(64), CANCEL_BY_USER_DATA],
                 _ => [chance.below(1 << 20) + (1 << 40), CANCEL_BY_NUMBER],
             };
-            let sqe = Sqe { opcode: Opcode::Cancel as u8, arg, user_data: 1 << 60, ..Sqe::default() };
+            let sqe =
+                Sqe { opcode: Opcode::Cancel as u8, arg, user_data: 1 << 60, ..Sqe::default() };
             ring.write(&sqe);
         }
         ring.publish();

@@ -3,12 +3,12 @@
 
 use std::path::Path;
 
+use verbring::Engine;
 use verbring::abi::{
     AT_ENGINE_FLAGS, Counter, ENGINE_CLOSING, Export, Import, Kind, Mapped, OBJECT_REGION,
-    OBJECT_RING, Opcode, RIGHTS_ALL, Release, REGION_ALLOCATED, RegionRequest, RingRequest, Sqe,
+    OBJECT_RING, Opcode, REGION_ALLOCATED, RIGHTS_ALL, RegionRequest, Release, RingRequest, Sqe,
     Stats,
 };
-use verbring::Engine;
 use zerocopy::IntoBytes;
 
 use super::chance::Chance;
@@ -134,7 +134,7 @@ fn while_the_engine_drains() {
             let closing = || ring.load(AT_ENGINE_FLAGS) & ENGINE_CLOSING != 0;
             until("the ring is closing", closing);
             stage.tally.attempts += 1;
-            if stage.tally.attempts % 2 == 0 {
+            if stage.tally.attempts.is_multiple_of(2) {
                 drop(wire);
                 stage.tally.ended += 1;
             }

@@ -142,6 +142,7 @@ fn punched_on_the_way() {
             scope.spawn(|| {
                 while !over.load(Ordering::Relaxed) && fallocate(&fd, HOLE, 0, BYTES as i64).is_ok()
                 {
+                    std::hint::spin_loop();
                 }
             });
             let answer = wire.ask_region(REGION_MEMFD, BYTES, &[fd.as_raw_fd()]);
@@ -194,7 +195,7 @@ fn segments_punched() {
             wire.release(OBJECT_RING, reply.ring).done();
             stage.tally.faulted += 1;
         }
-        if stage.tally.attempts % 64 == 0 {
+        if stage.tally.attempts.is_multiple_of(64) {
             wire = stage.wire();
         }
     }

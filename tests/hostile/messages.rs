@@ -39,11 +39,7 @@ fn of_the_wrong_length() {
             let cut = 1 + chance.below(right as u64 - 1) as usize;
             let long = right + 1 + chance.below(600) as usize;
             for length in [cut, long, 512, 513, 514, 4096, 65_536] {
-                let wire = if kind == Kind::Hello {
-                    stage.connect()
-                } else {
-                    stage.wire()
-                };
+                let wire = if kind == Kind::Hello { stage.connect() } else { stage.wire() };
                 expect_the_end(&mut stage, wire, &message(kind as u16, length));
             }
             // The right length, and a head that says another.

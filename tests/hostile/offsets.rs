@@ -1,8 +1,6 @@
 //! Offsets and lengths at every edge, each judged as sums without bounds would judge it.
 
-use verbring::abi::{
-    Cqe, Detail, OP_BYTES_MAX, Opcode, PAGES_MAX, Page, Sqe, errno,
-};
+use verbring::abi::{Cqe, Detail, OP_BYTES_MAX, Opcode, PAGES_MAX, Page, Sqe, errno};
 use zerocopy::IntoBytes;
 
 use super::raw::HandRing;
@@ -24,18 +22,8 @@ fn offsets() -> Vec<u64> {
     all
 }
 
-const LENGTHS: [u32; 10] = [
-    0,
-    1,
-    8,
-    64,
-    4096,
-    4104,
-    65_536,
-    OP_BYTES_MAX,
-    OP_BYTES_MAX + 1,
-    u32::MAX,
-];
+const LENGTHS: [u32; 10] =
+    [0, 1, 8, 64, 4096, 4104, 65_536, OP_BYTES_MAX, OP_BYTES_MAX + 1, u32::MAX];
 
 /// What becomes of a range: arithmetic in 128 bits cannot overflow.
 fn holds(size: u64, offset: u64, bytes: u64) -> bool {

@@ -2,8 +2,8 @@
 //! there again, and what others have is theirs.
 
 use verbring::abi::{
-    Counter, Detail, Kind, OBJECT_REGION, OBJECT_RING, Opcode, Probe, ProbeReply,
-    REGION_ALLOCATED, RIGHTS_ALL, RegionReply, RingReply, SQE_SKIP_SUCCESS, Sqe, errno,
+    Counter, Detail, Kind, OBJECT_REGION, OBJECT_RING, Opcode, Probe, ProbeReply, REGION_ALLOCATED,
+    RIGHTS_ALL, RegionReply, RingReply, SQE_SKIP_SUCCESS, Sqe, errno,
 };
 use verbring::client::{ConnectError, ControlError};
 use verbring::{RingOptions, Session};

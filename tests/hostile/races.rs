@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use verbring::abi::{
-    CANCEL_BY_NUMBER, CANCEL_BY_USER_DATA, Counter, Cqe, Detail, FABRIC_LOCAL, Kind, OBJECT_RING, OpQuery,
-    Opcode, Sqe, errno,
+    CANCEL_BY_NUMBER, CANCEL_BY_USER_DATA, Counter, Cqe, Detail, FABRIC_LOCAL, Kind, OBJECT_RING,
+    OpQuery, Opcode, Sqe, errno,
 };
 
 use super::chance::Chance;
@@ -150,7 +150,8 @@ fn of_a_long_search() {
     let (region, _memory) = wire.region(4096);
     while stage.goes_on() {
         let mut ring = wire.ring(1_024, 1_024);
-        let arm = Sqe { opcode: Opcode::Arm as u8, local_region: region, bytes: 1, ..Sqe::default() };
+        let arm =
+            Sqe { opcode: Opcode::Arm as u8, local_region: region, bytes: 1, ..Sqe::default() };
         for user_data in 0..ARMS {
             ring.write(&Sqe { user_data, ..arm });
         }
@@ -158,7 +159,12 @@ fn of_a_long_search() {
         until("all are armed", || ring.taken() == ARMS as u32);
         for (target, found) in [(ARMS - 1, true), (ARMS - 1, false), (u64::MAX, false)] {
             let arg = [target, CANCEL_BY_USER_DATA];
-            ring.push(&Sqe { opcode: Opcode::Cancel as u8, user_data: ARMS, arg, ..Sqe::default() });
+            ring.push(&Sqe {
+                opcode: Opcode::Cancel as u8,
+                user_data: ARMS,
+                arg,
+                ..Sqe::default()
+            });
             if found {
                 let taken_back = ring.next();
                 assert_eq!((taken_back.user_data, taken_back.res), (target, -errno::ECANCELED));

@@ -128,8 +128,7 @@ impl Wire {
     }
 
     pub(crate) fn ask_ring(&mut self, sq_entries: u32, cq_entries: u32) -> Answer {
-        let request =
-            |head| RingRequest { head, sq_entries, cq_entries, ..RingRequest::default() };
+        let request = |head| RingRequest { head, sq_entries, cq_entries, ..RingRequest::default() };
         self.ask(Kind::Ring, request, &[])
     }
 

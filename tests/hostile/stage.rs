@@ -55,13 +55,8 @@ struct Leavings {
 }
 
 /// Counters of the engine that must return to where they were.
-const COUNTERS: [Counter; 5] = [
-    Counter::Sessions,
-    Counter::Rings,
-    Counter::Regions,
-    Counter::RegionBytes,
-    Counter::InFlight,
-];
+const COUNTERS: [Counter; 5] =
+    [Counter::Sessions, Counter::Rings, Counter::Regions, Counter::RegionBytes, Counter::InFlight];
 
 impl Stage {
     /// Sets the stage with an engine's default settings.
@@ -91,18 +86,7 @@ impl Stage {
         // ops, and those come and go.
         let before = Leavings::of(&observer).resting();
         let (tally, start) = (Tally::default(), Cell::new(None));
-        Self {
-            name,
-            tally,
-            socket,
-            neighbour,
-            observer,
-            engine,
-            before,
-            bare,
-            start,
-            _turn: turn,
-        }
+        Self { name, tally, socket, neighbour, observer, engine, before, bare, start, _turn: turn }
     }
 
     /// True until the neighbour has done its ops beside the attack. The attack begins with the

@@ -2,8 +2,8 @@
 //! word about why; memory goes when nothing touches it any more, and not before.
 
 use verbring::abi::{
-    Counter, Cqe, Detail, FABRIC_LOCAL, OBJECT_REGION, OBJECT_RING, Opcode, RIGHTS_ALL, ExportReply,
-    ImportReply, SQE_REVOKE, Sqe, errno,
+    Counter, Cqe, Detail, ExportReply, FABRIC_LOCAL, ImportReply, OBJECT_REGION, OBJECT_RING,
+    Opcode, RIGHTS_ALL, SQE_REVOKE, Sqe, errno,
 };
 
 use super::chance::Chance;
@@ -147,7 +147,9 @@ fn own_objects_released() {
         }
         pair.user.release(OBJECT_RING, pair.ring.number).done();
         // The reply says that nothing of this ring is under way any more.
-        assert!(pair.ring.load(verbring::abi::AT_ENGINE_FLAGS) & verbring::abi::ENGINE_CLOSING != 0);
+        assert!(
+            pair.ring.load(verbring::abi::AT_ENGINE_FLAGS) & verbring::abi::ENGINE_CLOSING != 0
+        );
         let ready = pair.ring.ready();
         for _ in 0..ready {
             let cqe = pair.ring.pop().unwrap();
@@ -201,7 +203,7 @@ fn clients_that_drop_everything() {
         }
         ring.submit();
         stage.tally.attempts += 8;
-        if stage.tally.attempts % 16 == 0 {
+        if stage.tally.attempts.is_multiple_of(16) {
             ring.release().unwrap();
             assert!(region.lend(0..1 << 19).is_ok(), "nothing is under way: all is free");
             region.release().unwrap();

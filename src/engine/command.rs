@@ -9,6 +9,7 @@ use crate::ring::{Fault, Memory};
 use super::Engine;
 use super::search::{Query, Search};
 use super::tables::{Region, RegionKind, Ring, Session, Wind};
+use super::validate::current;
 
 /// A request to the engine. Places and ids are chosen by the caller, who owns the numbering.
 #[derive(Debug)]
@@ -224,7 +225,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         token: u64,
     ) {
         let epoch = self.regions[target.index() as usize].epoch;
-        if !self.current(target, epoch) {
+        if !current(&self.regions, target, epoch) {
             let (errno, detail) = (errno::ESTALE, Detail::Revoked);
             self.replies.push_back(Reply::Failed { token, errno, detail });
             return;

@@ -1,7 +1,7 @@
 //! The end of an op: notification, final CQE, references, record; then publication.
 
 use crate::abi::{
-    CQE_MORE, CQE_NOTIFY, CQE_TIME_UNIT_NS, Class, Counter, Cqe, FABRIC_NONE, Opcode, RingCounter,
+    CQE_MORE, CQE_NOTIFY, CQE_TIME_UNIT_NS, Class, Counter, Cqe, FABRIC_NONE, RingCounter,
     SQE_SKIP_SUCCESS,
 };
 use crate::fabric::Fabric;
@@ -30,29 +30,32 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     /// Writes the final CQE, or drops it if that was asked for.
     fn write_final(&mut self, slot: u32) {
         let record = &self.ledger[slot];
-        let (id, fate, skip) = (record.ring, record.fate, record.op.flags & SQE_SKIP_SUCCESS != 0);
         let failed = record.failure.is_some();
-        let cqe = self.final_cqe(slot);
-        let ring = self.ring(id);
+        let Some(ring) = self.rings[record.ring.0 as usize].as_mut() else { return };
         if ring.faulted {
             // No CQE. What is done is DONE; what failed stays as it is in the fate table.
-            if !failed {
-                ring.frees.push(fate);
-                self.touch(id);
+            if failed {
+                return;
             }
-            return;
-        }
-        if failed || !skip {
+        } else if failed || record.op.flags & SQE_SKIP_SUCCESS == 0 {
+            let cqe = self.final_cqe(slot);
+            let Some(ring) = self.rings[self.ledger[slot].ring.0 as usize].as_mut() else { return };
             ring.end.push(cqe.to_words());
-            ring.end.count(RingCounter::Completed);
+            ring.end.count(RingCounter::Completed, 1);
         } else {
             ring.end.forgo(1);
-            ring.end.count(RingCounter::Skipped);
+            ring.end.count(RingCounter::Skipped, 1);
         }
-        ring.frees.push(fate);
-        self.touch(id);
+        let record = &self.ledger[slot];
+        let Some(ring) = self.rings[record.ring.0 as usize].as_mut() else { return };
+        ring.frees.push(record.fate);
+        if !ring.dirty {
+            ring.dirty = true;
+            self.dirty.push(record.ring.0);
+        }
     }
 
+    #[inline]
     fn final_cqe(&self, slot: u32) -> Cqe {
         let record = &self.ledger[slot];
         let units = |from: u64, to: u64| {
@@ -81,42 +84,32 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 
     /// Lets go of everything an op held.
     pub(super) fn leave(&mut self, slot: u32) {
-        let record = &self.ledger[slot];
-        let (id, session, op) = (record.ring, record.session, record.op);
-        let (failure, bytes) = (record.failure, record.done_bytes);
         self.unlink(slot);
         self.ledger.close(slot);
-        let state = &mut self.sessions[session.0 as usize];
+        // The record keeps what it held until it is opened again.
+        let record = &self.ledger[slot];
+        let state = &mut self.sessions[record.session.0 as usize];
         self.record_share.give(&mut state.records, 1);
-        if op.list != NIL {
-            let blocks = self.pages.give(op.list);
+        if record.op.list != NIL {
+            let blocks = self.pages.give(record.op.list);
             self.block_share.give(&mut state.blocks, blocks);
         }
         state.count(Counter::Completed, 1);
-        state.count(Counter::Bytes, bytes);
-        if failure.is_some() {
+        state.count(Counter::Bytes, record.done_bytes);
+        if record.failure.is_some() {
             state.count(Counter::Failed, 1);
         }
-        state.count(
-            match op.class {
-                Class::High => Counter::OpsHigh,
-                Class::Medium => Counter::OpsMedium,
-                Class::Low => Counter::OpsLow,
-            },
-            1,
-        );
-        let owner = state.owner;
-        self.owners[owner as usize].ops -= 1;
-        if op.opcode != Opcode::Nop {
-            for (index, remote) in [(op.local, false), (op.import, false), (op.target, true)] {
-                if index != NIL {
-                    self.unrefer(index, remote);
-                }
+        state.count(counter_of(record.op.class), 1);
+        self.owners[state.owner as usize].ops -= 1;
+        let named = [record.op.local, record.op.import, record.op.target];
+        for (index, remote) in named.into_iter().zip([false, false, true]) {
+            if index != NIL {
+                self.unrefer(index, remote);
             }
         }
-        debug_assert!(self.rings[id.0 as usize].is_some());
     }
 
+    #[inline]
     fn unrefer(&mut self, index: u32, remote: bool) {
         let region = &mut self.regions[index as usize];
         if remote {
@@ -194,7 +187,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let entry = self.ring(ring);
         entry.end.push(cqe.to_words());
         if last {
-            entry.end.count(RingCounter::Completed);
+            entry.end.count(RingCounter::Completed, 1);
             entry.frees.push(fate);
             self.disarm(slot, local);
             self.leave(slot);
@@ -236,18 +229,24 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     /// Publishes what this turn wrote: one release a ring, then its fate entries are free.
     pub(super) fn publish(&mut self) {
         while let Some(id) = self.dirty.pop() {
-            let Some(ring) = self.rings[id as usize].as_mut() else { continue };
-            ring.dirty = false;
-            let rings_bell = !ring.faulted && ring.end.publish();
-            let session = ring.session;
-            for place in ring.frees.drain(..) {
-                ring.end.fate_freed(place);
-                ring.fates.push(place);
+            if let Some(ring) = self.rings[id as usize].as_mut() {
+                ring.dirty = false;
             }
-            if rings_bell {
-                self.bells.push(id);
-                self.sessions[session.0 as usize].count(Counter::BellsRung, 1);
-            }
+            self.publish_ring(id);
+        }
+    }
+
+    /// Publishes what was written to one ring until now.
+    pub(super) fn publish_ring(&mut self, id: u32) {
+        let Some(ring) = self.rings[id as usize].as_mut() else { return };
+        let rings_bell = !ring.faulted && ring.end.publish();
+        for place in ring.frees.drain(..) {
+            ring.end.fate_freed(place);
+            ring.fates.push(place);
+        }
+        if rings_bell {
+            self.bells.push(id);
+            self.sessions[ring.session.0 as usize].count(Counter::BellsRung, 1);
         }
     }
 
@@ -256,5 +255,15 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         if self.rings[id.0 as usize].as_ref().is_some_and(|ring| ring.dirty) {
             self.publish();
         }
+    }
+}
+
+/// The counter of a class's ops.
+#[inline]
+pub(super) fn counter_of(class: Class) -> Counter {
+    match class {
+        Class::High => Counter::OpsHigh,
+        Class::Medium => Counter::OpsMedium,
+        Class::Low => Counter::OpsLow,
     }
 }

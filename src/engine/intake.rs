@@ -1,14 +1,19 @@
 //! Taking SQEs: look, copy once, judge, open a record, queue.
 
-use crate::abi::{Cqe, Detail, OP_BYTES_MAX, Opcode, RingCounter, SQE_REVOKE, Sqe, errno};
+use crate::abi::{
+    Class, Counter, Cqe, Detail, FABRIC_NONE, OP_BYTES_MAX, Opcode, RingCounter, SQE_REVOKE,
+    SQE_SKIP_SUCCESS, Sqe, errno,
+};
 use crate::fabric::Fabric;
 use crate::ids::RingId;
-use crate::ledger::{Failure, NIL, Op, State};
+use crate::ledger::{Failure, Op, State};
 use crate::ring::{EngineEnd, Fault, Memory};
 
+use super::finish::counter_of;
 use super::pages::{BLOCK_PAGES, PagePool};
 use super::search::Search;
 use super::tables::{Phase, Wind};
+use super::validate::{Judge, inside, plain_nop};
 use super::{Engine, Event, RINGS_PER_TURN, STEPS_PER_TURN};
 
 /// What became of the SQE at the head of a ring.
@@ -74,7 +79,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         if ring.search.is_some() && !self.step_cancel(RingId(id)) {
             return Ok(0);
         }
-        let mut taken = 0;
+        let mut taken = self.pass_nops(id, waiting);
         while taken < waiting {
             match self.take_one(id)? {
                 Step::Taken => taken += 1,
@@ -89,110 +94,159 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         Ok(taken)
     }
 
+    /// Takes the NOPs at the head of a ring, which are done where they begin; returns how many.
+    ///
+    /// Each has a record and a CQE, but no entry in the fate table: `cq_tail` covers their CQEs
+    /// before `sq_head` covers them, so that no client ever has to ask what became of one.
+    fn pass_nops(&mut self, id: u32, waiting: u32) -> u32 {
+        let Some(ring) = self.rings[id as usize].as_mut() else { return 0 };
+        let session = &mut self.sessions[ring.session.0 as usize];
+        let owner = &self.owners[session.owner as usize];
+        let allowed = owner.ops < owner.ops_max && self.record_share.allows(session.records, 1);
+        if !allowed || ring.search.is_some() {
+            return 0;
+        }
+        let mut passed = 0;
+        let mut skipped = 0;
+        let mut by_class = [0; 4];
+        while passed < waiting {
+            let words = ring.copied.first(&ring.end);
+            // A client's head that cannot be is found again by whoever looks next.
+            if !plain_nop(words, session.ceiling) || ring.end.room(1).unwrap_or(0) == 0 {
+                break;
+            }
+            let sqe = Sqe::from_words(*words);
+            let Some(record) = self.ledger.pass_through() else { break };
+            ring.copied.pass();
+            passed += 1;
+            by_class[usize::from(sqe.class & 3)] += 1;
+            ring.end.take(1);
+            if sqe.flags & SQE_SKIP_SUCCESS != 0 {
+                ring.end.forgo(1);
+                skipped += 1;
+                continue;
+            }
+            let detail = u16::from(FABRIC_NONE) << 8;
+            let (user_data, record) = (sqe.user_data, record.0);
+            ring.end.push(Cqe { user_data, record, detail, ..Cqe::default() }.to_words());
+        }
+        if passed == 0 {
+            return 0;
+        }
+        ring.next_number += u64::from(passed);
+        ring.end.count(RingCounter::Completed, passed - skipped);
+        ring.end.count(RingCounter::Skipped, skipped);
+        session.count(Counter::Taken, u64::from(passed));
+        session.count(Counter::Completed, u64::from(passed));
+        for (class, count) in (0..).zip(by_class) {
+            let asked = Class::from_byte(class).unwrap_or(Class::Low);
+            session.count(counter_of(asked.max(session.ceiling)), count);
+        }
+        self.publish_ring(id);
+        passed
+    }
+
     fn take_one(&mut self, id: u32) -> Result<Step, Fault> {
-        let ring = self.ring(RingId(id));
+        let Some(ring) = self.rings[id as usize].as_mut() else { return Ok(Step::Later) };
         // An unfinished CANCEL holds the ring's intake, so that its search is bounded a turn. A
         // skipped success gives its CQ slot back at once, but its fate entry only at publication.
         if ring.search.is_some() || ring.fates.is_empty() || ring.end.room(1)? == 0 {
             return Ok(Step::Later);
         }
-        let words = match ring.held.take() {
-            Some(words) => words,
-            None => ring.end.peek(0),
-        };
-        let (session, cq_entries) = (ring.session, ring.end.cq_entries());
-        let sqe = Sqe::from_words(words);
-        match self.parse(session, cq_entries, &sqe) {
-            Err(failure) => {
-                self.refuse(id, &sqe, failure);
-                Ok(Step::Taken)
-            }
-            Ok(op) => self.admit(id, words, op),
-        }
-    }
-
-    /// Takes a good SQE if all it needs is there; else keeps its copy for later.
-    fn admit(&mut self, id: u32, words: [u64; 8], mut op: Op) -> Result<Step, Fault> {
-        let slots = if op.opcode == Opcode::Arm { op.bytes } else { 1 };
-        let blocks = PagePool::blocks_for(op.pages);
-        let session = self.ring(RingId(id)).session;
+        let session = ring.session;
         let state = &self.sessions[session.0 as usize];
         let owner = &self.owners[state.owner as usize];
+        let judge = Judge {
+            regions: &self.regions,
+            session,
+            ceiling: state.ceiling,
+            cq_entries: ring.end.cq_entries(),
+        };
+        let words = *ring.copied.first(&ring.end);
+        let sqe = Sqe::from_words(words);
+        // A bad SQE needs no record, and is refused while there is none, too.
+        let mut aside = Op::NOP;
+        let op = self.ledger.vacant().unwrap_or(&mut aside);
+        if let Err(failure) = judge.parse(&sqe, op) {
+            self.refuse(id, &sqe, failure);
+            return Ok(Step::Taken);
+        }
+        // What it needs must be there, else it waits as a copy.
+        let slots = if op.opcode == Opcode::Arm { op.bytes } else { 1 };
+        let blocks = PagePool::blocks_for(op.pages);
         let fits = self.record_share.allows(state.records, 1)
             && owner.ops < owner.ops_max
             && (blocks == 0 || self.block_share.allows(state.blocks, blocks))
-            && (op.flags & SQE_REVOKE == 0 || self.events.len() < self.regions.len());
-        if !fits || self.ring(RingId(id)).end.room(slots)? < slots {
-            self.ring(RingId(id)).held = Some(words);
+            && (op.flags & SQE_REVOKE == 0 || self.events.len() < self.regions.len())
+            && ring.end.room(slots)? >= slots;
+        if !fits {
             return Ok(Step::Later);
         }
         if op.pages > 0 {
+            let mut op = *op;
             op.list = self.pages.take(blocks);
-            if let Err(failure) = self.copy_pages(&mut op) {
+            if let Err(failure) = self.copy_pages(&op) {
                 self.pages.give(op.list);
-                self.refuse(id, &Sqe::from_words(words), failure);
+                self.refuse(id, &sqe, failure);
                 return Ok(Step::Taken);
             }
             let state = &mut self.sessions[session.0 as usize];
             self.block_share.take(&mut state.blocks, blocks);
+            if let Some(vacant) = self.ledger.vacant() {
+                *vacant = op;
+            }
         }
-        self.open(id, slots, op);
+        self.open(id, slots);
         Ok(Step::Taken)
     }
 
-    /// Opens the record of an op that has been admitted, and sends it on its way.
-    fn open(&mut self, id: u32, slots: u32, op: Op) {
-        let ring_id = RingId(id);
-        let session = self.ring(ring_id).session;
-        let Some(slot) = self.ledger.open(session, ring_id, op, self.now_ns) else {
+    /// Opens the record of the op that has been judged and let in, and sends it on its way.
+    #[inline]
+    fn open(&mut self, id: u32, slots: u32) {
+        let Some(ring) = self.rings[id as usize].as_mut() else { return };
+        let session = ring.session;
+        let Some(slot) = self.ledger.open(session, ring.id, self.now_ns) else {
             unreachable!("the share allowed a record that is not there");
         };
         let state = &mut self.sessions[session.0 as usize];
         self.record_share.take(&mut state.records, 1);
-        state.count(crate::abi::Counter::Taken, 1);
-        let owner = state.owner;
-        self.owners[owner as usize].ops += 1;
+        state.count(Counter::Taken, 1);
+        self.owners[state.owner as usize].ops += 1;
         self.sequence += 1;
-        let sequence = self.sequence;
-        let record = self.ledger.id(slot);
-        let Some(ring) = self.rings[id as usize].as_mut() else { return };
         let Some(fate) = ring.fates.pop() else {
             unreachable!("fewer fate entries than CQ slots");
         };
         let number = ring.next_number;
         ring.next_number += 1;
+        ring.copied.pass();
         ring.end.take(slots);
-        ring.end.fate_accepted(fate, record.0, number);
-        let entry = &mut self.ledger[slot];
-        entry.fate = fate;
-        entry.number = number;
-        entry.sequence = sequence;
+        ring.end.fate_accepted(fate, self.ledger.id(slot).0, number);
+        let record = &mut self.ledger[slot];
+        record.fate = fate;
+        record.number = number;
+        record.sequence = self.sequence;
+        let opcode = record.op.opcode;
+        // Its regions stay until `Engine::unrefer`.
+        for (index, remote) in
+            [(record.op.local, false), (record.op.import, false), (record.op.target, true)]
+        {
+            if let Some(region) = self.regions.get_mut(index as usize) {
+                if remote { region.remote_refs += 1 } else { region.refs += 1 }
+            }
+        }
+        self.deadlines += u32::from(record.op.deadline_us > 0);
         ring.ops.push_back(&mut self.ledger, slot);
-        self.refer(&op);
-        match op.opcode {
+        match opcode {
             Opcode::Nop => self.finish(slot),
             Opcode::Cancel => self.begin_cancel(slot),
             Opcode::Flush => self.begin_flush(slot),
             Opcode::Arm => self.begin_arm(slot),
-            _ => {
-                self.deadlines += u32::from(op.deadline_us > 0);
-                self.lanes.push(&mut self.ledger, slot);
-            }
-        }
-    }
-
-    /// Holds an op's regions until [`Engine::unrefer`].
-    fn refer(&mut self, op: &Op) {
-        for (index, remote) in [(op.local, false), (op.import, false), (op.target, true)] {
-            if index != NIL {
-                let region = &mut self.regions[index as usize];
-                if remote { region.remote_refs += 1 } else { region.refs += 1 }
-            }
+            _ => self.lanes.push(&mut self.ledger, slot),
         }
     }
 
     /// Copies and checks the page list of an op.
-    fn copy_pages(&mut self, op: &mut Op) -> Result<(), Failure> {
+    fn copy_pages(&mut self, op: &Op) -> Result<(), Failure> {
         let bad = |detail| Failure { errno: errno::EINVAL, detail: detail as u16, flags: 0 };
         let mut block = op.list;
         let mut page = 0;
@@ -207,7 +261,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 let entry = self.pages.page(block, place);
                 let far = op.remote_offset.checked_add(entry.remote_offset);
                 let far = far.ok_or_else(|| bad(Detail::Page))?;
-                match self.inside(op, entry.local_offset, far) {
+                match inside(&self.regions, op, entry.local_offset, far) {
                     Ok(()) => {}
                     Err(Detail::Overlap) => return Err(bad(Detail::Overlap)),
                     Err(_) => return Err(bad(Detail::Page)),
@@ -228,9 +282,10 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         };
         let number = ring.next_number;
         ring.next_number += 1;
+        ring.copied.pass();
         ring.end.take(1);
         ring.end.fate_accepted(fate, 0, number);
-        ring.end.count(RingCounter::Refused);
+        ring.end.count(RingCounter::Refused, 1);
         let cqe = Cqe {
             user_data: sqe.user_data,
             res: -failure.errno,
@@ -239,12 +294,12 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             ..Cqe::default()
         };
         ring.end.push(cqe.to_words());
-        ring.end.count(RingCounter::Completed);
+        ring.end.count(RingCounter::Completed, 1);
         ring.frees.push(fate);
         let session = &mut self.sessions[ring.session.0 as usize];
-        session.count(crate::abi::Counter::Taken, 1);
-        session.count(crate::abi::Counter::Refused, 1);
-        session.count(crate::abi::Counter::Completed, 1);
+        session.count(Counter::Taken, 1);
+        session.count(Counter::Refused, 1);
+        session.count(Counter::Completed, 1);
         self.touch(RingId(id));
     }
 
@@ -265,14 +320,13 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         // and has left the fate table would be judged not started.
         ring.end.publish_taken();
         ring.end.fault(fault);
-        ring.held = None;
         ring.search = None;
         ring.faulted = true;
         let session = ring.session;
         ring.phase = Phase::Winding { mode: Wind::Cancel, cursor: ring.ops.head(), token: None };
         self.unpoll(id);
         self.winding.push(id);
-        self.sessions[session.0 as usize].count(crate::abi::Counter::Faults, 1);
+        self.sessions[session.0 as usize].count(Counter::Faults, 1);
         self.events.push_back(Event::Faulted { ring: RingId(id), fault });
     }
 }

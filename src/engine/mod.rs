@@ -188,7 +188,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             dirty: Vec::with_capacity(rings),
             winding: Vec::with_capacity(rings),
             disarming: Vec::with_capacity(limits.regions_max as usize),
-            bells: Vec::with_capacity(rings),
+            // A ring publishes at most twice a turn.
+            bells: Vec::with_capacity(2 * rings),
             flushes: List::default(),
             query: None,
             // Beside those to commands just taken: one for each ring and region that is going.
@@ -309,7 +310,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             self.blocked.push(id);
             return true;
         }
-        if ring.held.is_some() || ring.end.waiting() > 0 {
+        if ring.end.waiting() > 0 {
             return false;
         }
         if ring.fenceless {

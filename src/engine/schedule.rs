@@ -9,6 +9,7 @@ use crate::ring::Memory;
 
 use super::intake::order_fates;
 use super::pages::BLOCK_PAGES;
+use super::validate::current;
 use super::{Engine, STEPS_PER_TURN};
 
 impl<F: Fabric, M: Memory> Engine<F, M> {
@@ -104,7 +105,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         }
         let op = &record.op;
         let target = self.regions[op.target as usize].id;
-        if !target.is_some_and(|target| self.current(target, op.epoch)) {
+        if !target.is_some_and(|target| current(&self.regions, target, op.epoch)) {
             let detail = Detail::Revoked as u16;
             return Some(Failure { errno: errno::ESTALE, detail, flags: 0 });
         }

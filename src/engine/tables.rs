@@ -75,8 +75,8 @@ pub struct Ring<M> {
     pub(super) faulted: bool,
     pub(super) ops: List<RING>,
     pub(super) next_number: u64,
-    /// An SQE that was copied and could not be taken yet.
-    pub(super) held: Option<[u64; 8]>,
+    /// SQEs that were copied and are not taken yet.
+    pub(super) copied: Burst,
     /// Fate entries not in use.
     pub(super) fates: Vec<u32>,
     /// Fate entries to free once `cq_tail` covers their CQEs.
@@ -106,7 +106,7 @@ impl<M: Memory> Ring<M> {
             faulted: false,
             ops: List::default(),
             next_number: 0,
-            held: None,
+            copied: Burst::EMPTY,
             fates: (0..entries).rev().collect(),
             frees: Vec::with_capacity(entries as usize),
             search: None,
@@ -124,6 +124,42 @@ impl<M: Memory> Ring<M> {
     /// The ring's number.
     pub fn id(&self) -> RingId {
         self.id
+    }
+}
+
+/// SQEs copied in one go. Their lines come from the client's cache one behind the other, but all
+/// are asked for before the first is needed; and none is read twice, however long it waits here.
+#[derive(Debug)]
+pub(super) struct Burst {
+    sqes: [[u64; 8]; Self::SQES as usize],
+    from: u32,
+    to: u32,
+}
+
+impl Burst {
+    /// Lines that a core can have on order at once, about.
+    const SQES: u32 = 16;
+
+    pub(super) const EMPTY: Self = Self { sqes: [[0; 8]; Self::SQES as usize], from: 0, to: 0 };
+
+    /// The SQE at the head of a ring: from here, or, with the next ones, from the ring. The caller
+    /// has seen that at least one waits.
+    #[inline]
+    pub(super) fn first<M: Memory>(&mut self, end: &EngineEnd<M>) -> &[u64; 8] {
+        if self.from == self.to {
+            self.from = 0;
+            self.to = end.waiting().min(Self::SQES);
+            for (ahead, sqe) in (0..self.to).zip(&mut self.sqes) {
+                *sqe = end.peek(ahead);
+            }
+        }
+        &self.sqes[(self.from % Self::SQES) as usize]
+    }
+
+    /// Moves on: the first has been taken.
+    #[inline]
+    pub(super) fn pass(&mut self) {
+        self.from += 1;
     }
 }
 

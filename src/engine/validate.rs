@@ -5,12 +5,9 @@ use crate::abi::{
     RIGHT_ATOMIC, RIGHT_NOTIFY, RIGHT_READ, RIGHT_WRITE, SQE_NO_MERGE, SQE_NOTIFY, SQE_REVOKE,
     SQE_SKIP_SUCCESS, Sqe, errno,
 };
-use crate::fabric::Fabric;
 use crate::ids::{RegionId, SessionId};
-use crate::ledger::{Failure, NIL, Op};
-use crate::ring::Memory;
+use crate::ledger::{Failure, Op};
 
-use super::Engine;
 use super::tables::{Region, RegionKind};
 
 /// Bit n: opcode n is served.
@@ -55,24 +52,32 @@ fn data_op(opcode: Opcode) -> bool {
     )
 }
 
-impl<F: Fabric, M: Memory> Engine<F, M> {
-    /// Parses an SQE of `session`. Pages of a list are checked later, when they are copied.
-    pub(super) fn parse(
-        &self,
-        session: SessionId,
-        cq_entries: u32,
-        sqe: &Sqe,
-    ) -> Result<Op, Failure> {
+/// What an SQE is judged by.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Judge<'a> {
+    pub(super) regions: &'a [Region],
+    pub(super) session: SessionId,
+    pub(super) ceiling: Class,
+    pub(super) cq_entries: u32,
+}
+
+impl Judge<'_> {
+    /// Parses an SQE into `op`, of which nothing stays as it was. After a failure it means nothing.
+    /// Pages of a list are checked later, when they are copied.
+    ///
+    /// The op is written in place, since it is large: handing it on by value costs more than all
+    /// the checks together.
+    #[inline]
+    pub(super) fn parse(self, sqe: &Sqe, op: &mut Op) -> Result<(), Failure> {
         let opcode = Opcode::from_byte(sqe.opcode).ok_or_else(|| invalid(Detail::Opcode))?;
         if OPCODES_SERVED >> sqe.opcode & 1 == 0 {
             return Err(refuse(errno::EOPNOTSUPP, Detail::Opcode));
         }
-        let ceiling = self.sessions[session.0 as usize].ceiling;
         let asked = Class::from_byte(sqe.class).ok_or_else(|| invalid(Detail::Class))?;
-        if asked < ceiling && sqe.class != 0 {
+        if asked < self.ceiling && sqe.class != 0 {
             return Err(refuse(errno::EACCES, Detail::Class));
         }
-        let class = asked.max(ceiling);
+        let class = asked.max(self.ceiling);
         check_flags(opcode, sqe.flags)?;
         if sqe.edges != [0; 2] {
             return Err(refuse(errno::EOPNOTSUPP, Detail::Edges));
@@ -80,7 +85,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         if sqe.flags & SQE_NOTIFY == 0 {
             zero(sqe.immediate.into(), Detail::Immediate)?;
         }
-        let op = Op {
+        *op = Op {
             opcode,
             class,
             flags: sqe.flags,
@@ -89,34 +94,34 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             ..Op::NOP
         };
         match opcode {
-            Opcode::Write | Opcode::Read => self.parse_transfer(session, sqe, op),
-            Opcode::Writev | Opcode::Readv => self.parse_list(session, sqe, op),
-            Opcode::FetchAdd | Opcode::CmpSwap => self.parse_atomic(session, sqe, op),
-            Opcode::Flush => self.parse_flush(session, sqe, op),
-            Opcode::Arm => self.parse_arm(session, cq_entries, sqe, op),
+            Opcode::Write | Opcode::Read => self.parse_transfer(sqe, op),
+            Opcode::Writev | Opcode::Readv => self.parse_list(sqe, op),
+            Opcode::FetchAdd | Opcode::CmpSwap => self.parse_atomic(sqe, op),
+            Opcode::Flush => self.parse_flush(sqe, op),
+            Opcode::Arm => self.parse_arm(sqe, op),
             Opcode::Cancel => parse_cancel(sqe, op),
             Opcode::Nop | Opcode::Join | Opcode::Run => {
                 no_regions(sqe)?;
                 zero(sqe.bytes.into(), Detail::Bytes)?;
-                zero(sqe.arg[0], Detail::Arg)?;
-                Ok(op)
+                zero(sqe.arg[0], Detail::Arg)
             }
         }
     }
 
-    fn parse_transfer(&self, session: SessionId, sqe: &Sqe, op: Op) -> Result<Op, Failure> {
+    #[inline]
+    fn parse_transfer(self, sqe: &Sqe, op: &mut Op) -> Result<(), Failure> {
         if sqe.bytes > OP_BYTES_MAX {
             return Err(invalid(Detail::Bytes));
         }
         zero(sqe.pages().into(), Detail::Arg)?;
         let right = if op.opcode == Opcode::Write { RIGHT_WRITE } else { RIGHT_READ };
-        let op = Op { bytes: sqe.bytes, deadline_us: sqe.deadline_us(), ..op };
-        let op = self.bind(session, sqe, op, right)?;
-        self.inside(&op, op.local_offset, op.remote_offset).map_err(invalid)?;
-        Ok(op)
+        op.bytes = sqe.bytes;
+        op.deadline_us = sqe.deadline_us();
+        self.bind(sqe, op, right)?;
+        inside(self.regions, op, op.local_offset, op.remote_offset).map_err(invalid)
     }
 
-    fn parse_list(&self, session: SessionId, sqe: &Sqe, op: Op) -> Result<Op, Failure> {
+    fn parse_list(self, sqe: &Sqe, op: &mut Op) -> Result<(), Failure> {
         let pages = sqe.pages();
         if pages == 0 {
             return Err(invalid(Detail::Arg));
@@ -128,120 +133,137 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             return Err(invalid(Detail::Bytes));
         }
         let right = if op.opcode == Opcode::Writev { RIGHT_WRITE } else { RIGHT_READ };
-        let op = Op { bytes: sqe.bytes, pages, deadline_us: sqe.deadline_us(), ..op };
-        let op = self.bind(session, sqe, op, right)?;
+        op.bytes = sqe.bytes;
+        op.pages = pages;
+        op.deadline_us = sqe.deadline_us();
+        self.bind(sqe, op, right)?;
         let list_bytes = u64::from(pages) * size_of::<crate::abi::Page>() as u64;
-        let local = &self.regions[op.local as usize];
-        if !holds(local, op.local_offset, list_bytes) {
+        if !holds(&self.regions[op.local as usize], op.local_offset, list_bytes) {
             return Err(invalid(Detail::LocalOffset));
         }
-        Ok(op)
+        Ok(())
     }
 
-    fn parse_atomic(&self, session: SessionId, sqe: &Sqe, op: Op) -> Result<Op, Failure> {
-        let op = Op { bytes: 8, deadline_us: sqe.bytes, arg: sqe.arg, ..op };
+    fn parse_atomic(self, sqe: &Sqe, op: &mut Op) -> Result<(), Failure> {
+        op.bytes = 8;
+        op.deadline_us = sqe.bytes;
+        op.arg = sqe.arg;
         if op.opcode == Opcode::FetchAdd {
             zero(sqe.arg[1], Detail::Arg)?;
         }
-        let op = self.bind(session, sqe, op, RIGHT_ATOMIC)?;
+        self.bind(sqe, op, RIGHT_ATOMIC)?;
         if !op.remote_offset.is_multiple_of(8) {
             return Err(invalid(Detail::RemoteOffset));
         }
         if !op.local_offset.is_multiple_of(8) {
             return Err(invalid(Detail::LocalOffset));
         }
-        self.inside(&op, op.local_offset, op.remote_offset).map_err(invalid)?;
-        Ok(op)
+        inside(self.regions, op, op.local_offset, op.remote_offset).map_err(invalid)
     }
 
-    fn parse_flush(&self, session: SessionId, sqe: &Sqe, op: Op) -> Result<Op, Failure> {
+    fn parse_flush(self, sqe: &Sqe, op: &mut Op) -> Result<(), Failure> {
         zero(sqe.remote_region.into(), Detail::RemoteRegion)?;
         zero(sqe.local_offset, Detail::LocalOffset)?;
         zero(sqe.remote_offset, Detail::RemoteOffset)?;
         zero(sqe.bytes.into(), Detail::Bytes)?;
         zero(sqe.arg[0], Detail::Arg)?;
-        let local = self.own(session, sqe.local_region, Detail::LocalRegion)?;
-        if op.flags & SQE_REVOKE != 0 && self.regions[local as usize].kind != RegionKind::Own {
+        op.local = self.own(sqe.local_region, Detail::LocalRegion)?;
+        let kind = self.regions[op.local as usize].kind;
+        if op.flags & SQE_REVOKE != 0 && kind != RegionKind::Own {
             return Err(invalid(Detail::LocalRegion));
         }
-        Ok(Op { local, ..op })
+        Ok(())
     }
 
-    fn parse_arm(
-        &self,
-        session: SessionId,
-        cq_entries: u32,
-        sqe: &Sqe,
-        op: Op,
-    ) -> Result<Op, Failure> {
+    fn parse_arm(self, sqe: &Sqe, op: &mut Op) -> Result<(), Failure> {
         zero(sqe.remote_region.into(), Detail::RemoteRegion)?;
         zero(sqe.local_offset, Detail::LocalOffset)?;
         zero(sqe.remote_offset, Detail::RemoteOffset)?;
         zero(sqe.arg[0], Detail::Arg)?;
-        let local = self.own(session, sqe.local_region, Detail::LocalRegion)?;
-        if self.regions[local as usize].kind != RegionKind::Own {
+        op.local = self.own(sqe.local_region, Detail::LocalRegion)?;
+        if self.regions[op.local as usize].kind != RegionKind::Own {
             return Err(invalid(Detail::LocalRegion));
         }
+        op.bytes = sqe.bytes;
         match sqe.bytes {
             0 => Err(invalid(Detail::Bytes)),
-            count if count > cq_entries => Err(refuse(errno::E2BIG, Detail::Bytes)),
-            count => Ok(Op { local, bytes: count, ..op }),
+            count if count > self.cq_entries => Err(refuse(errno::E2BIG, Detail::Bytes)),
+            _ => Ok(()),
         }
     }
 
     /// Finds the two regions of a data op and checks rights.
-    fn bind(&self, session: SessionId, sqe: &Sqe, op: Op, right: u32) -> Result<Op, Failure> {
-        let local = self.own(session, sqe.local_region, Detail::LocalRegion)?;
-        if self.regions[local as usize].kind != RegionKind::Own {
+    #[inline]
+    fn bind(self, sqe: &Sqe, op: &mut Op, right: u32) -> Result<(), Failure> {
+        op.local = self.own(sqe.local_region, Detail::LocalRegion)?;
+        if self.regions[op.local as usize].kind != RegionKind::Own {
             return Err(invalid(Detail::LocalRegion));
         }
-        let import = self.own(session, sqe.remote_region, Detail::RemoteRegion)?;
-        let RegionKind::Import { target, epoch, rights } = self.regions[import as usize].kind
+        op.import = self.own(sqe.remote_region, Detail::RemoteRegion)?;
+        let RegionKind::Import { target, epoch, rights } = self.regions[op.import as usize].kind
         else {
             return Err(invalid(Detail::RemoteRegion));
         };
-        if !self.current(target, epoch) {
+        if !current(self.regions, target, epoch) {
             return Err(refuse(errno::ESTALE, Detail::Revoked));
         }
         let needs = if op.flags & SQE_NOTIFY != 0 { right | RIGHT_NOTIFY } else { right };
         if rights & needs != needs {
             return Err(refuse(errno::EACCES, Detail::Rights));
         }
-        let (local_offset, remote_offset) = (sqe.local_offset, sqe.remote_offset);
-        Ok(Op { local, import, target: target.index(), epoch, local_offset, remote_offset, ..op })
-    }
-
-    /// True while the region behind an import is there and not revoked.
-    pub(super) fn current(&self, target: RegionId, epoch: u32) -> bool {
-        self.regions.get(target.index() as usize).is_some_and(|region| {
-            region.id == Some(target) && region.epoch == epoch && region.removing.is_none()
-        })
+        op.target = target.index();
+        op.epoch = epoch;
+        op.local_offset = sqe.local_offset;
+        op.remote_offset = sqe.remote_offset;
+        Ok(())
     }
 
     /// The place of a live region or import of this very session.
-    pub(super) fn own(&self, session: SessionId, raw: u32, detail: Detail) -> Result<u32, Failure> {
+    #[inline]
+    fn own(self, raw: u32, detail: Detail) -> Result<u32, Failure> {
         let id = RegionId(raw);
         let live = self.regions.get(id.index() as usize).is_some_and(|region| {
-            region.id == Some(id) && region.session == session && region.removing.is_none()
+            region.id == Some(id) && region.session == self.session && region.removing.is_none()
         });
         if live { Ok(id.index()) } else { Err(invalid(detail)) }
     }
+}
 
-    /// Checks one pair of ranges, each `op.bytes` long.
-    pub(super) fn inside(&self, op: &Op, near: u64, far: u64) -> Result<(), Detail> {
-        let bytes = u64::from(op.bytes);
-        if !holds(&self.regions[op.local as usize], near, bytes) {
-            return Err(Detail::LocalOffset);
-        }
-        if !holds(&self.regions[op.target as usize], far, bytes) {
-            return Err(Detail::RemoteOffset);
-        }
-        let apart = near.abs_diff(far) >= bytes;
-        if op.local == op.target && bytes > 0 && !apart {
-            return Err(Detail::Overlap);
-        }
-        Ok(())
+/// True if an entry is a NOP without a fault: what most of a NOP's fields must be is zero, which
+/// one comparison tells. Any other entry is [`Judge::parse`]'s.
+#[inline]
+pub(super) fn plain_nop(words: &[u64; 8], ceiling: Class) -> bool {
+    /// Opcode and both edges, in the first word; class and flags are looked at below.
+    const MUST_BE_ZERO: u64 = 0xffff_ffff_0000_00ff;
+    let rest = words[0] & MUST_BE_ZERO | words[2] | words[3] | words[4] | words[5] | words[6];
+    let [_, class, low, high, ..] = words[0].to_le_bytes();
+    let allowed = class == 0 || Class::from_byte(class).is_some_and(|class| class >= ceiling);
+    rest == 0 && allowed && u16::from_le_bytes([low, high]) & !SQE_SKIP_SUCCESS == 0
+}
+
+/// True while the region behind an import is there and not revoked.
+#[inline]
+pub(super) fn current(regions: &[Region], target: RegionId, epoch: u32) -> bool {
+    regions.get(target.index() as usize).is_some_and(|region| {
+        region.id == Some(target) && region.epoch == epoch && region.removing.is_none()
+    })
+}
+
+/// Checks one pair of ranges, each `op.bytes` long.
+#[inline]
+pub(super) fn inside(regions: &[Region], op: &Op, near: u64, far: u64) -> Result<(), Detail> {
+    let bytes = u64::from(op.bytes);
+    if !holds(&regions[op.local as usize], near, bytes) {
+        return Err(Detail::LocalOffset);
     }
+    if !holds(&regions[op.target as usize], far, bytes) {
+        return Err(Detail::RemoteOffset);
+    }
+    let apart = near.abs_diff(far) >= bytes;
+    if op.local == op.target && bytes > 0 && !apart {
+        return Err(Detail::Overlap);
+    }
+    Ok(())
 }
 
 fn holds(region: &Region, offset: u64, bytes: u64) -> bool {
@@ -268,11 +290,12 @@ fn no_regions(sqe: &Sqe) -> Result<(), Failure> {
     zero(sqe.remote_offset, Detail::RemoteOffset)
 }
 
-fn parse_cancel(sqe: &Sqe, op: Op) -> Result<Op, Failure> {
+fn parse_cancel(sqe: &Sqe, op: &mut Op) -> Result<(), Failure> {
     no_regions(sqe)?;
     zero(sqe.bytes.into(), Detail::Bytes)?;
     if !(CANCEL_BY_USER_DATA..=CANCEL_BY_RECORD).contains(&sqe.arg[1]) {
         return Err(invalid(Detail::Arg));
     }
-    Ok(Op { arg: sqe.arg, local: NIL, ..op })
+    op.arg = sqe.arg;
+    Ok(())
 }

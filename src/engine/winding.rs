@@ -22,7 +22,6 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             return;
         };
         ring.end.close();
-        ring.held = None;
         let cursor = ring.ops.head();
         let earlier =
             std::mem::replace(&mut ring.phase, Phase::Winding { mode, cursor, token: Some(token) });

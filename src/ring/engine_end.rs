@@ -41,6 +41,8 @@ pub struct EngineEnd<M> {
     memory: M,
     /// Taken so far, free-running; published as `sq_head`.
     sq_head: u32,
+    /// `sq_head` as last published.
+    sq_head_shown: u32,
     /// The last `sq_tail` seen and found possible.
     sq_tail: u32,
     /// CQEs written, free-running; published as `cq_tail`.
@@ -62,6 +64,7 @@ impl<M: Memory> EngineEnd<M> {
         Self {
             memory,
             sq_head: first,
+            sq_head_shown: first,
             sq_tail: first,
             cq_tail: first,
             cq_published: first,
@@ -116,7 +119,6 @@ impl<M: Memory> EngineEnd<M> {
         assert!(slots <= self.known_room(), "promised more CQ slots than there are");
         self.sq_head = self.sq_head.wrapping_add(1);
         self.reserved += slots;
-        self.count(RingCounter::Taken);
     }
 
     /// Publishes `sq_head`: everything taken has its fate entry by now.
@@ -124,6 +126,10 @@ impl<M: Memory> EngineEnd<M> {
     pub fn publish_taken(&mut self) {
         // sync: sqe-free, fate-visible (release)
         self.memory.word(Word::SqHead).store(self.sq_head, order::TAKEN);
+        let fresh = self.sq_head.wrapping_sub(self.sq_head_shown);
+        self.sq_head_shown = self.sq_head;
+        self.count(RingCounter::Taken, fresh);
+        self.show(RingCounter::Taken);
     }
 
     /// Returns how many CQ slots can still be promised; looks at the client's head if `want` asks
@@ -183,6 +189,7 @@ impl<M: Memory> EngineEnd<M> {
     /// Publishes what was pushed; true if the client asked for its bell at one of these CQEs.
     #[inline]
     pub fn publish(&mut self) -> bool {
+        self.show(RingCounter::Skipped);
         if self.cq_tail == self.cq_published {
             return false;
         }
@@ -190,7 +197,10 @@ impl<M: Memory> EngineEnd<M> {
         self.cq_published = self.cq_tail;
         // sync: cqe-visible (release)
         self.memory.word(Word::CqTail).store(self.cq_tail, order::CQE_PUBLISH);
-        self.count(RingCounter::Heartbeat);
+        self.count(RingCounter::Heartbeat, 1);
+        for counter in [RingCounter::Heartbeat, RingCounter::Completed, RingCounter::Refused] {
+            self.show(counter);
+        }
         // sync: client-sleep, the engine's half: cq_tail before, bell_at after.
         fences::engine_published();
         let bell_at = self.memory.word(Word::BellAt).load(Ordering::Relaxed);
@@ -198,7 +208,8 @@ impl<M: Memory> EngineEnd<M> {
         let due =
             self.cq_tail.wrapping_sub(bell_at).wrapping_sub(1) < self.cq_tail.wrapping_sub(old);
         if due {
-            self.count(RingCounter::BellsRung);
+            self.count(RingCounter::BellsRung, 1);
+            self.show(RingCounter::BellsRung);
         }
         due
     }
@@ -252,7 +263,8 @@ impl<M: Memory> EngineEnd<M> {
         fences::engine_sleeps();
         match self.look() {
             Ok(0) => {
-                self.count(RingCounter::Sleeps);
+                self.count(RingCounter::Sleeps, 1);
+                self.show(RingCounter::Sleeps);
                 Ok(true)
             }
             Ok(_) => {
@@ -267,7 +279,8 @@ impl<M: Memory> EngineEnd<M> {
     /// client that rings after every publication.
     pub fn ask_for_bell(&mut self) {
         self.set_flags(self.flags | abi::ENGINE_NEED_WAKEUP);
-        self.count(RingCounter::Sleeps);
+        self.count(RingCounter::Sleeps, 1);
+        self.show(RingCounter::Sleeps);
     }
 
     /// Ends the wish to be woken.
@@ -298,13 +311,16 @@ impl<M: Memory> EngineEnd<M> {
         self.set_flags(self.flags | abi::ENGINE_FAULTED | reason);
     }
 
-    /// Adds one to a counter of the header page.
+    /// Adds to a counter of the header page. It is seen with the next publication.
     #[inline]
-    pub fn count(&mut self, counter: RingCounter) {
+    pub fn count(&mut self, counter: RingCounter, by: u32) {
+        self.counters[usize::from(counter as u8 & 7)] += u64::from(by);
+    }
+
+    #[inline]
+    fn show(&self, counter: RingCounter) {
         let at = counter as u8;
-        let value = &mut self.counters[usize::from(at & 7)];
-        *value += 1;
-        self.memory.counter(at).store(*value, Ordering::Relaxed);
+        self.memory.counter(at).store(self.counters[usize::from(at & 7)], Ordering::Relaxed);
     }
 
     /// Slots promised and not yet used.

@@ -74,9 +74,9 @@ mod tests {
                     0 | 1 => {
                         let class = Class::ALL[class];
                         let op = Op { class, ..Op::NOP };
-                        let Some(slot) = ledger.open(SessionId(0), RingId(0), op, 0) else {
-                            continue;
-                        };
+                        let Some(vacant) = ledger.vacant() else { continue };
+                        *vacant = op;
+                        let slot = ledger.open(SessionId(0), RingId(0), 0).unwrap();
                         if step == 0 {
                             lanes.push(&mut ledger, slot);
                             model.push((class, order, slot));

@@ -103,13 +103,21 @@ impl Op {
         deadline_us: 0,
         arg: [0; 2],
     };
+
+    /// Places of the regions it names: local, import, target.
+    #[inline]
+    #[must_use]
+    pub fn names(&self) -> [u32; 3] {
+        [self.local, self.import, self.target]
+    }
 }
 
 /// One entry of the ledger.
 #[derive(Clone, Copy, Debug)]
 pub struct Record {
     links: [[u32; 2]; 2],
-    generation: u32,
+    /// This use's id; of a free slot, the last one's.
+    id: RecordId,
     /// Where the op is.
     pub state: State,
     /// Its session.
@@ -139,6 +147,8 @@ pub struct Record {
     pub done_bytes: u64,
     /// First failure.
     pub failure: Option<Failure>,
+    /// The engine's count of withdrawn regions when its own were checked.
+    pub checked: u64,
     /// When it was taken, ns.
     pub taken_ns: u64,
     /// When its first part was posted, ns; 0 before.
@@ -153,7 +163,6 @@ pub struct Record {
 #[derive(Debug)]
 pub struct Ledger {
     records: Vec<Record>,
-    engine: u8,
     free: u32,
     free_last: u32,
     open: u32,
@@ -162,6 +171,15 @@ pub struct Ledger {
 /// A slot goes to the end of the free list when this divides its generation.
 const USES_IN_A_ROW: u32 = if cfg!(test) { 4 } else { 1024 };
 
+impl Record {
+    /// The id that its CQE carries.
+    #[inline]
+    #[must_use]
+    pub fn id(&self) -> RecordId {
+        self.id
+    }
+}
+
 impl Ledger {
     /// Makes a ledger of `capacity` records, 1 to 2^24.
     #[must_use]
@@ -169,7 +187,7 @@ impl Ledger {
         assert!((1..=1 << RecordId::SLOT_BITS).contains(&capacity));
         let blank = |slot: u32| Record {
             links: [[if slot + 1 < capacity { slot + 1 } else { NIL }, NIL], [NIL, NIL]],
-            generation: 0,
+            id: RecordId(u64::from(engine) << RecordId::SLOT_BITS | u64::from(slot)),
             state: State::Free,
             session: SessionId(0),
             ring: RingId(0),
@@ -184,13 +202,14 @@ impl Ledger {
             posted_whole: false,
             done_bytes: 0,
             failure: None,
+            checked: 0,
             taken_ns: 0,
             posted_ns: 0,
             defers: 0,
             wait: 0,
         };
         let records = (0..capacity).map(blank).collect();
-        Self { records, engine, free: 0, free_last: capacity - 1, open: 0 }
+        Self { records, free: 0, free_last: capacity - 1, open: 0 }
     }
 
     /// The op of the record that [`Ledger::open`] will open next, to be written in place; `None`
@@ -201,13 +220,20 @@ impl Ledger {
     }
 
     /// Opens a record for the op that was written to [`Ledger::vacant`]; `None` if all are in use.
+    /// What [`Record`] has beside the op and the arguments, but for `fate`, `number`, `sequence`
+    /// and `checked`, begins at zero.
     #[inline]
-    pub fn open(&mut self, session: SessionId, ring: RingId, now_ns: u64) -> Option<u32> {
+    pub fn open(
+        &mut self,
+        session: SessionId,
+        ring: RingId,
+        now_ns: u64,
+    ) -> Option<(u32, &mut Record)> {
         let slot = self.free;
         let record = self.records.get_mut(slot as usize)?;
         self.free = record.links[LANE][0];
         self.open += 1;
-        record.generation = later(record.generation);
+        record.id = later(record.id);
         record.links = [[NIL; 2]; 2];
         record.state = State::Queued;
         record.session = session;
@@ -223,7 +249,7 @@ impl Ledger {
         record.posted_ns = 0;
         record.defers = 0;
         record.wait = 0;
-        Some(slot)
+        Some((slot, record))
     }
 
     /// Closes a record whose final CQE is written; it must be on no list.
@@ -234,7 +260,7 @@ impl Ledger {
         assert!(record.in_fabric == 0, "closed a record that the fabric still works on");
         debug_assert!(record.links == [[NIL; 2]; 2], "closed a record that is on a list");
         record.state = State::Free;
-        let used_often = record.generation.is_multiple_of(USES_IN_A_ROW);
+        let used_often = record.id.generation().is_multiple_of(USES_IN_A_ROW);
         self.open -= 1;
         self.put_back(slot, used_often);
     }
@@ -245,13 +271,13 @@ impl Ledger {
     pub fn pass_through(&mut self) -> Option<RecordId> {
         let slot = self.free;
         let record = self.records.get_mut(slot as usize)?;
-        record.generation = later(record.generation);
-        let generation = record.generation;
-        if generation.is_multiple_of(USES_IN_A_ROW) {
+        let id = later(record.id);
+        record.id = id;
+        if id.generation().is_multiple_of(USES_IN_A_ROW) {
             self.free = record.links[LANE][0];
             self.put_back(slot, true);
         }
-        Some(RecordId::new(generation, self.engine, slot))
+        Some(id)
     }
 
     /// Puts a slot on the free list: in front, or at the end.
@@ -272,7 +298,7 @@ impl Ledger {
     /// The id that CQEs of this record carry.
     #[inline]
     pub fn id(&self, slot: u32) -> RecordId {
-        RecordId::new(self.records[slot as usize].generation, self.engine, slot)
+        self.records[slot as usize].id
     }
 
     /// Finds the open record with this id.
@@ -292,10 +318,13 @@ impl Ledger {
     }
 }
 
-/// Generation 0 would make id 0 possible; after 2^32 uses of one slot it is skipped.
+/// The id of a slot's next use. Generation 0 would make id 0 possible; after 2^32 uses of one slot
+/// it is skipped.
 #[inline]
-fn later(generation: u32) -> u32 {
-    generation.checked_add(1).unwrap_or(1)
+fn later(id: RecordId) -> RecordId {
+    const ONE: u64 = 1 << 32;
+    let next = id.0.wrapping_add(ONE);
+    RecordId(if next < ONE { next + ONE } else { next })
 }
 
 impl std::ops::Index<u32> for Ledger {
@@ -409,7 +438,7 @@ mod tests {
 
     fn open(ledger: &mut Ledger, user_data: u64) -> Option<u32> {
         *ledger.vacant()? = Op { user_data, ..Op::NOP };
-        ledger.open(SessionId(1), RingId(2), user_data)
+        ledger.open(SessionId(1), RingId(2), user_data).map(|(slot, _)| slot)
     }
 
     proptest! {
@@ -517,7 +546,7 @@ mod tests {
     #[test]
     fn a_generation_that_goes_round_skips_zero() {
         let mut ledger = Ledger::new(ENGINE, 1);
-        ledger.records[0].generation = u32::MAX - 1;
+        ledger.records[0].id = RecordId::new(u32::MAX - 1, ENGINE, 0);
         let mut ids = Vec::new();
         for _ in 0..3 {
             let slot = open(&mut ledger, 0).unwrap();

@@ -18,6 +18,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         if op.flags & SQE_REVOKE != 0 {
             let region = &mut self.regions[op.local as usize];
             region.epoch = region.epoch.wrapping_add(1);
+            self.withdrawn += 1;
             if let Some(id) = region.id {
                 self.events.push_back(Event::Revoked { region: id });
             }

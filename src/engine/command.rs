@@ -244,6 +244,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             return;
         };
         region.removing = Some(token);
+        self.withdrawn += 1;
         if region.idle() {
             self.remove_region_now(index);
         } else if !region.arms.is_empty() && !self.disarming.contains(&index) {

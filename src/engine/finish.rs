@@ -6,7 +6,7 @@ use crate::abi::{
 };
 use crate::fabric::Fabric;
 use crate::ids::RingId;
-use crate::ledger::{NIL, State};
+use crate::ledger::{List, NIL, RING, Record, State};
 use crate::ring::Memory;
 
 use super::Engine;
@@ -28,26 +28,24 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     }
 
     /// Writes the final CQE, or drops it if that was asked for.
+    #[inline]
     fn write_final(&mut self, slot: u32) {
         let record = &self.ledger[slot];
-        let failed = record.failure.is_some();
         let Some(ring) = self.rings[record.ring.0 as usize].as_mut() else { return };
+        let failed = record.failure.is_some();
         if ring.faulted {
             // No CQE. What is done is DONE; what failed stays as it is in the fate table.
             if failed {
                 return;
             }
         } else if failed || record.op.flags & SQE_SKIP_SUCCESS == 0 {
-            let cqe = self.final_cqe(slot);
-            let Some(ring) = self.rings[self.ledger[slot].ring.0 as usize].as_mut() else { return };
-            ring.end.push(cqe.to_words());
+            let fabric = self.fabric.limits().fabric;
+            ring.end.push(final_cqe(record, fabric, self.now_ns).to_words());
             ring.end.count(RingCounter::Completed, 1);
         } else {
             ring.end.forgo(1);
             ring.end.count(RingCounter::Skipped, 1);
         }
-        let record = &self.ledger[slot];
-        let Some(ring) = self.rings[record.ring.0 as usize].as_mut() else { return };
         ring.frees.push(record.fate);
         if !ring.dirty {
             ring.dirty = true;
@@ -55,34 +53,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         }
     }
 
-    #[inline]
-    fn final_cqe(&self, slot: u32) -> Cqe {
-        let record = &self.ledger[slot];
-        let units = |from: u64, to: u64| {
-            u32::try_from(to.saturating_sub(from) / CQE_TIME_UNIT_NS).unwrap_or(u32::MAX)
-        };
-        let moved = record.posted_ns > 0;
-        let begun = if moved { record.posted_ns } else { self.now_ns };
-        let (res, flags, detail) = match record.failure {
-            Some(failure) => (-failure.errno, failure.flags, failure.detail),
-            None => {
-                let fabric = if moved { self.fabric.limits().fabric } else { FABRIC_NONE };
-                let bytes = i32::try_from(record.done_bytes).unwrap_or(i32::MAX);
-                (bytes, 0, u16::from(fabric) << 8)
-            }
-        };
-        Cqe {
-            user_data: record.op.user_data,
-            record: self.ledger.id(slot).0,
-            res,
-            flags,
-            detail,
-            queued: units(record.taken_ns, begun),
-            service: units(begun, self.now_ns),
-        }
-    }
-
     /// Lets go of everything an op held.
+    #[inline]
     pub(super) fn leave(&mut self, slot: u32) {
         self.unlink(slot);
         self.ledger.close(slot);
@@ -101,31 +73,21 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         }
         state.count(counter_of(record.op.class), 1);
         self.owners[state.owner as usize].ops -= 1;
-        let named = [record.op.local, record.op.import, record.op.target];
-        for (index, remote) in named.into_iter().zip([false, false, true]) {
-            if index != NIL {
-                self.unrefer(index, remote);
+        for (index, remote) in record.op.names().into_iter().zip([false, false, true]) {
+            // Not there: NIL, which is beyond all places.
+            let Some(region) = self.regions.get_mut(index as usize) else { continue };
+            if remote { region.remote_refs -= 1 } else { region.refs -= 1 }
+            if region.removing.is_some() && region.idle() {
+                self.remove_region_now(index);
             }
         }
     }
 
-    #[inline]
-    fn unrefer(&mut self, index: u32, remote: bool) {
-        let region = &mut self.regions[index as usize];
-        if remote {
-            region.remote_refs -= 1
-        } else {
-            region.refs -= 1
-        }
-        if region.removing.is_some() && region.idle() {
-            self.remove_region_now(index);
-        }
-    }
-
     /// Takes an op off its ring's list, moving any search that stands at it.
+    #[inline]
     fn unlink(&mut self, slot: u32) {
         let id = self.ledger[slot].ring;
-        let next = crate::ledger::List::<{ crate::ledger::RING }>::next(&self.ledger, slot);
+        let next = List::<RING>::next(&self.ledger, slot);
         if let Some(query) = self.query.as_mut() {
             query.search.pass(slot, next);
         }
@@ -265,5 +227,30 @@ pub(super) fn counter_of(class: Class) -> Counter {
         Class::High => Counter::OpsHigh,
         Class::Medium => Counter::OpsMedium,
         Class::Low => Counter::OpsLow,
+    }
+}
+
+#[inline]
+fn final_cqe(record: &Record, fabric: u8, now_ns: u64) -> Cqe {
+    let units = |from: u64, to: u64| {
+        u32::try_from(to.saturating_sub(from) / CQE_TIME_UNIT_NS).unwrap_or(u32::MAX)
+    };
+    let moved = record.posted_ns > 0;
+    let begun = if moved { record.posted_ns } else { now_ns };
+    let (res, flags, detail) = match record.failure {
+        Some(failure) => (-failure.errno, failure.flags, failure.detail),
+        None => {
+            let bytes = i32::try_from(record.done_bytes).unwrap_or(i32::MAX);
+            (bytes, 0, u16::from(if moved { fabric } else { FABRIC_NONE }) << 8)
+        }
+    };
+    Cqe {
+        user_data: record.op.user_data,
+        record: record.id().0,
+        res,
+        flags,
+        detail,
+        queued: units(record.taken_ns, begun),
+        service: units(begun, now_ns),
     }
 }

@@ -5,14 +5,14 @@ use crate::abi::{
     SQE_SKIP_SUCCESS, Sqe, errno,
 };
 use crate::fabric::Fabric;
-use crate::ids::RingId;
+use crate::ids::{RecordId, RingId};
 use crate::ledger::{Failure, Op, State};
 use crate::ring::{EngineEnd, Fault, Memory};
 
 use super::finish::counter_of;
 use super::pages::{BLOCK_PAGES, PagePool};
 use super::search::Search;
-use super::tables::{Phase, Wind};
+use super::tables::{Phase, Region, Session, Wind};
 use super::validate::{Judge, inside, plain_nop};
 use super::{Engine, Event, RINGS_PER_TURN, STEPS_PER_TURN};
 
@@ -79,7 +79,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         if ring.search.is_some() && !self.step_cancel(RingId(id)) {
             return Ok(0);
         }
-        let mut taken = self.pass_nops(id, waiting);
+        let mut taken = self.take_run(id, waiting);
         while taken < waiting {
             match self.take_one(id)? {
                 Step::Taken => taken += 1,
@@ -94,56 +94,73 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         Ok(taken)
     }
 
-    /// Takes the NOPs at the head of a ring, which are done where they begin; returns how many.
+    /// Takes the plain ops at the head of a ring: NOPs, and what moves one range. Returns how many.
+    /// Whatever else comes, or is at fault, or wants what is not there, is [`Engine::take_one`]'s.
     ///
-    /// Each has a record and a CQE, but no entry in the fate table: `cq_tail` covers their CQEs
-    /// before `sq_head` covers them, so that no client ever has to ask what became of one.
-    fn pass_nops(&mut self, id: u32, waiting: u32) -> u32 {
+    /// A NOP is done where it begins. It has a record and a CQE, but no entry in the fate table:
+    /// `cq_tail` covers its CQE before `sq_head` covers it, so that no client ever has to ask what
+    /// became of one.
+    fn take_run(&mut self, id: u32, waiting: u32) -> u32 {
         let Some(ring) = self.rings[id as usize].as_mut() else { return 0 };
-        let session = &mut self.sessions[ring.session.0 as usize];
-        let owner = &self.owners[session.owner as usize];
-        let allowed = owner.ops < owner.ops_max && self.record_share.allows(session.records, 1);
-        if !allowed || ring.search.is_some() {
+        let session = ring.session;
+        let state = &mut self.sessions[session.0 as usize];
+        let owner = &mut self.owners[state.owner as usize];
+        let ceiling = state.ceiling;
+        let records = self.record_share.left(state.records).min(owner.ops_max - owner.ops);
+        if records == 0 || ring.search.is_some() || ring.fates.is_empty() {
             return 0;
         }
-        let mut passed = 0;
-        let mut skipped = 0;
-        let mut by_class = [0; 4];
-        while passed < waiting {
+        let cq_entries = ring.end.cq_entries();
+        let mut nops = Nops::default();
+        let (mut taken, mut opened) = (0, 0);
+        while taken < waiting {
             let words = ring.copied.first(&ring.end);
             // A client's head that cannot be is found again by whoever looks next.
-            if !plain_nop(words, session.ceiling) || ring.end.room(1).unwrap_or(0) == 0 {
+            if ring.end.room(1).unwrap_or(0) == 0 {
                 break;
             }
-            let sqe = Sqe::from_words(*words);
-            let Some(record) = self.ledger.pass_through() else { break };
-            ring.copied.pass();
-            passed += 1;
-            by_class[usize::from(sqe.class & 3)] += 1;
-            ring.end.take(1);
-            if sqe.flags & SQE_SKIP_SUCCESS != 0 {
-                ring.end.forgo(1);
-                skipped += 1;
-                continue;
+            if plain_nop(words, ceiling) {
+                let Some(record) = self.ledger.pass_through() else { break };
+                nops.pass(&mut ring.end, words, record, ceiling);
+            } else {
+                let sqe = Sqe::from_words(*words);
+                let judge = Judge { regions: &self.regions, session, ceiling, cq_entries };
+                let Some(op) = self.ledger.vacant() else { break };
+                if opened == records || !judge.plain_transfer(&sqe, op) {
+                    break;
+                }
+                let Some(fate) = ring.fates.pop() else { break };
+                let Some((slot, record)) = self.ledger.open(session, ring.id, self.now_ns) else {
+                    unreachable!("there is a vacant record");
+                };
+                opened += 1;
+                self.sequence += 1;
+                record.fate = fate;
+                record.number = ring.next_number;
+                record.sequence = self.sequence;
+                record.checked = self.withdrawn;
+                ring.end.take(1);
+                ring.end.fate_accepted(fate, record.id().0, ring.next_number);
+                let (named, late) = (record.op.names(), record.op.deadline_us > 0);
+                self.deadlines += u32::from(late);
+                ring.ops.push_back(&mut self.ledger, slot);
+                self.lanes.push(&mut self.ledger, slot);
+                refer(&mut self.regions, named);
             }
-            let detail = u16::from(FABRIC_NONE) << 8;
-            let (user_data, record) = (sqe.user_data, record.0);
-            ring.end.push(Cqe { user_data, record, detail, ..Cqe::default() }.to_words());
+            ring.copied.pass();
+            ring.next_number += 1;
+            taken += 1;
         }
-        if passed == 0 {
-            return 0;
+        state.count(Counter::Taken, u64::from(taken));
+        if opened > 0 {
+            self.record_share.take(&mut state.records, opened);
+            owner.ops += opened;
         }
-        ring.next_number += u64::from(passed);
-        ring.end.count(RingCounter::Completed, passed - skipped);
-        ring.end.count(RingCounter::Skipped, skipped);
-        session.count(Counter::Taken, u64::from(passed));
-        session.count(Counter::Completed, u64::from(passed));
-        for (class, count) in (0..).zip(by_class) {
-            let asked = Class::from_byte(class).unwrap_or(Class::Low);
-            session.count(counter_of(asked.max(session.ceiling)), count);
+        if nops.count > 0 {
+            nops.add_up(&mut ring.end, state);
+            self.publish_ring(id);
         }
-        self.publish_ring(id);
-        passed
+        taken
     }
 
     fn take_one(&mut self, id: u32) -> Result<Step, Fault> {
@@ -205,7 +222,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     fn open(&mut self, id: u32, slots: u32) {
         let Some(ring) = self.rings[id as usize].as_mut() else { return };
         let session = ring.session;
-        let Some(slot) = self.ledger.open(session, ring.id, self.now_ns) else {
+        let Some((slot, record)) = self.ledger.open(session, ring.id, self.now_ns) else {
             unreachable!("the share allowed a record that is not there");
         };
         let state = &mut self.sessions[session.0 as usize];
@@ -220,21 +237,14 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         ring.next_number += 1;
         ring.copied.pass();
         ring.end.take(slots);
-        ring.end.fate_accepted(fate, self.ledger.id(slot).0, number);
-        let record = &mut self.ledger[slot];
+        ring.end.fate_accepted(fate, record.id().0, number);
         record.fate = fate;
         record.number = number;
         record.sequence = self.sequence;
+        record.checked = self.withdrawn;
         let opcode = record.op.opcode;
-        // Its regions stay until `Engine::unrefer`.
-        for (index, remote) in
-            [(record.op.local, false), (record.op.import, false), (record.op.target, true)]
-        {
-            if let Some(region) = self.regions.get_mut(index as usize) {
-                if remote { region.remote_refs += 1 } else { region.refs += 1 }
-            }
-        }
         self.deadlines += u32::from(record.op.deadline_us > 0);
+        refer(&mut self.regions, record.op.names());
         ring.ops.push_back(&mut self.ledger, slot);
         match opcode {
             Opcode::Nop => self.finish(slot),
@@ -334,4 +344,57 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 /// Orders the posted marks of a batch before the post, whatever the ring memory.
 pub(super) fn order_fates<M: Memory>() {
     EngineEnd::<M>::fates_posted();
+}
+
+/// The NOPs of one pass over a ring.
+#[derive(Debug, Default)]
+struct Nops {
+    count: u32,
+    skipped: u32,
+    by_class: [u64; 3],
+}
+
+impl Nops {
+    /// Answers one.
+    #[inline]
+    fn pass<M: Memory>(
+        &mut self,
+        end: &mut EngineEnd<M>,
+        words: &[u64; 8],
+        record: RecordId,
+        ceiling: Class,
+    ) {
+        let sqe = Sqe::from_words(*words);
+        let class = Class::from_byte(sqe.class).unwrap_or_default().max(ceiling);
+        self.count += 1;
+        self.by_class[class.index()] += 1;
+        end.take(1);
+        if sqe.flags & SQE_SKIP_SUCCESS != 0 {
+            end.forgo(1);
+            self.skipped += 1;
+            return;
+        }
+        let detail = u16::from(FABRIC_NONE) << 8;
+        let cqe = Cqe { user_data: sqe.user_data, record: record.0, detail, ..Cqe::default() };
+        end.push(cqe.to_words());
+    }
+
+    fn add_up<M: Memory>(&self, end: &mut EngineEnd<M>, session: &mut Session) {
+        end.count(RingCounter::Completed, self.count - self.skipped);
+        end.count(RingCounter::Skipped, self.skipped);
+        session.count(Counter::Completed, u64::from(self.count));
+        for class in Class::ALL {
+            session.count(counter_of(class), self.by_class[class.index()]);
+        }
+    }
+}
+
+/// Holds the regions an op names until [`Engine::leave`].
+#[inline]
+fn refer(regions: &mut [Region], [local, import, target]: [u32; 3]) {
+    for (index, remote) in [(local, false), (import, false), (target, true)] {
+        // Not there: NIL, which is beyond all places.
+        let Some(region) = regions.get_mut(index as usize) else { continue };
+        if remote { region.remote_refs += 1 } else { region.refs += 1 }
+    }
 }

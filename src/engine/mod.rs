@@ -145,6 +145,9 @@ pub struct Engine<F: Fabric, M> {
     deadlines: u32,
     sweep_from: u32,
     sequence: u64,
+    /// Regions withdrawn so far, by revocation or removal: an op that was checked at the same
+    /// count need not be checked again.
+    withdrawn: u64,
     turns: u64,
     /// Counters of sessions that are gone.
     departed: [u64; Counter::COUNT],
@@ -200,6 +203,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             deadlines: 0,
             sweep_from: 0,
             sequence: 0,
+            withdrawn: 0,
             turns: 0,
             departed: [0; Counter::COUNT],
             now_ns: 0,

@@ -4,7 +4,7 @@ use crate::abi::{
     CQE_RETRYABLE, Counter, Detail, Opcode, SQE_NOTIFY, WAIT_FABRIC, WAIT_NONE, errno,
 };
 use crate::fabric::{Fabric, Request, Verb};
-use crate::ledger::{Failure, NIL, State};
+use crate::ledger::{Failure, NIL, Op, State};
 use crate::ring::Memory;
 
 use super::intake::order_fates;
@@ -20,9 +20,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         }
         let mut done = std::mem::take(&mut self.done);
         self.fabric.poll(self.now_ns, &mut done);
-        let mut reaped = 0;
-        for completion in done.drain(..) {
-            reaped += 1;
+        let reaped = u32::try_from(done.len()).unwrap_or(u32::MAX);
+        for completion in &done {
             // A completion for a post that is not open is stale: it moves nothing.
             let Some((slot, bytes, grant)) = self.posts.close(completion.ticket) else { continue };
             self.window.give(grant);
@@ -34,14 +33,18 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 let detail = Detail::None as u16;
                 record.failure = Some(Failure { errno: completion.errno, detail, flags: 0 });
             }
-            self.settle(slot);
+            if record.in_fabric == 0 && (record.posted_whole || record.failure.is_some()) {
+                self.settle(slot);
+            }
         }
+        done.clear();
         self.done = done;
         reaped
     }
 
     /// Ends an op that has nothing left in the fabric: all of it is done, or it failed and the
     /// rest is not to be posted.
+    #[inline]
     pub(super) fn settle(&mut self, slot: u32) {
         let record = &self.ledger[slot];
         if record.in_fabric > 0 {
@@ -98,18 +101,23 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     }
 
     /// Why an op must not be posted any further.
+    #[inline]
     fn spoiled(&self, slot: u32) -> Option<Failure> {
         let record = &self.ledger[slot];
         if record.failure.is_some() {
             return record.failure;
         }
-        let op = &record.op;
-        let target = self.regions[op.target as usize].id;
-        if !target.is_some_and(|target| current(&self.regions, target, op.epoch)) {
+        if record.checked != self.withdrawn && !self.still_there(&record.op) {
             let detail = Detail::Revoked as u16;
             return Some(Failure { errno: errno::ESTALE, detail, flags: 0 });
         }
-        self.late(slot)
+        if record.op.deadline_us > 0 { self.late(slot) } else { None }
+    }
+
+    /// True if what an op writes to or reads from has not been withdrawn since it was taken.
+    fn still_there(&self, op: &Op) -> bool {
+        let target = self.regions[op.target as usize].id;
+        target.is_some_and(|target| current(&self.regions, target, op.epoch))
     }
 
     /// A deadline that passed before anything was posted.
@@ -124,6 +132,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     }
 
     /// Adds the next slice of an op to the batch; false if there is no credit for it.
+    #[inline]
     fn post_slice(&mut self, slot: u32, batch: &mut Vec<Request>) -> bool {
         let record = &mut self.ledger[slot];
         let op = &record.op;
@@ -133,8 +142,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             Err(wait) => {
                 record.defers = record.defers.saturating_add(1);
                 record.wait = wait;
-                let session = record.session;
-                self.sessions[session.0 as usize].count(Counter::Defers, 1);
+                self.sessions[record.session.0 as usize].count(Counter::Defers, 1);
                 return false;
             }
         };
@@ -168,12 +176,14 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         if record.state == State::Queued {
             record.state = State::Posted;
             record.posted_ns = self.now_ns;
-            let (id, fate, number) = (record.ring, record.fate, record.number);
-            self.ring(id).end.fate_posted(fate, number);
+            if let Some(ring) = &self.rings[record.ring.0 as usize] {
+                ring.end.fate_posted(record.fate, record.number);
+            }
         }
-        if self.advance(slot) {
-            self.unqueue(slot);
+        let whole = record.cursor >= record.op.bytes && record.op.pages == 0;
+        if whole || self.advance(slot) {
             self.ledger[slot].posted_whole = true;
+            self.unqueue(slot);
         }
         true
     }

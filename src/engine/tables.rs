@@ -239,6 +239,14 @@ impl Share {
         u64::from(self.free) + own >= self.unfilled + u64::from(want)
     }
 
+    /// How many entries a session that uses `used` may take.
+    #[inline]
+    pub(super) fn left(&self, used: u32) -> u32 {
+        let own = u64::from(self.guaranteed.saturating_sub(used));
+        let left = (u64::from(self.free) + own).saturating_sub(self.unfilled);
+        u32::try_from(left).unwrap_or(u32::MAX)
+    }
+
     #[inline]
     pub(super) fn take(&mut self, used: &mut u32, count: u32) {
         let before = self.guaranteed.saturating_sub(*used);
@@ -340,6 +348,7 @@ mod tests {
             for (session, count, take) in steps {
                 if take {
                     let allowed = share.allows(used[session], count);
+                    prop_assert_eq!(share.left(used[session]), free_for(capacity, &used, session));
                     prop_assert_eq!(allowed, count <= free_for(capacity, &used, session));
                     let part = capacity / SESSIONS / 2;
                     prop_assert!(allowed || used[session] + count > part, "starved");

@@ -6,7 +6,7 @@ use crate::abi::{
     SQE_SKIP_SUCCESS, Sqe, errno,
 };
 use crate::ids::{RegionId, SessionId};
-use crate::ledger::{Failure, Op};
+use crate::ledger::{Failure, NIL, Op};
 
 use super::tables::{Region, RegionKind};
 
@@ -106,6 +106,37 @@ impl Judge<'_> {
                 zero(sqe.arg[0], Detail::Arg)
             }
         }
+    }
+
+    /// Parses a WRITE, a READ or an atomic into `op`; false for any other opcode and for whatever
+    /// [`Judge::parse`] refuses, which says why.
+    #[inline]
+    pub(super) fn plain_transfer(self, sqe: &Sqe, op: &mut Op) -> bool {
+        let plain = [Opcode::Write, Opcode::Read, Opcode::FetchAdd, Opcode::CmpSwap];
+        let Some(opcode) = plain.into_iter().find(|&opcode| opcode as u8 == sqe.opcode) else {
+            return false;
+        };
+        let class = match Class::from_byte(sqe.class) {
+            Some(asked) if asked >= self.ceiling || sqe.class == 0 => asked.max(self.ceiling),
+            _ => return false,
+        };
+        let flags_ok = sqe.flags & !(SQE_NOTIFY | SQE_NO_MERGE | SQE_SKIP_SUCCESS) == 0;
+        let silent = sqe.flags & SQE_NOTIFY == 0 && sqe.immediate != 0;
+        if !flags_ok || silent || sqe.edges != [0; 2] {
+            return false;
+        }
+        op.opcode = opcode;
+        op.class = class;
+        op.flags = sqe.flags;
+        op.user_data = sqe.user_data;
+        op.pages = 0;
+        op.list = NIL;
+        op.immediate = sqe.immediate;
+        let parsed = match opcode {
+            Opcode::Write | Opcode::Read => self.parse_transfer(sqe, op),
+            _ => self.parse_atomic(sqe, op),
+        };
+        parsed.is_ok()
     }
 
     #[inline]

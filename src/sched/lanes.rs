@@ -76,7 +76,7 @@ mod tests {
                         let op = Op { class, ..Op::NOP };
                         let Some(vacant) = ledger.vacant() else { continue };
                         *vacant = op;
-                        let slot = ledger.open(SessionId(0), RingId(0), 0).unwrap();
+                        let (slot, _) = ledger.open(SessionId(0), RingId(0), 0).unwrap();
                         if step == 0 {
                             lanes.push(&mut ledger, slot);
                             model.push((class, order, slot));

@@ -2,10 +2,10 @@
 
 use crate::abi::{
     CQE_MORE, CQE_NOTIFY, CQE_TIME_UNIT_NS, Class, Counter, Cqe, FABRIC_NONE, RingCounter,
-    SQE_SKIP_SUCCESS,
+    SQE_NOTIFY, SQE_SKIP_SUCCESS,
 };
 use crate::fabric::Fabric;
-use crate::ids::RingId;
+use crate::ids::{RingId, SessionId};
 use crate::ledger::{List, NIL, RING, Record, State};
 use crate::ring::Memory;
 
@@ -15,12 +15,16 @@ use super::tables::Phase;
 impl<F: Fabric, M: Memory> Engine<F, M> {
     /// Ends an op that is on no lane or list but its ring's: the one way out for every op.
     pub(super) fn finish(&mut self, slot: u32) {
-        let failed = self.ledger[slot].failure.is_some();
-        if !failed && self.notifies(slot) {
-            let (target, immediate) = {
-                let op = &self.ledger[slot].op;
-                (op.target, op.immediate)
-            };
+        self.finish_among_others(slot);
+        self.let_go();
+    }
+
+    /// [`Engine::finish`] for one of many: what they held goes back with [`Engine::let_go`].
+    #[inline]
+    pub(super) fn finish_among_others(&mut self, slot: u32) {
+        let record = &self.ledger[slot];
+        if record.op.flags & SQE_NOTIFY != 0 && record.failure.is_none() && self.notifies(slot) {
+            let (target, immediate) = (record.op.target, record.op.immediate);
             self.notify(target, immediate);
         }
         self.write_final(slot);
@@ -53,30 +57,63 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         }
     }
 
-    /// Lets go of everything an op held.
+    /// Closes an op's record. What it held goes back with [`Engine::let_go`], together with what
+    /// the ops just before it held, if that is alike.
     #[inline]
     pub(super) fn leave(&mut self, slot: u32) {
         self.unlink(slot);
         self.ledger.close(slot);
         // The record keeps what it held until it is opened again.
         let record = &self.ledger[slot];
-        let state = &mut self.sessions[record.session.0 as usize];
-        self.record_share.give(&mut state.records, 1);
+        let (op, leavers) = (&record.op, &self.leavers);
+        let alike = leavers.session == record.session
+            && leavers.class == op.class
+            && leavers.names == op.names();
+        if !alike {
+            let next = Leavers {
+                session: record.session,
+                class: op.class,
+                names: op.names(),
+                ..Leavers::NONE
+            };
+            self.let_go();
+            self.leavers = next;
+        }
+        let record = &self.ledger[slot];
+        self.leavers.count += 1;
+        self.leavers.bytes += record.done_bytes;
+        self.leavers.failed += u32::from(record.failure.is_some());
         if record.op.list != NIL {
             let blocks = self.pages.give(record.op.list);
+            let state = &mut self.sessions[record.session.0 as usize];
             self.block_share.give(&mut state.blocks, blocks);
         }
-        state.count(Counter::Completed, 1);
-        state.count(Counter::Bytes, record.done_bytes);
-        if record.failure.is_some() {
-            state.count(Counter::Failed, 1);
+    }
+
+    /// Gives back what the ops that left since the last time held: records, quota, regions.
+    pub(super) fn let_go(&mut self) {
+        let Leavers { session, class, names, count, failed, bytes } = self.leavers;
+        if count == 0 {
+            return;
         }
-        state.count(counter_of(record.op.class), 1);
-        self.owners[state.owner as usize].ops -= 1;
-        for (index, remote) in record.op.names().into_iter().zip([false, false, true]) {
+        self.leavers.count = 0;
+        self.leavers.failed = 0;
+        self.leavers.bytes = 0;
+        let state = &mut self.sessions[session.0 as usize];
+        self.record_share.give(&mut state.records, count);
+        state.count(Counter::Completed, u64::from(count));
+        state.count(Counter::Bytes, bytes);
+        state.count(Counter::Failed, u64::from(failed));
+        state.count(counter_of(class), u64::from(count));
+        self.owners[state.owner as usize].ops -= count;
+        for (index, remote) in names.into_iter().zip([false, false, true]) {
             // Not there: NIL, which is beyond all places.
             let Some(region) = self.regions.get_mut(index as usize) else { continue };
-            if remote { region.remote_refs -= 1 } else { region.refs -= 1 }
+            if remote {
+                region.remote_refs -= count
+            } else {
+                region.refs -= count
+            }
             if region.removing.is_some() && region.idle() {
                 self.remove_region_now(index);
             }
@@ -153,6 +190,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             entry.frees.push(fate);
             self.disarm(slot, local);
             self.leave(slot);
+            self.let_go();
         }
         self.touch(ring);
     }
@@ -218,6 +256,29 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             self.publish();
         }
     }
+}
+
+/// Ops that left one behind the other and held the like: one session's, of one class, on the same
+/// regions. Most ops of a busy engine are of this kind, and go back for the price of one.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Leavers {
+    session: SessionId,
+    class: Class,
+    names: [u32; 3],
+    count: u32,
+    failed: u32,
+    bytes: u64,
+}
+
+impl Leavers {
+    pub(super) const NONE: Self = Self {
+        session: SessionId(NIL),
+        class: Class::Medium,
+        names: [NIL; 3],
+        count: 0,
+        failed: 0,
+        bytes: 0,
+    };
 }
 
 /// The counter of a class's ops.

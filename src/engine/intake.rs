@@ -12,7 +12,7 @@ use crate::ring::{EngineEnd, Fault, Memory};
 use super::finish::counter_of;
 use super::pages::{BLOCK_PAGES, PagePool};
 use super::search::Search;
-use super::tables::{Phase, Region, Session, Wind};
+use super::tables::{Phase, Region, Ring, Session, Wind};
 use super::validate::{Judge, inside, plain_nop};
 use super::{Engine, Event, RINGS_PER_TURN, STEPS_PER_TURN};
 
@@ -100,67 +100,92 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     /// A NOP is done where it begins. It has a record and a CQE, but no entry in the fate table:
     /// `cq_tail` covers its CQE before `sq_head` covers it, so that no client ever has to ask what
     /// became of one.
+    #[inline(never)]
     fn take_run(&mut self, id: u32, waiting: u32) -> u32 {
-        let Some(ring) = self.rings[id as usize].as_mut() else { return 0 };
-        let session = ring.session;
+        let mut nops = Nops::default();
+        let mut taken = 0;
+        // A client's head that cannot be is found again by whoever looks next.
+        while taken < waiting {
+            let (passed, more) = self.take_burst(id, waiting - taken, &mut nops);
+            taken += passed;
+            if !more {
+                break;
+            }
+        }
+        if nops.count > 0
+            && let Some(ring) = self.rings[id as usize].as_mut()
+        {
+            nops.add_up(&mut ring.end, &mut self.sessions[ring.session.0 as usize]);
+            self.publish_ring(id);
+        }
+        taken
+    }
+
+    /// Takes the plain ops among the SQEs that were copied in one go; returns how many, and whether
+    /// the next burst may hold more of them.
+    #[inline(always)]
+    fn take_burst(&mut self, id: u32, waiting: u32, nops: &mut Nops) -> (u32, bool) {
+        let Some(ring) = self.rings[id as usize].as_mut() else { return (0, false) };
+        let Ring { end, copied, routes, fates, ops, session, search, next_number, .. } =
+            &mut **ring;
+        let session = *session;
         let state = &mut self.sessions[session.0 as usize];
         let owner = &mut self.owners[state.owner as usize];
         let ceiling = state.ceiling;
         let records = self.record_share.left(state.records).min(owner.ops_max - owner.ops);
-        if records == 0 || ring.search.is_some() || ring.fates.is_empty() {
-            return 0;
+        if records == 0 || search.is_some() || fates.is_empty() {
+            return (0, false);
         }
-        let cq_entries = ring.end.cq_entries();
-        let mut nops = Nops::default();
-        let (mut taken, mut opened) = (0, 0);
-        while taken < waiting {
-            let words = ring.copied.first(&ring.end);
-            // A client's head that cannot be is found again by whoever looks next.
-            if ring.end.room(1).unwrap_or(0) == 0 {
-                break;
-            }
-            if plain_nop(words, ceiling) {
-                let Some(record) = self.ledger.pass_through() else { break };
-                nops.pass(&mut ring.end, words, record, ceiling);
-            } else {
-                let sqe = Sqe::from_words(*words);
-                let judge = Judge { regions: &self.regions, session, ceiling, cq_entries };
-                let Some(op) = self.ledger.vacant() else { break };
-                if opened == records || !judge.plain_transfer(&sqe, op) {
+        let burst = copied.fill(end);
+        let want = u32::try_from(burst.len()).unwrap_or(0).min(waiting).min(records);
+        let count = end.take_many(want).unwrap_or(0);
+        let cq_entries = end.cq_entries();
+        let mut sequence = self.sequence;
+        let mut number = *next_number;
+        let mut passed = 0;
+        for words in &burst[..count as usize] {
+            let sqe: &Sqe = zerocopy::transmute_ref!(words);
+            if sqe.opcode == Opcode::Nop as u8 {
+                if !plain_nop(words, ceiling) {
                     break;
                 }
-                let Some(fate) = ring.fates.pop() else { break };
-                let Some((slot, record)) = self.ledger.open(session, ring.id, self.now_ns) else {
+                let Some(record) = self.ledger.pass_through() else { break };
+                nops.pass(end, sqe, record, ceiling);
+            } else {
+                let judge = Judge { regions: &self.regions, session, ceiling, cq_entries };
+                let Some(op) = self.ledger.vacant() else { break };
+                if !judge.plain_transfer(sqe, op, routes, self.withdrawn) {
+                    break;
+                }
+                let Some(fate) = fates.pop() else { break };
+                let Some((slot, record)) = self.ledger.open(session, RingId(id), self.now_ns)
+                else {
                     unreachable!("there is a vacant record");
                 };
-                opened += 1;
-                self.sequence += 1;
+                sequence += 1;
                 record.fate = fate;
-                record.number = ring.next_number;
-                record.sequence = self.sequence;
+                record.number = number;
+                record.sequence = sequence;
                 record.checked = self.withdrawn;
-                ring.end.take(1);
-                ring.end.fate_accepted(fate, record.id().0, ring.next_number);
+                end.fate_accepted(fate, record.id().0, number);
                 let (named, late) = (record.op.names(), record.op.deadline_us > 0);
                 self.deadlines += u32::from(late);
-                ring.ops.push_back(&mut self.ledger, slot);
+                ops.push_back(&mut self.ledger, slot);
                 self.lanes.push(&mut self.ledger, slot);
                 refer(&mut self.regions, named);
             }
-            ring.copied.pass();
-            ring.next_number += 1;
-            taken += 1;
+            number += 1;
+            passed += 1;
         }
-        state.count(Counter::Taken, u64::from(taken));
-        if opened > 0 {
-            self.record_share.take(&mut state.records, opened);
-            owner.ops += opened;
-        }
-        if nops.count > 0 {
-            nops.add_up(&mut ring.end, state);
-            self.publish_ring(id);
-        }
-        taken
+        end.put_back(count - passed);
+        copied.pass(passed);
+        let opened = u32::try_from(sequence - self.sequence).unwrap_or(0);
+        self.sequence = sequence;
+        *next_number = number;
+        state.count(Counter::Taken, u64::from(passed));
+        self.record_share.take(&mut state.records, opened);
+        owner.ops += opened;
+        (passed, passed == count && count > 0)
     }
 
     fn take_one(&mut self, id: u32) -> Result<Step, Fault> {
@@ -235,7 +260,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         };
         let number = ring.next_number;
         ring.next_number += 1;
-        ring.copied.pass();
+        ring.copied.pass(1);
         ring.end.take(slots);
         ring.end.fate_accepted(fate, record.id().0, number);
         record.fate = fate;
@@ -292,7 +317,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         };
         let number = ring.next_number;
         ring.next_number += 1;
-        ring.copied.pass();
+        ring.copied.pass(1);
         ring.end.take(1);
         ring.end.fate_accepted(fate, 0, number);
         ring.end.count(RingCounter::Refused, 1);
@@ -356,19 +381,17 @@ struct Nops {
 
 impl Nops {
     /// Answers one.
-    #[inline]
+    #[inline(always)]
     fn pass<M: Memory>(
         &mut self,
         end: &mut EngineEnd<M>,
-        words: &[u64; 8],
+        sqe: &Sqe,
         record: RecordId,
         ceiling: Class,
     ) {
-        let sqe = Sqe::from_words(*words);
         let class = Class::from_byte(sqe.class).unwrap_or_default().max(ceiling);
         self.count += 1;
         self.by_class[class.index()] += 1;
-        end.take(1);
         if sqe.flags & SQE_SKIP_SUCCESS != 0 {
             end.forgo(1);
             self.skipped += 1;

@@ -42,6 +42,7 @@ pub use tables::{Ring, Wind};
 #[cfg(not(verbring_loom))]
 pub(crate) use validate::{FLAGS_SERVED, OPCODES_SERVED};
 
+use finish::Leavers;
 use pages::PagePool;
 use search::Query;
 use tables::{Owner, Posts, Region, Session, Share};
@@ -139,7 +140,10 @@ pub struct Engine<F: Fabric, M> {
     query: Option<Query>,
     replies: VecDeque<Reply<F::Memory, M>>,
     events: VecDeque<Event>,
-    batch: Vec<Request>,
+    /// What the next doorbell gives to the fabric, in the first places.
+    batch: Box<[Request]>,
+    /// Ops that have ended, and whose holdings are to go back.
+    leavers: Leavers,
     done: Vec<Done>,
     /// Ops in lanes that have a deadline, and where the sweep for them stands.
     deadlines: u32,
@@ -198,7 +202,9 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             // Beside those to commands just taken: one for each ring and region that is going.
             replies: VecDeque::with_capacity(REPLIES_MAX + rings + limits.regions_max as usize),
             events: VecDeque::with_capacity(rings + limits.regions_max as usize),
-            batch: Vec::with_capacity(depth as usize),
+            // One more than fits, so that it is the window that tells when it is full.
+            batch: vec![Request::NONE; depth as usize + 1].into(),
+            leavers: Leavers::NONE,
             done: Vec::with_capacity(depth as usize),
             deadlines: 0,
             sweep_from: 0,

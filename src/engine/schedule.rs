@@ -14,6 +14,7 @@ use super::{Engine, STEPS_PER_TURN};
 
 impl<F: Fabric, M: Memory> Engine<F, M> {
     /// Collects completions: they give credits back and end ops.
+    #[inline(never)]
     pub(super) fn reap(&mut self) -> u32 {
         if self.window.ops() == 0 {
             return 0;
@@ -34,9 +35,10 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 record.failure = Some(Failure { errno: completion.errno, detail, flags: 0 });
             }
             if record.in_fabric == 0 && (record.posted_whole || record.failure.is_some()) {
-                self.settle(slot);
+                self.end(slot);
             }
         }
+        self.let_go();
         done.clear();
         self.done = done;
         reaped
@@ -44,18 +46,21 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 
     /// Ends an op that has nothing left in the fabric: all of it is done, or it failed and the
     /// rest is not to be posted.
-    #[inline]
     pub(super) fn settle(&mut self, slot: u32) {
         let record = &self.ledger[slot];
-        if record.in_fabric > 0 {
-            return;
+        if record.in_fabric == 0 && (record.posted_whole || record.failure.is_some()) {
+            self.end(slot);
+            self.let_go();
         }
-        if record.posted_whole {
-            self.finish(slot);
-        } else if record.failure.is_some() {
+    }
+
+    /// [`Engine::settle`], for an op that is known to be at its end. [`Engine::let_go`] follows.
+    #[inline]
+    fn end(&mut self, slot: u32) {
+        if !self.ledger[slot].posted_whole {
             self.unqueue(slot);
-            self.finish(slot);
         }
+        self.finish_among_others(slot);
     }
 
     /// Takes an op out of its lane.
@@ -66,8 +71,10 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 
     /// Posts what the window lets in, most urgent first; returns the number of requests. Only the
     /// window ends the loop: whoever is at the head then learns what it waits for.
+    #[inline(never)]
     pub(super) fn schedule(&mut self) -> u32 {
         let mut batch = std::mem::take(&mut self.batch);
+        let mut count = 0;
         let mut ends = STEPS_PER_TURN;
         while let Some(slot) = self.lanes.first() {
             if let Some(failure) = self.spoiled(slot) {
@@ -79,12 +86,13 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 self.settle_head(slot);
                 continue;
             }
-            if !self.post_slice(slot, &mut batch) {
+            let Some(place) = batch.get_mut(count) else { break };
+            if !self.post_slice(slot, place) {
                 break;
             }
+            count += 1;
         }
-        let posted = if batch.is_empty() { 0 } else { self.ring_doorbell(&batch) };
-        batch.clear();
+        let posted = if count == 0 { 0 } else { self.ring_doorbell(&batch[..count]) };
         self.batch = batch;
         posted
     }
@@ -133,7 +141,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 
     /// Adds the next slice of an op to the batch; false if there is no credit for it.
     #[inline]
-    fn post_slice(&mut self, slot: u32, batch: &mut Vec<Request>) -> bool {
+    fn post_slice(&mut self, slot: u32, place: &mut Request) -> bool {
         let record = &mut self.ledger[slot];
         let op = &record.op;
         let bytes = (op.bytes - record.cursor).min(self.limits.slice_bytes);
@@ -155,7 +163,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             let page = self.pages.page(record.block, record.page % BLOCK_PAGES);
             (page.local_offset, op.remote_offset + page.remote_offset)
         };
-        batch.push(Request {
+        *place = Request {
             ticket,
             verb: match op.opcode {
                 Opcode::Read | Opcode::Readv => Verb::Read,
@@ -169,7 +177,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             remote_offset: far + u64::from(record.cursor),
             bytes,
             arg: op.arg,
-        });
+        };
         record.cursor += bytes;
         record.in_fabric += 1;
         record.wait = WAIT_FABRIC;

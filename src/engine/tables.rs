@@ -77,6 +77,8 @@ pub struct Ring<M> {
     pub(super) next_number: u64,
     /// SQEs that were copied and are not taken yet.
     pub(super) copied: Burst,
+    /// Pairs of regions that its last SQEs named.
+    pub(super) routes: [Route; Route::KEPT],
     /// Fate entries not in use.
     pub(super) fates: Vec<u32>,
     /// Fate entries to free once `cq_tail` covers their CQEs.
@@ -107,6 +109,7 @@ impl<M: Memory> Ring<M> {
             ops: List::default(),
             next_number: 0,
             copied: Burst::EMPTY,
+            routes: [Route::NONE; Route::KEPT],
             fates: (0..entries).rev().collect(),
             frees: Vec::with_capacity(entries as usize),
             search: None,
@@ -146,6 +149,12 @@ impl Burst {
     /// has seen that at least one waits.
     #[inline]
     pub(super) fn first<M: Memory>(&mut self, end: &EngineEnd<M>) -> &[u64; 8] {
+        &self.fill(end)[0]
+    }
+
+    /// All that are copied; if there is none, the next ones of the ring are.
+    #[inline]
+    pub(super) fn fill<M: Memory>(&mut self, end: &EngineEnd<M>) -> &[[u64; 8]] {
         if self.from == self.to {
             self.from = 0;
             self.to = end.waiting().min(Self::SQES);
@@ -153,13 +162,52 @@ impl Burst {
                 *sqe = end.peek(ahead);
             }
         }
-        &self.sqes[(self.from % Self::SQES) as usize]
+        &self.sqes[self.from as usize..self.to as usize]
     }
 
-    /// Moves on: the first has been taken.
+    /// Moves on: the first `count` have been taken.
     #[inline]
-    pub(super) fn pass(&mut self) {
-        self.from += 1;
+    pub(super) fn pass(&mut self, count: u32) {
+        self.from += count;
+    }
+}
+
+/// A local and a remote region as an SQE names them, looked up and found good for each other.
+///
+/// What was found holds until a region is withdrawn, any at all: most SQEs of a ring name the
+/// same few pairs, and withdrawals are rare.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Route {
+    /// Both ids, as they lie in an SQE.
+    pub(super) ids: [u32; 2],
+    /// `Engine::withdrawn` when they were looked up.
+    pub(super) checked: u64,
+    /// Places of the local region, of the import, and of the region behind it.
+    pub(super) names: [u32; 3],
+    pub(super) epoch: u32,
+    pub(super) rights: u32,
+    pub(super) local_bytes: u64,
+    pub(super) remote_bytes: u64,
+}
+
+impl Route {
+    pub(super) const KEPT: usize = 4;
+
+    pub(super) const NONE: Self = Self {
+        // No region's id is 0.
+        ids: [0; 2],
+        checked: u64::MAX,
+        names: [NIL; 3],
+        epoch: 0,
+        rights: 0,
+        local_bytes: 0,
+        remote_bytes: 0,
+    };
+
+    /// Where a pair is kept.
+    #[inline]
+    pub(super) fn place([local, remote]: [u32; 2]) -> usize {
+        (local ^ remote) as usize % Self::KEPT
     }
 }
 

@@ -8,7 +8,7 @@ use crate::abi::{
 use crate::ids::{RegionId, SessionId};
 use crate::ledger::{Failure, NIL, Op};
 
-use super::tables::{Region, RegionKind};
+use super::tables::{Region, RegionKind, Route};
 
 /// Bit n: opcode n is served.
 pub(crate) const OPCODES_SERVED: u64 = 1 << Opcode::Nop as u64
@@ -52,6 +52,9 @@ fn data_op(opcode: Opcode) -> bool {
     )
 }
 
+const WRITE: u8 = Opcode::Write as u8;
+const READ: u8 = Opcode::Read as u8;
+
 /// What an SQE is judged by.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Judge<'a> {
@@ -67,7 +70,6 @@ impl Judge<'_> {
     ///
     /// The op is written in place, since it is large: handing it on by value costs more than all
     /// the checks together.
-    #[inline]
     pub(super) fn parse(self, sqe: &Sqe, op: &mut Op) -> Result<(), Failure> {
         let opcode = Opcode::from_byte(sqe.opcode).ok_or_else(|| invalid(Detail::Opcode))?;
         if OPCODES_SERVED >> sqe.opcode & 1 == 0 {
@@ -108,38 +110,68 @@ impl Judge<'_> {
         }
     }
 
-    /// Parses a WRITE, a READ or an atomic into `op`; false for any other opcode and for whatever
+    /// Parses a WRITE or a READ into `op`; false for any other opcode and for whatever
     /// [`Judge::parse`] refuses, which says why.
     #[inline]
-    pub(super) fn plain_transfer(self, sqe: &Sqe, op: &mut Op) -> bool {
-        let plain = [Opcode::Write, Opcode::Read, Opcode::FetchAdd, Opcode::CmpSwap];
-        let Some(opcode) = plain.into_iter().find(|&opcode| opcode as u8 == sqe.opcode) else {
-            return false;
+    pub(super) fn plain_transfer(
+        self,
+        sqe: &Sqe,
+        op: &mut Op,
+        routes: &mut [Route; Route::KEPT],
+        withdrawn: u64,
+    ) -> bool {
+        let (opcode, right) = match sqe.opcode {
+            WRITE => (Opcode::Write, RIGHT_WRITE),
+            READ => (Opcode::Read, RIGHT_READ),
+            _ => return false,
         };
         let class = match Class::from_byte(sqe.class) {
             Some(asked) if asked >= self.ceiling || sqe.class == 0 => asked.max(self.ceiling),
             _ => return false,
         };
-        let flags_ok = sqe.flags & !(SQE_NOTIFY | SQE_NO_MERGE | SQE_SKIP_SUCCESS) == 0;
-        let silent = sqe.flags & SQE_NOTIFY == 0 && sqe.immediate != 0;
-        if !flags_ok || silent || sqe.edges != [0; 2] {
+        let needs = match sqe.flags & !(SQE_NO_MERGE | SQE_SKIP_SUCCESS) {
+            0 if sqe.immediate == 0 => right,
+            SQE_NOTIFY => right | RIGHT_NOTIFY,
+            _ => return false,
+        };
+        let ids = [sqe.local_region, sqe.remote_region];
+        let route = &mut routes[Route::place(ids)];
+        if route.ids != ids || route.checked != withdrawn {
+            let Ok(found) = self.route(ids) else { return false };
+            *route = Route { checked: withdrawn, ..found };
+        }
+        let bytes = u64::from(sqe.bytes);
+        let (near, far) = (sqe.local_offset, sqe.remote_offset);
+        let [local, import, target] = route.names;
+        let good = sqe.edges == [0; 2]
+            && sqe.bytes <= OP_BYTES_MAX
+            && sqe.pages() == 0
+            && route.rights & needs == needs
+            && fits(near, bytes, route.local_bytes)
+            && fits(far, bytes, route.remote_bytes)
+            && (local != target || bytes == 0 || near.abs_diff(far) >= bytes);
+        if !good {
             return false;
         }
         op.opcode = opcode;
         op.class = class;
         op.flags = sqe.flags;
         op.user_data = sqe.user_data;
+        op.local = local;
+        op.import = import;
+        op.target = target;
+        op.epoch = route.epoch;
+        op.local_offset = near;
+        op.remote_offset = far;
+        op.bytes = sqe.bytes;
         op.pages = 0;
         op.list = NIL;
         op.immediate = sqe.immediate;
-        let parsed = match opcode {
-            Opcode::Write | Opcode::Read => self.parse_transfer(sqe, op),
-            _ => self.parse_atomic(sqe, op),
-        };
-        parsed.is_ok()
+        op.deadline_us = sqe.deadline_us();
+        op.arg = [0; 2];
+        true
     }
 
-    #[inline]
     fn parse_transfer(self, sqe: &Sqe, op: &mut Op) -> Result<(), Failure> {
         if sqe.bytes > OP_BYTES_MAX {
             return Err(invalid(Detail::Bytes));
@@ -224,33 +256,40 @@ impl Judge<'_> {
     }
 
     /// Finds the two regions of a data op and checks rights.
-    #[inline]
     fn bind(self, sqe: &Sqe, op: &mut Op, right: u32) -> Result<(), Failure> {
-        op.local = self.own(sqe.local_region, Detail::LocalRegion)?;
-        if self.regions[op.local as usize].kind != RegionKind::Own {
+        let route = self.route([sqe.local_region, sqe.remote_region])?;
+        let needs = if op.flags & SQE_NOTIFY != 0 { right | RIGHT_NOTIFY } else { right };
+        if route.rights & needs != needs {
+            return Err(refuse(errno::EACCES, Detail::Rights));
+        }
+        [op.local, op.import, op.target] = route.names;
+        op.epoch = route.epoch;
+        op.local_offset = sqe.local_offset;
+        op.remote_offset = sqe.remote_offset;
+        Ok(())
+    }
+
+    /// Finds two regions, and whether they may be the two sides of an op of this session.
+    fn route(self, ids: [u32; 2]) -> Result<Route, Failure> {
+        let local = self.own(ids[0], Detail::LocalRegion)?;
+        let near = &self.regions[local as usize];
+        if near.kind != RegionKind::Own {
             return Err(invalid(Detail::LocalRegion));
         }
-        op.import = self.own(sqe.remote_region, Detail::RemoteRegion)?;
-        let RegionKind::Import { target, epoch, rights } = self.regions[op.import as usize].kind
+        let import = self.own(ids[1], Detail::RemoteRegion)?;
+        let RegionKind::Import { target, epoch, rights } = self.regions[import as usize].kind
         else {
             return Err(invalid(Detail::RemoteRegion));
         };
         if !current(self.regions, target, epoch) {
             return Err(refuse(errno::ESTALE, Detail::Revoked));
         }
-        let needs = if op.flags & SQE_NOTIFY != 0 { right | RIGHT_NOTIFY } else { right };
-        if rights & needs != needs {
-            return Err(refuse(errno::EACCES, Detail::Rights));
-        }
-        op.target = target.index();
-        op.epoch = epoch;
-        op.local_offset = sqe.local_offset;
-        op.remote_offset = sqe.remote_offset;
-        Ok(())
+        let names = [local, import, target.index()];
+        let (local_bytes, remote_bytes) = (near.bytes, self.regions[names[2] as usize].bytes);
+        Ok(Route { ids, names, epoch, rights, local_bytes, remote_bytes, ..Route::NONE })
     }
 
     /// The place of a live region or import of this very session.
-    #[inline]
     fn own(self, raw: u32, detail: Detail) -> Result<u32, Failure> {
         let id = RegionId(raw);
         let live = self.regions.get(id.index() as usize).is_some_and(|region| {
@@ -298,7 +337,13 @@ pub(super) fn inside(regions: &[Region], op: &Op, near: u64, far: u64) -> Result
 }
 
 fn holds(region: &Region, offset: u64, bytes: u64) -> bool {
-    offset.checked_add(bytes).is_some_and(|end| end <= region.bytes)
+    fits(offset, bytes, region.bytes)
+}
+
+/// True if `offset..offset + bytes` lies in what has `all` bytes.
+#[inline]
+fn fits(offset: u64, bytes: u64, all: u64) -> bool {
+    bytes <= all && offset <= all - bytes
 }
 
 fn check_flags(opcode: Opcode, flags: u16) -> Result<(), Failure> {

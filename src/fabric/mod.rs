@@ -46,6 +46,20 @@ pub struct Request {
     pub arg: [u64; 2],
 }
 
+impl Request {
+    /// Nothing, for places that are yet to be filled.
+    pub const NONE: Self = Self {
+        ticket: 0,
+        verb: Verb::Write,
+        local: u32::MAX,
+        remote: u32::MAX,
+        local_offset: 0,
+        remote_offset: 0,
+        bytes: 0,
+        arg: [0; 2],
+    };
+}
+
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Done {

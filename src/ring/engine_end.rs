@@ -112,6 +112,24 @@ impl<M: Memory> EngineEnd<M> {
         core::array::from_fn(|at| slot[at].load(Ordering::Relaxed))
     }
 
+    /// Consumes SQEs at the head that were seen to wait, promising each of them one CQ slot;
+    /// returns how many of `want` there is room for.
+    ///
+    /// # Errors
+    /// A [`Fault`] if the client's head cannot be.
+    #[inline]
+    pub fn take_many(&mut self, want: u32) -> Result<u32, Fault> {
+        let mut room = self.known_room();
+        if room < want {
+            self.observe_head()?;
+            room = self.known_room();
+        }
+        let count = want.min(room).min(self.waiting());
+        self.sq_head = self.sq_head.wrapping_add(count);
+        self.reserved += count;
+        Ok(count)
+    }
+
     /// Consumes the SQE at the head, promising it `slots` CQ slots, which [`Self::room`] has shown.
     #[inline]
     pub fn take(&mut self, slots: u32) {
@@ -119,6 +137,14 @@ impl<M: Memory> EngineEnd<M> {
         assert!(slots <= self.known_room(), "promised more CQ slots than there are");
         self.sq_head = self.sq_head.wrapping_add(1);
         self.reserved += slots;
+    }
+
+    /// Gives back the last `count` SQEs taken with one CQ slot each, which are not yet published.
+    #[inline]
+    pub fn put_back(&mut self, count: u32) {
+        assert!(count <= self.sq_head.wrapping_sub(self.sq_head_shown) && count <= self.reserved);
+        self.sq_head = self.sq_head.wrapping_sub(count);
+        self.reserved -= count;
     }
 
     /// Publishes `sq_head`: everything taken has its fate entry by now.

@@ -1,9 +1,9 @@
 //! The thin path: whole entries in, whole entries out, and sleep. For bindings and benches, and
 //! what [`Ring`](super::Ring) is built on.
 //!
-//! **Invariants**: CQ slots are given back one by one, as they are popped, so that a client that
-//! stops popping half-way holds nothing back. Every wait also watches the engine's pidfd and the
-//! control socket, and hands out CQEs that came before the end.
+//! **Invariants**: CQ slots are given back as soon as their CQEs were copied out, so that a client
+//! that stops popping half-way holds nothing back. Every wait also watches the engine's pidfd and
+//! the control socket, and hands out CQEs that came before the end.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -85,6 +85,13 @@ impl RawRing {
     #[inline]
     pub fn push(&mut self, sqe: Sqe) -> Option<u64> {
         self.end.push(sqe.to_words())
+    }
+
+    /// Writes entries into the SQ, as many as there is room for, and returns how many. Whoever has
+    /// several to push saves time over pushing them one by one.
+    #[inline]
+    pub fn push_all(&mut self, sqes: impl IntoIterator<Item = Sqe>) -> u32 {
+        self.end.push_all(sqes.into_iter().map(Sqe::to_words))
     }
 
     /// Returns how many entries can be pushed now.

@@ -229,24 +229,17 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     /// Publishes what this turn wrote: one release a ring, then its fate entries are free.
     pub(super) fn publish(&mut self) {
         while let Some(id) = self.dirty.pop() {
-            if let Some(ring) = self.rings[id as usize].as_mut() {
-                ring.dirty = false;
+            let Some(ring) = self.rings[id as usize].as_mut() else { continue };
+            ring.dirty = false;
+            let rings_bell = !ring.faulted && ring.end.publish();
+            for place in ring.frees.drain(..) {
+                ring.end.fate_freed(place);
+                ring.fates.push(place);
             }
-            self.publish_ring(id);
-        }
-    }
-
-    /// Publishes what was written to one ring until now.
-    pub(super) fn publish_ring(&mut self, id: u32) {
-        let Some(ring) = self.rings[id as usize].as_mut() else { return };
-        let rings_bell = !ring.faulted && ring.end.publish();
-        for place in ring.frees.drain(..) {
-            ring.end.fate_freed(place);
-            ring.fates.push(place);
-        }
-        if rings_bell {
-            self.bells.push(id);
-            self.sessions[ring.session.0 as usize].count(Counter::BellsRung, 1);
+            if rings_bell {
+                self.bells.push(id);
+                self.sessions[ring.session.0 as usize].count(Counter::BellsRung, 1);
+            }
         }
     }
 

@@ -98,8 +98,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     /// Whatever else comes, or is at fault, or wants what is not there, is [`Engine::take_one`]'s.
     ///
     /// A NOP is done where it begins. It has a record and a CQE, but no entry in the fate table:
-    /// `cq_tail` covers its CQE before `sq_head` covers it, so that no client ever has to ask what
-    /// became of one.
+    /// should the engine die before its CQE is seen, it reads as done, and so it is.
     #[inline(never)]
     fn take_run(&mut self, id: u32, waiting: u32) -> u32 {
         let mut nops = Nops::default();
@@ -116,7 +115,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             && let Some(ring) = self.rings[id as usize].as_mut()
         {
             nops.add_up(&mut ring.end, &mut self.sessions[ring.session.0 as usize]);
-            self.publish_ring(id);
+            self.touch(RingId(id));
         }
         taken
     }

@@ -195,8 +195,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             dirty: Vec::with_capacity(rings),
             winding: Vec::with_capacity(rings),
             disarming: Vec::with_capacity(limits.regions_max as usize),
-            // A ring publishes at most twice a turn.
-            bells: Vec::with_capacity(2 * rings),
+            bells: Vec::with_capacity(rings),
             flushes: List::default(),
             query: None,
             // Beside those to commands just taken: one for each ring and region that is going.

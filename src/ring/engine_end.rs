@@ -55,7 +55,17 @@ pub struct EngineEnd<M> {
     reserved: u32,
     flags: u32,
     counters: [u64; 8],
+    /// CQEs that are pushed and lie here yet: the last ones before `cq_tail`.
+    staged: [[u64; 4]; STAGED as usize],
+    staged_count: u32,
 }
+
+/// CQEs that are written to their slots in one go.
+///
+/// The slots' lines come from the client's cache. Stores leave a core in order, so that whatever
+/// else is stored between two CQEs keeps their journeys from overlapping: they are collected, and
+/// written one behind the other.
+const STAGED: u32 = 32;
 
 impl<M: Memory> EngineEnd<M> {
     /// Takes the engine's end of fresh ring memory.
@@ -72,6 +82,8 @@ impl<M: Memory> EngineEnd<M> {
             reserved: 0,
             flags: 0,
             counters: [0; 8],
+            staged: [[0; 4]; STAGED as usize],
+            staged_count: 0,
         }
     }
 
@@ -193,16 +205,29 @@ impl<M: Memory> EngineEnd<M> {
         self.memory.cq_entries() - unread - self.reserved
     }
 
-    /// Writes a CQE into a promised slot. It is seen after [`Self::publish`].
+    /// Pushes a CQE into a promised slot. It is seen after [`Self::publish`].
     #[inline]
     pub fn push(&mut self, words: [u64; 4]) {
         assert!(self.reserved > 0, "a CQE without a promised slot");
         self.reserved -= 1;
-        let slot = self.memory.cqe(self.cq_tail);
-        for (at, word) in words.into_iter().enumerate() {
-            slot[at].store(word, Ordering::Relaxed);
+        if self.staged_count == STAGED {
+            self.write_staged();
         }
+        self.staged[(self.staged_count % STAGED) as usize] = words;
+        self.staged_count += 1;
         self.cq_tail = self.cq_tail.wrapping_add(1);
+    }
+
+    /// Writes the CQEs that were collected to their slots.
+    fn write_staged(&mut self) {
+        let first = self.cq_tail.wrapping_sub(self.staged_count);
+        for (ahead, words) in (0..self.staged_count).zip(&self.staged) {
+            let slot = self.memory.cqe(first.wrapping_add(ahead));
+            for (at, word) in words.iter().enumerate() {
+                slot[at].store(*word, Ordering::Relaxed);
+            }
+        }
+        self.staged_count = 0;
     }
 
     /// Gives back promised slots that will not be used (a skipped success, an ARM taken back).
@@ -219,6 +244,7 @@ impl<M: Memory> EngineEnd<M> {
         if self.cq_tail == self.cq_published {
             return false;
         }
+        self.write_staged();
         let old = self.cq_published;
         self.cq_published = self.cq_tail;
         // sync: cqe-visible (release)

@@ -33,6 +33,23 @@ pub(crate) struct Settings {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Flags(Vec<(usize, OsString)>);
 
+impl Flags {
+    /// Takes settings given as `key=value`, for commands whose own flags would mix with them.
+    pub(crate) fn from_pairs(pairs: &[String]) -> Result<Self, BadSetting> {
+        let given = pairs.iter().map(|pair| {
+            let (key, text) = pair.split_once('=').unwrap_or((pair, ""));
+            match TABLE.iter().position(|setting| setting.key == key) {
+                Some(place) => Ok((place, OsString::from(text))),
+                None => {
+                    let (origin, nearest) = (format!("flag --set {pair}"), nearest_key(key));
+                    Err(BadSetting::UnknownKey { origin, key: key.to_string(), nearest })
+                }
+            }
+        });
+        given.collect::<Result<_, _>>().map(Self)
+    }
+}
+
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Origin {

@@ -71,13 +71,15 @@ impl Rig for BareRig<'_> {
         while end.memory.sq_entries() - end.pushed.wrapping_sub(end.taken) < count {
             end.taken = end.memory.word(Word::SqHead).load(Ordering::Acquire);
         }
+        let mut pushed = end.pushed;
         for _ in 0..count {
-            let slot = end.memory.sqe(end.pushed);
-            for (at, word) in self.walk.next(tag).to_words().into_iter().enumerate() {
+            let slot = end.memory.sqe(pushed);
+            for (at, word) in self.walk.next(tag).into_iter().enumerate() {
                 slot[at].store(word, Ordering::Relaxed);
             }
-            end.pushed = end.pushed.wrapping_add(1);
+            pushed = pushed.wrapping_add(1);
         }
+        end.pushed = pushed;
         end.memory.word(Word::SqTail).store(end.pushed, Ordering::Release);
         Ok(())
     }
@@ -87,17 +89,17 @@ impl Rig for BareRig<'_> {
         let end = &mut *self.end;
         let tail = end.memory.word(Word::CqTail).load(Ordering::Acquire);
         let ready = tail.wrapping_sub(end.popped);
-        let mut timed = 0;
-        for _ in 0..ready {
-            let slot = end.memory.cqe(end.popped);
-            let words = std::array::from_fn(|at| slot[at].load(Ordering::Relaxed));
-            let cqe = Cqe::from_words(words);
-            if cqe.res < 0 {
-                return Err(Failure::Failed(format!("the echo process answered {}", cqe.res)));
-            }
+        let (mut timed, mut worst) = (0, 0);
+        for ahead in 0..ready {
+            let slot = end.memory.cqe(end.popped.wrapping_add(ahead));
+            let cqe = Cqe::from_words(std::array::from_fn(|at| slot[at].load(Ordering::Relaxed)));
+            worst = worst.min(cqe.res);
             timed += u32::from(cqe.user_data == TIMED);
-            end.popped = end.popped.wrapping_add(1);
         }
+        if worst < 0 {
+            return Err(Failure::Failed(format!("the echo process answered {worst}")));
+        }
+        end.popped = tail;
         if ready > 0 {
             end.memory.word(Word::CqHead).store(end.popped, Ordering::Release);
         }
@@ -141,18 +143,19 @@ impl EchoEnd {
         while self.memory.cq_entries() - self.answered.wrapping_sub(self.popped) < ready {
             self.popped = self.memory.word(Word::CqHead).load(Ordering::Acquire);
         }
-        for _ in 0..ready {
-            let slot = self.memory.sqe(self.taken);
+        let (taken, answered) = (self.taken, self.answered);
+        for ahead in 0..ready {
+            let slot = self.memory.sqe(taken.wrapping_add(ahead));
             let words = std::array::from_fn(|at| slot[at].load(Ordering::Relaxed));
             let sqe = Sqe::from_words(words);
             let cqe = Cqe { user_data: sqe.user_data, res: work(&sqe), ..Cqe::default() };
-            let slot = self.memory.cqe(self.answered);
+            let slot = self.memory.cqe(answered.wrapping_add(ahead));
             for (at, word) in cqe.to_words().into_iter().enumerate() {
                 slot[at].store(word, Ordering::Relaxed);
             }
-            self.taken = self.taken.wrapping_add(1);
-            self.answered = self.answered.wrapping_add(1);
         }
+        self.taken = taken.wrapping_add(ready);
+        self.answered = answered.wrapping_add(ready);
         self.memory.word(Word::CqTail).store(self.answered, Ordering::Release);
         self.memory.word(Word::SqHead).store(self.taken, Ordering::Release);
         ready

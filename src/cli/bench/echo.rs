@@ -86,4 +86,4 @@ pub(super) fn open_segment(path: &Path, bytes: u64) -> Result<Arc<Mapping>, Fail
 }
 
 /// Looks in vain between two looks whether the slice is over.
-const LOOKS_PER_DOUBT: u32 = 256;
+const LOOKS_PER_DOUBT: u32 = 1_024;

@@ -5,6 +5,8 @@
 //! lists behind them.
 //! **Tests**: here, for what is refused and for where ops lie.
 
+use std::mem::offset_of;
+
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -150,9 +152,10 @@ impl Shape {
         self.size_bytes * self.pages
     }
 
-    /// Slots a ring needs to hold all that is in flight.
+    /// Slots of every ring: they hold all that is in flight, and are so many that a slot written
+    /// anew has not been read just now, which would cost one side a wait for its cache line.
     pub(super) fn entries(&self) -> u32 {
-        self.depth.next_power_of_two().max(2)
+        self.depth.next_power_of_two().max(64)
     }
 
     /// Different places that ops go to, one after the other.
@@ -230,23 +233,27 @@ impl Shape {
         };
         let local_step = if nop { 0 } else { local_step };
         Walk {
-            next: first,
-            first,
-            local_step,
-            remote_step,
+            words: first.to_words(),
+            offsets: [local, remote],
+            first: [local, remote],
+            steps: [if nop { 0 } else { local_step }, remote_step],
             left: self.places(),
             places: self.places(),
         }
     }
 }
 
-/// Prebuilt entries, one place after the other.
+/// Prebuilt entries, one place after the other, as the words that go into a slot.
+///
+/// What changes is kept apart from what does not: words that were just written one by one cannot
+/// be read back in pairs without a stall.
 #[derive(Clone, Debug)]
 pub(super) struct Walk {
-    next: Sqe,
-    first: Sqe,
-    local_step: u64,
-    remote_step: u64,
+    words: [u64; 8],
+    /// Local and remote: now, at the first place, and from place to place.
+    offsets: [u64; 2],
+    first: [u64; 2],
+    steps: [u64; 2],
     left: u64,
     places: u64,
 }
@@ -254,19 +261,27 @@ pub(super) struct Walk {
 impl Walk {
     /// The next entry.
     #[inline]
-    pub(super) fn next(&mut self, user_data: u64) -> Sqe {
-        let sqe = Sqe { user_data, ..self.next };
+    pub(super) fn next(&mut self, user_data: u64) -> [u64; 8] {
+        let [local, remote] = self.offsets;
         self.left -= 1;
         if self.left == 0 {
-            self.next = self.first;
+            self.offsets = self.first;
             self.left = self.places;
         } else {
-            self.next.local_offset += self.local_step;
-            self.next.remote_offset += self.remote_step;
+            self.offsets = [local + self.steps[0], remote + self.steps[1]];
         }
-        sqe
+        let mut words = self.words;
+        words[AT_USER_DATA] = user_data;
+        words[AT_LOCAL_OFFSET] = local;
+        words[AT_REMOTE_OFFSET] = remote;
+        words
     }
 }
+
+/// Words of an SQE.
+const AT_USER_DATA: usize = offset_of!(Sqe, user_data) / 8;
+const AT_LOCAL_OFFSET: usize = offset_of!(Sqe, local_offset) / 8;
+const AT_REMOTE_OFFSET: usize = offset_of!(Sqe, remote_offset) / 8;
 
 const OP_BYTES_MAX_U64: u64 = OP_BYTES_MAX as u64;
 
@@ -331,8 +346,8 @@ mod tests {
             let (base, lists) = shape.lists();
             let mut walk = shape.walk(7, 8);
             let places = 1_024 / shape.op_bytes();
-            let all: Vec<_> = (0..places).map(|at| walk.next(at)).collect();
-            assert_eq!(walk.next(0), Sqe { user_data: 0, ..all[0] }, "over again");
+            let all: Vec<_> = (0..places).map(|at| Sqe::from_words(walk.next(at))).collect();
+            assert_eq!(Sqe::from_words(walk.next(0)), all[0], "over again");
             for (at, sqe) in all.iter().enumerate() {
                 let at = at as u64;
                 assert_eq!((sqe.opcode, sqe.user_data), (op.opcode() as u8, at));
@@ -365,7 +380,8 @@ mod tests {
         let mut walk = Shape::settle(wish(OpKind::Nop)).unwrap().walk(7, 8);
         for at in 0..3 {
             let class = Class::Medium as u8;
-            assert_eq!(walk.next(at), Sqe { user_data: at, class, ..Sqe::default() });
+            let sqe = Sqe { user_data: at, class, ..Sqe::default() };
+            assert_eq!(walk.next(at), sqe.to_words());
         }
     }
 }

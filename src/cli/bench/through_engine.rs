@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use verbring::abi::Sqe;
 use verbring::client::RingError;
 use verbring::{Import, RawRing, Region, Rights, RingOptions, Session};
 
@@ -62,7 +63,7 @@ impl Rig for EngineRig {
     #[inline]
     fn submit(&mut self, count: u32, tag: u64) -> Result<(), Failure> {
         for _ in 0..count {
-            let sqe = self.walk.next(tag);
+            let sqe = Sqe::from_words(self.walk.next(tag));
             while self.ring.push(sqe).is_none() {
                 // As many SQEs as slots are in flight: the engine has taken them, or soon will.
                 self.ring.submit();

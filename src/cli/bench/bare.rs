@@ -58,6 +58,11 @@ impl BareEnd {
         BareRig { end: self, walk }
     }
 
+    /// The ring's memory.
+    pub(super) fn memory(&self) -> &Mapped {
+        &self.memory
+    }
+
     /// Tells the far end that the slice with this number is over.
     pub(super) fn dismiss(&self, slice: u32) {
         self.memory.word(Word::BellAt).store(slice, Ordering::Release);
@@ -110,6 +115,11 @@ impl Rig for BareRig<'_> {
         // A far end that is gone has closed nothing here: silence tells.
         Ok(())
     }
+
+    fn at_rest(&mut self) -> bool {
+        // It waits for its parent's word as soon as it has been dismissed.
+        true
+    }
 }
 
 /// The far end.
@@ -125,6 +135,11 @@ impl EchoEnd {
     pub(super) fn new(memory: Mapped) -> Self {
         let first = memory.first_index();
         Self { memory, taken: first, answered: first, popped: first }
+    }
+
+    /// The ring's memory.
+    pub(super) fn memory(&self) -> &Mapped {
+        &self.memory
     }
 
     /// True once the client has nothing more to ask in this slice.

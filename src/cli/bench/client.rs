@@ -8,14 +8,17 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use nix::sys::resource::{UsageWho, getrusage};
+use verbring::RawRing;
 
 use super::bare::{self, BareEnd};
 use super::cores::pin_to;
 use super::echo::open_segment;
+use super::engine_process::allow_many_files;
 use super::slice::{self, Counted, Span, histogram};
 use super::talk::{Order, Plan, Report, misplaced, next_order, report};
-use super::through_engine::EngineRig;
+use super::through_engine::{EngineRig, crowd};
 use super::uring::UringRig;
+use super::wake::{self, FutexClient};
 use super::who::Who;
 use crate::cli::Failure;
 
@@ -24,6 +27,7 @@ pub(super) fn run() -> Result<(), Failure> {
     let Some(order) = next_order()? else { return Ok(()) };
     let Order::Prepare(plan) = order else { return Err(misplaced(&order)) };
     pin_to(plan.core)?;
+    allow_many_files()?;
     let mut ends = Ends::new(*plan)?;
     report(&Report::Ready { skipped: std::mem::take(&mut ends.skipped) })?;
     while let Some(order) = next_order()? {
@@ -43,6 +47,9 @@ pub(super) fn run() -> Result<(), Failure> {
 struct Ends {
     plan: Plan,
     engine: Option<EngineRig>,
+    /// Of the engine with idle rings, which are kept beside it.
+    beside_idle: Option<EngineRig>,
+    _idle: Vec<RawRing>,
     bare: Option<BareEnd>,
     uring: Option<UringRig>,
     sqpoll: Option<UringRig>,
@@ -57,6 +64,13 @@ impl Ends {
         let engine = match has(Who::Verbring) {
             true => Some(EngineRig::new(&plan.socket, &plan.shape, Duration::ZERO)?),
             false => None,
+        };
+        let (beside_idle, idle) = match &plan.idle {
+            Some((socket, rings)) => {
+                let rig = EngineRig::new(socket, &plan.shape, Duration::ZERO)?;
+                (Some(rig), crowd(socket, *rings)?)
+            }
+            None => (None, Vec::new()),
         };
         let bare = match &plan.segment {
             Some(segment) => {
@@ -76,39 +90,74 @@ impl Ends {
         let plain = uring(Who::IoUring, None);
         let sqpoll = uring(Who::IoUringSqpoll, Some(plan.other_core));
         let latencies = plan.contestants.iter().map(|who| (*who, histogram())).collect();
-        Ok(Self { engine, bare, uring: plain, sqpoll, skipped, latencies, plan })
+        Ok(Self {
+            engine,
+            beside_idle,
+            _idle: idle,
+            bare,
+            uring: plain,
+            sqpoll,
+            skipped,
+            latencies,
+            plan,
+        })
     }
 
     fn slice(&mut self, slice: u32, who: Who, span: Span) -> Result<Counted, Failure> {
         let before = displaced();
+        let counted = if self.plan.sleep {
+            self.sleep_slice(slice, who, span)
+        } else {
+            self.busy_slice(slice, who, span)
+        }?;
+        Ok(Counted { displaced: displaced() - before, ..counted })
+    }
+
+    fn busy_slice(&mut self, slice: u32, who: Who, span: Span) -> Result<Counted, Failure> {
         let (shape, crowded) = (&self.plan.shape, self.plan.crowded);
-        let Some((_, latencies)) = self.latencies.iter_mut().find(|(it, _)| *it == who) else {
-            return Err(absent(who));
-        };
-        let counted = match who {
+        let latencies = find(&mut self.latencies, who)?;
+        match who {
             Who::Verbring | Who::Again => {
-                let rig = self.engine.as_mut().ok_or_else(|| absent(who))?;
-                slice::run(rig, shape, span, crowded, latencies)
+                slice::run(present(&mut self.engine, who)?, shape, span, crowded, latencies)
+            }
+            Who::VerbringIdleRings => {
+                slice::run(present(&mut self.beside_idle, who)?, shape, span, crowded, latencies)
             }
             Who::Bare | Who::BareMemcpy => {
-                let end = self.bare.as_mut().ok_or_else(|| absent(who))?;
+                let end = present(&mut self.bare, who)?;
                 let shape = if who == Who::Bare { shape.bare() } else { shape.clone() };
-                let counted =
-                    slice::run(&mut end.rig(shape.walk(0, 0)), &shape, span, crowded, latencies);
+                let mut rig = end.rig(shape.walk(0, 0));
+                let counted = slice::run(&mut rig, &shape, span, crowded, latencies);
                 end.dismiss(slice);
                 counted
             }
             Who::IoUring => {
-                let rig = self.uring.as_mut().ok_or_else(|| absent(who))?;
-                slice::run(rig, shape, span, crowded, latencies)
+                slice::run(present(&mut self.uring, who)?, shape, span, crowded, latencies)
             }
             Who::IoUringSqpoll => {
-                let rig = self.sqpoll.as_mut().ok_or_else(|| absent(who))?;
-                slice::run(rig, shape, span, crowded, latencies)
+                slice::run(present(&mut self.sqpoll, who)?, shape, span, crowded, latencies)
             }
-            Who::VerbringIdleRings | Who::Futex => Err(absent(who)),
-        }?;
-        Ok(Counted { displaced: displaced() - before, ..counted })
+            Who::Futex => Err(absent(who)),
+        }
+    }
+
+    fn sleep_slice(&mut self, slice: u32, who: Who, span: Span) -> Result<Counted, Failure> {
+        let latencies = find(&mut self.latencies, who)?;
+        match who {
+            Who::Verbring | Who::Again => {
+                wake::run(present(&mut self.engine, who)?, span, latencies)
+            }
+            Who::VerbringIdleRings => {
+                wake::run(present(&mut self.beside_idle, who)?, span, latencies)
+            }
+            Who::Futex => {
+                let mut client = FutexClient(present(&mut self.bare, who)?.memory());
+                let counted = wake::run(&mut client, span, latencies)?;
+                client.dismiss(slice)?;
+                Ok(counted)
+            }
+            Who::Bare | Who::BareMemcpy | Who::IoUring | Who::IoUringSqpoll => Err(absent(who)),
+        }
     }
 
     /// All latencies so far, each with how often it was seen.
@@ -121,6 +170,15 @@ impl Ends {
         };
         self.latencies.iter().map(|(who, histogram)| (*who, values(histogram))).collect()
     }
+}
+
+fn find(all: &mut [(Who, Histogram<u64>)], who: Who) -> Result<&mut Histogram<u64>, Failure> {
+    let found = all.iter_mut().find(|(it, _)| *it == who);
+    found.map(|(_, histogram)| histogram).ok_or_else(|| absent(who))
+}
+
+fn present<T>(end: &mut Option<T>, who: Who) -> Result<&mut T, Failure> {
+    end.as_mut().ok_or_else(|| absent(who))
 }
 
 fn absent(who: Who) -> Failure {

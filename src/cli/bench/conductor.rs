@@ -18,6 +18,7 @@ use super::cores::Cores;
 use super::quiet::{Disturbance, Watch};
 use super::shape::Shape;
 use super::slice::{Counted, Span, histogram, now_ns};
+use super::statistics::median;
 use super::talk::{Event, Order, Plan, Report, Role, Worker, next_report};
 use super::who::Who;
 use crate::cli::Failure;
@@ -33,6 +34,10 @@ pub(super) struct Terms {
     pub(super) slice: Duration,
     pub(super) time: Duration,
     pub(super) contestants: Vec<Who>,
+    /// Rings that stay idle, in an engine of their own beside a busy one.
+    pub(super) idle_rings: u32,
+    /// From sleep to completion.
+    pub(super) sleep: bool,
 }
 
 /// What one contestant's slices came to.
@@ -42,6 +47,8 @@ pub(super) struct Track {
     pub(super) ops: u64,
     /// Ops a second in each round.
     pub(super) rates: Vec<f64>,
+    /// The median latency in each round, if it was told.
+    pub(super) medians_ns: Vec<f64>,
     pub(super) latencies: Histogram<u64>,
     /// Why it did not run.
     pub(super) skipped: Option<String>,
@@ -62,7 +69,7 @@ pub(super) fn measure(terms: &Terms, shape: &Shape) -> Result<Measured, Failure>
 
 /// The processes of one measurement. They end with the value.
 struct Stage {
-    engine: Worker,
+    engines: Vec<Worker>,
     echo: Option<Worker>,
     clients: Vec<Worker>,
     happened: Receiver<Event>,
@@ -73,10 +80,19 @@ impl Stage {
     /// Starts everything and waits until all of it is ready.
     fn set(terms: &Terms, shape: &Shape) -> Result<Self, Failure> {
         let (events, happened) = mpsc::channel();
-        let place = Place::new("bench")?;
-        let mut engine = Worker::start(Role::Engine, &events)?;
-        engine.tell(&Order::Serve { socket: place.socket(), settings: terms.settings.clone() })?;
-        ready(&happened)?;
+        // The second engine has the idle rings.
+        let mut places = vec![Place::new("bench")?];
+        if terms.idle_rings > 0 {
+            places.push(Place::new("bench")?);
+        }
+        let mut engines = Vec::new();
+        for place in &places {
+            let mut engine = Worker::start(Role::Engine, &events)?;
+            let settings = terms.settings.clone();
+            engine.tell(&Order::Serve { socket: place.socket(), settings })?;
+            ready(&happened)?;
+            engines.push(engine);
+        }
         let echoes = terms.contestants.iter().any(|who| who.echoes());
         // Held until the processes have them, too.
         let mut segments = Vec::new();
@@ -102,8 +118,12 @@ impl Stage {
                 core: terms.cores.of_client(index),
                 other_core: terms.cores.engine,
                 crowded: terms.clients > terms.cores.clients.len(),
-                socket: place.socket(),
+                socket: places[0].socket(),
                 segment: segments.get(index).map(inherited),
+                idle: places
+                    .get(1)
+                    .map(|place| (place.socket(), if index == 0 { terms.idle_rings } else { 0 })),
+                sleep: terms.sleep,
             })))?;
             skipped.extend(ready(&happened)?);
             clients.push(worker);
@@ -112,10 +132,11 @@ impl Stage {
             who: *who,
             ops: 0,
             rates: Vec::new(),
+            medians_ns: Vec::new(),
             latencies: histogram(),
             skipped: skipped.iter().find(|(it, _)| it == who).map(|(_, text)| text.clone()),
         });
-        Ok(Self { engine, echo, clients, happened, tracks: tracks.collect() })
+        Ok(Self { engines, echo, clients, happened, tracks: tracks.collect() })
     }
 
     /// Runs all rounds.
@@ -134,6 +155,10 @@ impl Stage {
                 let track = &mut self.tracks[at];
                 track.ops += counted.iter().map(|it| it.ops).sum::<u64>();
                 track.rates.push(counted.iter().map(rate).sum());
+                if terms.sleep {
+                    let medians = counted.iter().map(|it| float(it.p50_ns)).collect::<Vec<_>>();
+                    track.medians_ns.push(median(&medians));
+                }
                 displaced += counted.iter().map(|it| it.displaced).sum::<u64>();
             }
         }
@@ -181,8 +206,7 @@ impl Stage {
     }
 
     fn pids(&self) -> Vec<u32> {
-        let others = self.echo.iter().chain(&self.clients);
-        std::iter::once(&self.engine).chain(others).map(Worker::pid).collect()
+        self.engines.iter().chain(&self.echo).chain(&self.clients).map(Worker::pid).collect()
     }
 }
 
@@ -196,8 +220,13 @@ fn rounds(terms: &Terms, contestants: usize) -> usize {
 }
 
 fn rate(counted: &Counted) -> f64 {
-    #[expect(clippy::cast_precision_loss, reason = "a slice has far less than 2^52 of either")]
-    if counted.elapsed_ns == 0 { 0.0 } else { counted.ops as f64 * 1e9 / counted.elapsed_ns as f64 }
+    let elapsed_ns = float(counted.elapsed_ns);
+    if elapsed_ns == 0.0 { 0.0 } else { float(counted.ops) * 1e9 / elapsed_ns }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a slice has far less than 2^52 of anything")]
+fn float(count: u64) -> f64 {
+    count as f64
 }
 
 fn ready(happened: &Receiver<Event>) -> Result<Vec<(Who, String)>, Failure> {

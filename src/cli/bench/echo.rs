@@ -13,6 +13,7 @@ use super::bare::{self, EchoEnd, move_payload};
 use super::cores::pin_to;
 use super::shape::Shape;
 use super::talk::{Order, Report, misplaced, next_order, report};
+use super::wake::serve_futex;
 use super::who::Who;
 use crate::cli::Failure;
 
@@ -33,6 +34,11 @@ pub(super) fn run() -> Result<(), Failure> {
             Order::Go { slice, who: Who::Bare } => serve(&mut ends, slice, |_| 0),
             Order::Go { slice, who: Who::BareMemcpy } => {
                 serve(&mut ends, slice, |sqe| move_payload(&memory, sqe));
+            }
+            // Only one waits for each futex.
+            Order::Go { slice, who: Who::Futex } => {
+                let end = ends.first().ok_or_else(|| Failure::Failed("no ring".to_string()))?;
+                serve_futex(end.memory(), slice)?;
             }
             other => return Err(misplaced(&other)),
         }

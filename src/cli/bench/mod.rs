@@ -29,6 +29,7 @@ mod sweep;
 mod talk;
 mod through_engine;
 mod uring;
+mod wake;
 mod who;
 
 use std::time::Duration;
@@ -86,6 +87,12 @@ pub(crate) struct Bench {
     /// A setting of the engine, as in `verbring serve`: spin_us=0. May be repeated.
     #[arg(long, value_name = "NAME=VALUE")]
     set: Vec<String>,
+    /// From sleep to completion: one op at a time, with both sides asleep before and between.
+    #[arg(long)]
+    sleep: bool,
+    /// Runs beside it the same ops through an engine that also has so many idle rings.
+    #[arg(long, value_name = "RINGS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    idle_rings: u32,
     /// Prints one JSON object a row instead of a table.
     #[arg(long)]
     json: bool,
@@ -126,7 +133,7 @@ impl Bench {
         }
         for shape in &shapes {
             let measured = conductor::measure(&terms, shape)?;
-            for row in rows::rows(&measured, shape, terms.clients) {
+            for row in rows::rows(&measured, shape, &terms) {
                 if self.json {
                     let value = serde_json::to_value(&row)
                         .map_err(|error| Failure::of("cannot write a row", &error))?;
@@ -162,6 +169,11 @@ impl Bench {
                         working_set_bytes: self.working_set,
                     });
                     let shape = shape.map_err(|error| Failure::Usage(error.to_string()))?;
+                    if self.sleep && shape.depth != 1 {
+                        let depth = shape.depth;
+                        let text = format!("--depth is {depth}, but must be 1 with --sleep");
+                        return Err(Failure::Usage(text));
+                    }
                     // A NOP has no size to sweep over.
                     if !shapes.contains(&shape) {
                         shapes.push(shape);
@@ -175,10 +187,26 @@ impl Bench {
     fn terms(&self) -> Result<Terms, Failure> {
         let cores = Cores::choose(&self.pin, &cores::allowed()?)?;
         let mut settings = vec![format!("pin={}", cores.engine)];
+        if self.idle_rings > 0 {
+            // Both engines alike: what differs is the rings that there are.
+            let rings = self.idle_rings + RINGS_SPARE;
+            let more = [("rings_max", rings), ("quota.rings", rings)];
+            settings.extend(more.map(|(name, value)| format!("{name}={value}")));
+            settings.push("quota.control_per_s=1000000".to_string());
+        }
         settings.extend(self.set.iter().cloned());
         engine_process::settings_for(&settings)?;
         let mut contestants = vec![Who::Verbring];
+        if self.idle_rings > 0 {
+            contestants.push(Who::VerbringIdleRings);
+        }
         for who in self.baseline.iter().map(|baseline| baseline.who()) {
+            let (sleeps, runs) = (matches!(who, Who::Futex | Who::Again), who != Who::Futex);
+            if !(if self.sleep { sleeps } else { runs }) {
+                let limit = if self.sleep { "futex or self with" } else { "anything else without" };
+                let text = format!("--baseline is {}, but must be {limit} --sleep", who.name());
+                return Err(Failure::Usage(text));
+            }
             if !contestants.contains(&who) {
                 contestants.push(who);
             }
@@ -190,9 +218,14 @@ impl Bench {
             slice: Duration::from_millis(self.slice_ms.into()),
             time: self.seconds,
             contestants,
+            idle_rings: self.idle_rings,
+            sleep: self.sleep,
         })
     }
 }
+
+/// Rings besides the idle ones: the clients' own.
+const RINGS_SPARE: u32 = 128;
 
 fn read_class(text: &str) -> Result<Class, String> {
     let named = Class::ALL.into_iter().find(|class| text == class_name(*class));

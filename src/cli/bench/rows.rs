@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::conductor::{Measured, Track};
+use super::conductor::{Measured, Terms, Track};
 use super::shape::{OpKind, Shape};
 use super::statistics::{Ratio, median, spread};
 use super::who::Who;
@@ -10,7 +10,7 @@ use super::who::Who;
 /// One contestant at one point of a sweep.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Row {
-    /// `pipelined` or `lock-step`.
+    /// `pipelined`, `lock-step` or `sleep`.
     pub(super) bench: &'static str,
     pub(super) who: Who,
     /// NOP for contestants that move no payload.
@@ -20,6 +20,8 @@ pub(super) struct Row {
     pub(super) batch: u32,
     pub(super) depth: u32,
     pub(super) clients: usize,
+    /// Idle rings of the same engine.
+    pub(super) idle_rings: u32,
     pub(super) class: u8,
     pub(super) working_set_bytes: u64,
     pub(super) ops: u64,
@@ -33,10 +35,11 @@ pub(super) struct Row {
     pub(super) runs: usize,
     /// From the 10th to the 90th percentile of the slices, as a part of the median.
     pub(super) spread: f64,
-    /// What verbring did, divided by what this one did, and the ends of the 95 % interval.
+    /// Verbring's figure by this one's, over pairs of slices, and the ends of its 95 % interval.
     pub(super) ratio: Option<f64>,
     pub(super) ratio_low: Option<f64>,
     pub(super) ratio_high: Option<f64>,
+    /// Which figure: a ratio of `ops_per_s` is better if larger, one of `p50_ns` if smaller.
     pub(super) ratio_of: Option<&'static str>,
     pub(super) quiet: bool,
     pub(super) disturbed_by: Vec<String>,
@@ -45,26 +48,34 @@ pub(super) struct Row {
 }
 
 /// The rows of one point, the engine's first.
-pub(super) fn rows(measured: &Measured, shape: &Shape, clients: usize) -> Vec<Row> {
+pub(super) fn rows(measured: &Measured, shape: &Shape, terms: &Terms) -> Vec<Row> {
     let disturbed_by = measured.disturbance.complaints();
     let subject = measured.tracks.iter().find(|track| track.who == Who::Verbring);
     let row = |track: &Track| {
         let shape = if track.who.moves_payload() { shape.clone() } else { shape.bare() };
-        let ratio = subject
-            .filter(|subject| subject.who != track.who)
-            .and_then(|subject| Ratio::of_pairs(&subject.rates, &track.rates));
+        let ratio = subject.filter(|subject| subject.who != track.who).and_then(|subject| {
+            match terms.sleep {
+                true => Ratio::of_pairs(&subject.medians_ns, &track.medians_ns),
+                false => Ratio::of_pairs(&subject.rates, &track.rates),
+            }
+        });
         let ops_per_s = median(&track.rates);
         #[expect(clippy::cast_precision_loss, reason = "an op has less than 2^31 bytes")]
         let op_bytes = shape.op_bytes() as f64;
         Row {
-            bench: if shape.batch == shape.depth { "lock-step" } else { "pipelined" },
+            bench: match (terms.sleep, shape.batch == shape.depth) {
+                (true, _) => "sleep",
+                (false, true) => "lock-step",
+                (false, false) => "pipelined",
+            },
             who: track.who,
             op: shape.op,
             size_bytes: shape.size_bytes,
             pages: shape.pages,
             batch: shape.batch,
             depth: shape.depth,
-            clients,
+            clients: terms.clients,
+            idle_rings: if track.who == Who::VerbringIdleRings { terms.idle_rings } else { 0 },
             class: shape.class,
             working_set_bytes: shape.working_set_bytes,
             ops: track.ops,
@@ -78,7 +89,7 @@ pub(super) fn rows(measured: &Measured, shape: &Shape, clients: usize) -> Vec<Ro
             ratio: ratio.map(|it| it.middle),
             ratio_low: ratio.map(|it| it.low),
             ratio_high: ratio.map(|it| it.high),
-            ratio_of: ratio.map(|_| "ops_per_s"),
+            ratio_of: ratio.map(|_| if terms.sleep { "p50_ns" } else { "ops_per_s" }),
             quiet: disturbed_by.is_empty(),
             disturbed_by: disturbed_by.clone(),
             skipped: track.skipped.clone(),

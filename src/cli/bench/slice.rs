@@ -27,6 +27,9 @@ pub(super) trait Rig {
 
     /// Looks whether the other side is still there, after it has been silent for long.
     fn check(&mut self) -> Result<(), Failure>;
+
+    /// True once the other side has gone to sleep, so that it is in nobody's way.
+    fn at_rest(&mut self) -> bool;
 }
 
 /// The tag of ops that belong to the batch that is being timed.
@@ -48,6 +51,8 @@ pub(super) struct Span {
 pub(super) struct Counted {
     pub(super) ops: u64,
     pub(super) elapsed_ns: u64,
+    /// The slice's own median, where the ratio is one of latencies; else 0.
+    pub(super) p50_ns: u64,
     /// How often this thread was taken off its core meanwhile, against its will.
     pub(super) displaced: u64,
 }
@@ -109,7 +114,7 @@ pub(super) fn run(
         }
     };
     let (from, before) = counted_from.unwrap_or((until, ops));
-    let counted = Counted { ops: ops - before, elapsed_ns: until - from, displaced: 0 };
+    let counted = Counted { ops: ops - before, elapsed_ns: until - from, ..Counted::default() };
     while in_flight > 0 {
         let (popped, _) = rig.reap()?;
         in_flight -= popped;
@@ -119,7 +124,17 @@ pub(super) fn run(
             silence = Silence::default();
         }
     }
+    rest(rig);
     Ok(counted)
+}
+
+/// Waits until the other side sleeps, so that the next slice is the next contestant's alone. One
+/// that is set to look for work for longer than this is left to it.
+pub(super) fn rest(rig: &mut impl Rig) {
+    let until = now_ns() + REST_MAX_NS;
+    while !rig.at_rest() && now_ns() < until {
+        std::hint::spin_loop();
+    }
 }
 
 /// When the next batch is to be timed: about every [`LOOK_EVERY_NS`], by counting batches.
@@ -200,11 +215,14 @@ pub(super) fn histogram() -> Histogram<u64> {
 /// Two readings of the clock in so long cost one per cent or so.
 const LOOK_EVERY_NS: u64 = 4_000;
 
+/// The kernel's polling thread counts in ticks of up to 10 ms.
+const REST_MAX_NS: u64 = 30_000_000;
+
 /// With more clients than cores, whoever looks in vain so often lets another one run.
 const YIELD_AFTER: u32 = 16;
 
 /// No op takes so long, unless something hangs.
-const SILENCE_MAX: Duration = Duration::from_secs(10);
+pub(super) const SILENCE_MAX: Duration = Duration::from_secs(10);
 
 /// Latencies above a minute count as a minute.
 const LATENCY_MAX_NS: u64 = 60_000_000_000;

@@ -52,6 +52,10 @@ pub(super) struct Plan {
     pub(super) socket: PathBuf,
     /// The bare ring.
     pub(super) segment: Option<PathBuf>,
+    /// The engine with idle rings beside, and how many this client is to make.
+    pub(super) idle: Option<(PathBuf, u32)>,
+    /// From sleep to completion.
+    pub(super) sleep: bool,
 }
 
 /// What a process tells the parent.

@@ -8,7 +8,8 @@ use verbring::client::RingError;
 use verbring::{Import, RawRing, Region, Rights, RingOptions, Session};
 
 use super::shape::{Shape, Walk};
-use super::slice::{Rig, TIMED};
+use super::slice::{Rig, SILENCE_MAX, TIMED};
+use super::wake::Sleeper;
 use crate::cli::Failure;
 
 /// A session with one ring, and one region that it has exported and imported itself.
@@ -59,6 +60,33 @@ fn memory(session: &Session, shape: &Shape) -> Result<(Region, Import), Failure>
     Ok((region, import))
 }
 
+/// Makes rings that stay idle.
+pub(super) fn crowd(socket: &Path, rings: u32) -> Result<Vec<RawRing>, Failure> {
+    if rings == 0 {
+        return Ok(Vec::new());
+    }
+    let session = Session::connect(socket).map_err(|error| Failure::of("cannot attach", &error))?;
+    (0..rings)
+        .map(|_| session.raw_ring(RingOptions::new(2, 2)))
+        .collect::<Result<_, _>>()
+        .map_err(|error| Failure::of("cannot have idle rings", &error))
+}
+
+impl Sleeper for EngineRig {
+    fn other_sleeps(&mut self) -> bool {
+        self.ring.engine_sleeps()
+    }
+
+    fn once(&mut self) -> Result<(), Failure> {
+        self.submit(1, 0)?;
+        self.ring.wait(1, Some(SILENCE_MAX)).map_err(over)?;
+        match self.reap()? {
+            (0, _) => Err(Failure::Failed("an op did not complete".to_string())),
+            _ => Ok(()),
+        }
+    }
+}
+
 impl Rig for EngineRig {
     #[inline]
     fn submit(&mut self, count: u32, tag: u64) -> Result<(), Failure> {
@@ -93,6 +121,10 @@ impl Rig for EngineRig {
     fn check(&mut self) -> Result<(), Failure> {
         // A wait of no length looks whether the engine and the session live.
         self.ring.wait(1, Some(Duration::ZERO)).map(|_| ()).map_err(over)
+    }
+
+    fn at_rest(&mut self) -> bool {
+        self.ring.engine_sleeps()
     }
 }
 

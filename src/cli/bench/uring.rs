@@ -5,7 +5,8 @@
 
 use std::io;
 
-use io_uring::{Builder, IoUring, cqueue, opcode, squeue};
+use io_uring::{Builder, CompletionQueue, IoUring, SubmissionQueue, Submitter};
+use io_uring::{cqueue, opcode, squeue};
 
 use super::shape::Shape;
 use super::slice::{Rig, TIMED};
@@ -13,23 +14,29 @@ use crate::cli::Failure;
 
 /// One ring of this thread's own.
 pub(super) struct UringRig {
-    ring: IoUring,
+    submitter: Submitter<'static>,
+    submissions: SubmissionQueue<'static>,
+    completions: CompletionQueue<'static>,
     plain: squeue::Entry,
     timed: squeue::Entry,
     sqpoll: bool,
 }
 
 impl UringRig {
-    /// Makes a ring that holds all that the shape has in flight. `sqpoll`: the core on which a
-    /// kernel thread is to poll; `None` for system calls.
+    /// Makes a ring that holds all that the shape has in flight, and lives as long as the process.
+    /// `sqpoll`: the core on which a kernel thread is to poll; `None` for system calls.
     ///
     /// # Errors
     /// The system's, for machines on which io_uring may not be used.
     pub(super) fn new(shape: &Shape, sqpoll: Option<usize>) -> io::Result<Self> {
-        let ring = Self::best(shape.entries(), sqpoll)?;
+        let ring = Box::leak(Box::new(Self::best(shape.entries(), sqpoll)?));
+        let (mut submitter, submissions, completions) = ring.split();
+        // Spares a look-up of the descriptor in every call; kernels before 5.18 do not know it.
+        let _ = submitter.register_ring_fd();
         let nop = opcode::Nop::new().build();
         let timed = nop.clone().user_data(TIMED);
-        Ok(Self { ring, plain: nop, timed, sqpoll: sqpoll.is_some() })
+        let sqpoll = sqpoll.is_some();
+        Ok(Self { submitter, submissions, completions, plain: nop, timed, sqpoll })
     }
 
     /// The ring with the most helpful set of flags that this kernel takes.
@@ -73,43 +80,46 @@ impl Rig for UringRig {
     #[inline]
     fn submit(&mut self, count: u32, tag: u64) -> Result<(), Failure> {
         let entry = if tag == TIMED { &self.timed } else { &self.plain };
-        {
-            let mut queue = self.ring.submission();
-            for _ in 0..count {
-                loop {
-                    // SAFETY: a NOP names no buffer, so there is none that would have to live on.
-                    if unsafe { queue.push(entry) }.is_ok() {
-                        break;
-                    }
-                    // The polling thread has completed an op before it gave its slot back.
-                    queue.sync();
-                }
+        for _ in 0..count {
+            // SAFETY: a NOP names no buffer, so there is none that would have to live on.
+            while unsafe { self.submissions.push(entry) }.is_err() {
+                // The polling thread has completed an op before it gave its slot back.
+                self.submissions.sync();
             }
         }
-        self.ring.submit().map(|_| ()).map_err(|error| Failure::of("io_uring_enter", &error))
+        self.submissions.sync();
+        self.submitter.submit().map(|_| ()).map_err(entering)
     }
 
     #[inline]
     fn reap(&mut self) -> Result<(u32, u32), Failure> {
         let (mut popped, mut timed) = (0, 0);
-        for cqe in self.ring.completion() {
+        self.completions.sync();
+        for cqe in &mut self.completions {
             if cqe.result() < 0 {
                 return Err(Failure::Failed(format!("io_uring answered {}", cqe.result())));
             }
             popped += 1;
             timed += u32::from(cqe.user_data() == TIMED);
         }
+        self.completions.sync();
         Ok((popped, timed))
     }
 
     fn check(&mut self) -> Result<(), Failure> {
         // Wakes a kernel thread that sleeps, and runs work that was deferred.
         let want = usize::from(!self.sqpoll);
-        let entered = self.ring.submitter().submit_and_wait(want);
-        entered.map(|_| ()).map_err(|error| Failure::of("io_uring_enter", &error))
+        self.submitter.submit_and_wait(want).map(|_| ()).map_err(entering)
+    }
+
+    fn at_rest(&mut self) -> bool {
+        !self.sqpoll || self.submissions.need_wakeup()
     }
 }
 
-/// After so long without work the kernel thread sleeps: within the part of the next contestant's
-/// slice that is not counted.
+fn entering(error: io::Error) -> Failure {
+    Failure::of("io_uring_enter", &error)
+}
+
+/// After so long without work the kernel thread sleeps, rounded up to its ticks.
 const SQPOLL_IDLE_MS: u32 = 1;

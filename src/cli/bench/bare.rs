@@ -213,3 +213,88 @@ pub(super) fn move_payload(memory: &Mapping, sqe: &Sqe) -> i32 {
 
 /// SQEs answered before the client is told.
 const LOT: u32 = 32;
+
+#[cfg(test)]
+mod tests {
+    use verbring::abi::Class;
+
+    use super::*;
+    use crate::cli::bench::shape::{OpKind, Wish};
+
+    fn shape(op: OpKind) -> Shape {
+        Shape::settle(Wish {
+            op,
+            size_bytes: 16,
+            pages: 2,
+            batch: 8,
+            depth: 64,
+            class: Class::Medium,
+            working_set_bytes: Some(256),
+        })
+        .unwrap()
+    }
+
+    /// Far more entries than slots, so that every cursor wraps: each comes back, and in order.
+    #[test]
+    fn every_entry_comes_back_once() {
+        let shape = shape(OpKind::Nop);
+        let mapping = Arc::new(Mapping::anonymous(segment_bytes(&shape)).unwrap());
+        let mut client = BareEnd::new(make(Arc::clone(&mapping), &shape).unwrap());
+        let mut echo = EchoEnd::new(open(mapping).unwrap());
+        let (mut seen, mut answered, mut timed) = (0, 0, 0);
+        for round in 0..1_000_u32 {
+            let mut rig = client.rig(shape.walk(0, 0));
+            rig.submit(8, u64::from(round % 2)).unwrap();
+            assert_eq!(rig.reap().unwrap(), (0, 0), "nobody has answered");
+            answered += echo.answer(|sqe| {
+                assert_eq!(sqe.opcode, Opcode::Nop as u8);
+                seen += 1;
+                0
+            });
+            let (popped, of_timed) = client.rig(shape.walk(0, 0)).reap().unwrap();
+            assert_eq!(popped, 8);
+            timed += of_timed;
+        }
+        assert_eq!((seen, answered, timed), (8_000, 8_000, 4_000));
+        assert_eq!(echo.answer(|_| 0), 0);
+        client.rig(shape.walk(0, 0)).submit(1, 0).unwrap();
+        assert_eq!(echo.answer(|_| -5), 1);
+        assert!(client.rig(shape.walk(0, 0)).reap().is_err(), "a failure is no success");
+        assert!(!echo.dismissed(7));
+        client.dismiss(7);
+        assert!(echo.dismissed(7) && !echo.dismissed(8));
+    }
+
+    #[test]
+    fn payload_is_moved_as_an_engine_would() {
+        let filled = |op| {
+            let shape = shape(op);
+            let memory = Mapping::anonymous(4096).unwrap();
+            memory.write(0, &[7; 128]);
+            memory.write(128, &[9; 128]);
+            let (base, lists) = shape.lists();
+            memory.write(base, zerocopy::IntoBytes::as_bytes(lists.as_slice()));
+            (shape.walk(0, 0), memory)
+        };
+        let bytes = |memory: &Mapping, at| {
+            let mut bytes = [0; 32];
+            memory.read(at, &mut bytes);
+            bytes
+        };
+        let (mut walk, memory) = filled(OpKind::Write);
+        assert_eq!(move_payload(&memory, &Sqe::from_words(walk.next(0))), 16);
+        assert_eq!(bytes(&memory, 128)[..17], [&[7; 16][..], &[9]].concat());
+        let (mut walk, memory) = filled(OpKind::Read);
+        assert_eq!(move_payload(&memory, &Sqe::from_words(walk.next(0))), 16);
+        assert_eq!(bytes(&memory, 0)[..17], [&[9; 16][..], &[7]].concat());
+        let (mut walk, memory) = filled(OpKind::Writev);
+        walk.next(0);
+        assert_eq!(move_payload(&memory, &Sqe::from_words(walk.next(0))), 32);
+        assert_eq!((bytes(&memory, 128), bytes(&memory, 160)), ([9; 32], [7; 32]));
+        let (mut walk, memory) = filled(OpKind::FetchAdd);
+        let old = memory.word64(128).load(Ordering::Relaxed);
+        assert_eq!(move_payload(&memory, &Sqe::from_words(walk.next(0))), 8);
+        assert_eq!(memory.word64(0).load(Ordering::Relaxed), old);
+        assert_eq!(memory.word64(128).load(Ordering::Relaxed), old + 1);
+    }
+}

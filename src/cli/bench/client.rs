@@ -7,7 +7,6 @@
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
-use nix::sys::resource::{UsageWho, getrusage};
 use verbring::RawRing;
 
 use super::bare::{self, BareEnd};
@@ -104,13 +103,11 @@ impl Ends {
     }
 
     fn slice(&mut self, slice: u32, who: Who, span: Span) -> Result<Counted, Failure> {
-        let before = displaced();
-        let counted = if self.plan.sleep {
+        if self.plan.sleep {
             self.sleep_slice(slice, who, span)
         } else {
             self.busy_slice(slice, who, span)
-        }?;
-        Ok(Counted { displaced: displaced() - before, ..counted })
+        }
     }
 
     fn busy_slice(&mut self, slice: u32, who: Who, span: Span) -> Result<Counted, Failure> {
@@ -183,10 +180,4 @@ fn present<T>(end: &mut Option<T>, who: Who) -> Result<&mut T, Failure> {
 
 fn absent(who: Who) -> Failure {
     Failure::Failed(format!("{} was not prepared", who.name()))
-}
-
-/// How often this thread was taken off its core against its will.
-fn displaced() -> u64 {
-    getrusage(UsageWho::RUSAGE_THREAD)
-        .map_or(0, |usage| u64::try_from(usage.involuntary_context_switches()).unwrap_or(0))
 }

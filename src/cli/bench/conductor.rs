@@ -72,6 +72,8 @@ struct Stage {
     engines: Vec<Worker>,
     echo: Option<Worker>,
     clients: Vec<Worker>,
+    /// More clients than cores: they displace one another.
+    crowded: bool,
     happened: Receiver<Event>,
     tracks: Vec<Track>,
 }
@@ -108,6 +110,7 @@ impl Stage {
             ready(&happened)?;
             echo = Some(worker);
         }
+        let crowded = terms.clients > terms.cores.clients.len() || terms.cores.is_one();
         let mut clients = Vec::new();
         let mut skipped = Vec::new();
         for index in 0..terms.clients {
@@ -117,7 +120,7 @@ impl Stage {
                 shape: shape.clone(),
                 core: terms.cores.of_client(index),
                 other_core: terms.cores.engine,
-                crowded: terms.clients > terms.cores.clients.len(),
+                crowded,
                 socket: places[0].socket(),
                 segment: segments.get(index).map(inherited),
                 idle: places
@@ -136,7 +139,7 @@ impl Stage {
             latencies: histogram(),
             skipped: skipped.iter().find(|(it, _)| it == who).map(|(_, text)| text.clone()),
         });
-        Ok(Self { engines, echo, clients, happened, tracks: tracks.collect() })
+        Ok(Self { engines, echo, clients, crowded, happened, tracks: tracks.collect() })
     }
 
     /// Runs all rounds.
@@ -144,9 +147,8 @@ impl Stage {
         let running: Vec<usize> =
             (0..self.tracks.len()).filter(|at| self.tracks[*at].skipped.is_none()).collect();
         let rounds = rounds(terms, running.len());
-        let watch = Watch::start(self.pids())?;
+        let watch = Watch::start(self.pids(), self.crowded)?;
         let mut slice = 0;
-        let mut displaced = 0;
         for round in 0..rounds {
             for turn in 0..running.len() {
                 let at = running[(turn + round) % running.len()];
@@ -159,10 +161,9 @@ impl Stage {
                     let medians = counted.iter().map(|it| float(it.p50_ns)).collect::<Vec<_>>();
                     track.medians_ns.push(median(&medians));
                 }
-                displaced += counted.iter().map(|it| it.displaced).sum::<u64>();
             }
         }
-        let disturbance = watch.end(displaced, u64::from(slice))?;
+        let disturbance = watch.end(u64::from(slice))?;
         for client in &mut self.clients {
             client.tell(&Order::Finish)?;
         }

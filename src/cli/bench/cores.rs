@@ -43,6 +43,11 @@ impl Cores {
         }
     }
 
+    /// True if both sides share one core, so that whoever waits keeps the other from working.
+    pub(super) fn is_one(&self) -> bool {
+        self.clients.contains(&self.engine)
+    }
+
     /// The core of the client with this index.
     pub(super) fn of_client(&self, index: usize) -> usize {
         self.clients[index % self.clients.len()]
@@ -60,7 +65,9 @@ mod tests {
         assert_eq!((cores.engine, cores.clients.as_slice()), (0, [1, 2].as_slice()));
         assert_eq!([0, 1, 2].map(|index| cores.of_client(index)), [1, 2, 1]);
         assert_eq!(chosen(&[2, 0], &[0, 1, 2]), Cores { engine: 2, clients: vec![0] });
-        assert_eq!(chosen(&[], &[3]), Cores { engine: 3, clients: vec![3] });
+        let one = chosen(&[], &[3]);
+        assert_eq!(one, Cores { engine: 3, clients: vec![3] });
+        assert!(one.is_one() && !chosen(&[], &[0, 1]).is_one());
         let Err(Failure::Usage(text)) = Cores::choose(&[7], &[0, 1]) else { panic!("taken") };
         assert_eq!(text, "--pin is 7, but must be of the cores this process may use: [0, 1]");
     }

@@ -20,6 +20,7 @@ mod conductor;
 mod cores;
 mod echo;
 mod engine_process;
+mod plot;
 mod quiet;
 mod rows;
 mod shape;
@@ -32,6 +33,7 @@ mod uring;
 mod wake;
 mod who;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -91,8 +93,11 @@ pub(crate) struct Bench {
     #[arg(long)]
     sleep: bool,
     /// Runs beside it the same ops through an engine that also has so many idle rings.
-    #[arg(long, value_name = "RINGS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    #[arg(long, value_name = "RINGS", default_value_t = 0, value_parser = idle_rings())]
     idle_rings: u32,
+    /// Draws the rows into an SVG file.
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
     /// Prints one JSON object a row instead of a table.
     #[arg(long)]
     json: bool,
@@ -131,11 +136,13 @@ impl Bench {
         if !self.json {
             say(&rows::head())?;
         }
+        let mut all = Vec::new();
         for shape in &shapes {
             let measured = conductor::measure(&terms, shape)?;
-            for row in rows::rows(&measured, shape, &terms) {
+            let rows = rows::rows(&measured, shape, &terms);
+            for row in &rows {
                 if self.json {
-                    let value = serde_json::to_value(&row)
+                    let value = serde_json::to_value(row)
                         .map_err(|error| Failure::of("cannot write a row", &error))?;
                     say_json(&value)?;
                 } else {
@@ -148,8 +155,9 @@ impl Bench {
             for complaint in measured.disturbance.complaints() {
                 complain(&format!("the machine is not quiet: {complaint}"));
             }
+            all.extend(rows);
         }
-        Ok(())
+        self.plot.as_deref().map_or(Ok(()), |file| plot::draw(file, &all))
     }
 
     /// Every combination of the swept parameters, checked before anything is started.
@@ -226,6 +234,11 @@ impl Bench {
 
 /// Rings besides the idle ones: the clients' own.
 const RINGS_SPARE: u32 = 128;
+
+/// As many as an engine's quotas allow for with room to spare.
+fn idle_rings() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(0..=10_000)
+}
 
 fn read_class(text: &str) -> Result<Class, String> {
     let named = Class::ALL.into_iter().find(|class| text == class_name(*class));

@@ -1,11 +1,13 @@
 //! Whether the machine was quiet while something was measured.
 //!
-//! Three witnesses: time stolen by the hypervisor, CPU time of processes that are none of ours,
-//! and clients taken off their cores against their will. The load average is told, but convicts
-//! only a machine with more to run than it has cores: it remembers a minute that is over.
+//! Four witnesses: time stolen by the hypervisor, CPU time of processes that are none of ours,
+//! threads of ours taken off their cores against their will, and threads that are ready to run
+//! while all of ours wait. The load average is told, but convicts nobody: it remembers a minute
+//! that is over, and in it the last bench.
 
 use std::fs;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::unistd::{SysconfVar, sysconf};
 
@@ -17,21 +19,24 @@ pub(super) struct Watch {
     start: Instant,
     pids: Vec<u32>,
     before: Clocks,
-    load: f64,
+    load_average: f64,
+    runnable: f64,
+    crowded: bool,
 }
 
 /// What disturbed a measurement.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Disturbance {
     /// Average of runnable threads in the minute before.
-    pub(super) load: f64,
+    pub(super) load_average: f64,
+    /// Threads of others that were ready to run just before.
+    pub(super) runnable: f64,
     /// Cores' worth of time that the hypervisor gave to others.
     pub(super) stolen: f64,
     /// Cores' worth of time that other processes had.
     pub(super) others: f64,
-    /// Displacements of the clients a slice.
+    /// Displacements of our threads a slice.
     pub(super) displaced: f64,
-    cores: usize,
 }
 
 /// Ticks since the system started.
@@ -40,20 +45,26 @@ struct Clocks {
     busy: u64,
     stolen: u64,
     ours: u64,
+    /// Not ticks, but times that a thread of ours was displaced.
+    displaced: u64,
 }
 
 impl Watch {
-    /// Looks before; `pids` and this process are ours.
-    pub(super) fn start(mut pids: Vec<u32>) -> Result<Self, Failure> {
-        pids.push(std::process::id());
+    /// Looks before, while all processes of ours wait. `crowded`: they displace one another.
+    pub(super) fn start(pids: Vec<u32>, crowded: bool) -> Result<Self, Failure> {
+        let (load_average, _) = load(&read("/proc/loadavg")?);
+        let mut runnable = 0.0;
+        for _ in 0..LOOKS {
+            // This thread itself is one of them.
+            runnable += (load(&read("/proc/loadavg")?).1 - 1.0).max(0.0) / f64::from(LOOKS);
+            thread::sleep(Duration::from_millis(1));
+        }
         let before = Clocks::read(&pids)?;
-        let load = read("/proc/loadavg")?;
-        let load = load.split(' ').next().and_then(|text| text.parse().ok()).unwrap_or(0.0);
-        Ok(Self { start: Instant::now(), pids, before, load })
+        Ok(Self { start: Instant::now(), pids, before, load_average, runnable, crowded })
     }
 
-    /// Looks after; `displaced` is how often a client was taken off its core in so many slices.
-    pub(super) fn end(self, displaced: u64, slices: u64) -> Result<Disturbance, Failure> {
+    /// Looks after so many slices.
+    pub(super) fn end(self, slices: u64) -> Result<Disturbance, Failure> {
         let after = Clocks::read(&self.pids)?;
         let ticks_per_s = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100);
         #[expect(clippy::cast_precision_loss, reason = "a run is far shorter than 2^52 ticks")]
@@ -61,22 +72,35 @@ impl Watch {
         let ticks = self.start.elapsed().as_secs_f64() * float(ticks_per_s.unsigned_abs());
         let share = |after: u64, before: u64| float(after.saturating_sub(before)) / ticks.max(1.0);
         let ours = share(after.ours, self.before.ours);
+        let displaced = float(after.displaced.saturating_sub(self.before.displaced));
         Ok(Disturbance {
-            load: self.load,
+            load_average: self.load_average,
+            runnable: self.runnable,
             stolen: share(after.stolen, self.before.stolen),
             others: (share(after.busy, self.before.busy) - ours).max(0.0),
-            displaced: float(displaced) / float(slices.max(1)),
-            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            displaced: if self.crowded { 0.0 } else { displaced / float(slices.max(1)) },
         })
     }
 }
 
 impl Clocks {
+    /// Of the machine, of these processes, and of this one.
     fn read(pids: &[u32]) -> Result<Self, Failure> {
         let (busy, stolen) = machine(&read("/proc/stat")?);
-        let ours =
-            pids.iter().map(|pid| read(&format!("/proc/{pid}/stat")).map(|text| process(&text)));
-        Ok(Self { busy, stolen, ours: ours.sum::<Result<u64, Failure>>()? })
+        let ours = process(&read("/proc/self/stat")?);
+        let mut clocks = Self { busy, stolen, ours, displaced: 0 };
+        for pid in pids {
+            clocks.ours += process(&read(&format!("/proc/{pid}/stat"))?);
+            let path = format!("/proc/{pid}/task");
+            let unreadable = |error| Failure::of(format!("cannot read {path}"), &error);
+            for task in fs::read_dir(&path).map_err(unreadable)? {
+                // A thread may have ended meanwhile.
+                let Ok(task) = task else { continue };
+                let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
+                clocks.displaced += displacements(&status);
+            }
+        }
+        Ok(clocks)
     }
 }
 
@@ -93,12 +117,10 @@ impl Disturbance {
         }
         if self.displaced > DISPLACED_MAX {
             let often = self.displaced;
-            all.push(format!("clients were taken off their cores {often:.2} times a slice"));
+            all.push(format!("threads of the bench were displaced {often:.2} times a slice"));
         }
-        #[expect(clippy::cast_precision_loss, reason = "cores are few")]
-        if self.load > self.cores as f64 {
-            let (load, cores) = (self.load, self.cores);
-            all.push(format!("the load average is {load:.1} on {cores} cores"));
+        if self.runnable > RUNNABLE_MAX {
+            all.push(format!("{:.1} threads of others were ready to run before", self.runnable));
         }
         all
     }
@@ -121,6 +143,20 @@ fn process(text: &str) -> u64 {
     after.split_whitespace().skip(11).take(2).map(|text| text.parse().unwrap_or(0)).sum()
 }
 
+/// The load average of a minute, and how many threads are ready to run now, from /proc/loadavg.
+fn load(text: &str) -> (f64, f64) {
+    let mut fields = text.split_whitespace();
+    let average = fields.next().and_then(|text| text.parse().ok()).unwrap_or(0.0);
+    let runnable = fields.nth(2).and_then(|text| text.split('/').next()?.parse().ok());
+    (average, runnable.unwrap_or(0.0))
+}
+
+/// How often a thread was taken off its core against its will, from its status.
+fn displacements(text: &str) -> u64 {
+    let line = text.lines().find_map(|line| line.strip_prefix("nonvoluntary_ctxt_switches:"));
+    line.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
+}
+
 fn read(path: &str) -> Result<String, Failure> {
     fs::read_to_string(path).map_err(|error| Failure::of(format!("cannot read {path}"), &error))
 }
@@ -128,8 +164,14 @@ fn read(path: &str) -> Result<String, Failure> {
 /// More than this much of one core is no accident.
 const SHARE_MAX: f64 = 0.03;
 
-/// The kernel's own small work displaces a client now and then.
-const DISPLACED_MAX: f64 = 0.5;
+/// The kernel's own small work displaces a thread now and then.
+const DISPLACED_MAX: f64 = 1.0;
+
+/// More than a thread that is ready every other time is a third one beside two that measure.
+const RUNNABLE_MAX: f64 = 0.5;
+
+/// Looks at what is ready to run, a millisecond apart.
+const LOOKS: u32 = 20;
 
 #[cfg(test)]
 mod tests {
@@ -141,12 +183,16 @@ mod tests {
         assert_eq!(machine(text), (1 + 20 + 300 + 6 + 70, 800));
         let text = "12 (a) b) (c)) S 1 2 3 4 5 6 7 8 9 10 110 1200 13 14";
         assert_eq!(process(text), 110 + 1200);
-        assert_eq!((machine(""), process("")), ((0, 0), 0));
+        assert_eq!(load("1.50 2.00 3.00 4/567 890\n"), (1.5, 4.0));
+        let text = "voluntary_ctxt_switches:\t7\nnonvoluntary_ctxt_switches:\t42\n";
+        assert_eq!(displacements(text), 42);
+        assert_eq!((machine(""), process(""), displacements("")), ((0, 0), 0, 0));
+        assert_eq!(load(""), (0.0, 0.0));
     }
 
     #[test]
     fn each_disturbance_is_told_and_quiet_is_silent() {
-        let quiet = Disturbance { cores: 2, load: 1.9, ..Disturbance::default() };
+        let quiet = Disturbance { load_average: 9.0, ..Disturbance::default() };
         assert_eq!(quiet.complaints(), Vec::<String>::new());
         let told = |disturbance: Disturbance| disturbance.complaints().join("; ");
         let text = told(Disturbance { stolen: 0.1, ..quiet.clone() });
@@ -154,16 +200,17 @@ mod tests {
         let text = told(Disturbance { others: 0.5, ..quiet.clone() });
         assert_eq!(text, "other processes took 50.0 % of a core");
         let text = told(Disturbance { displaced: 2.0, ..quiet.clone() });
-        assert_eq!(text, "clients were taken off their cores 2.00 times a slice");
-        let text = told(Disturbance { load: 3.0, ..quiet });
-        assert_eq!(text, "the load average is 3.0 on 2 cores");
+        assert_eq!(text, "threads of the bench were displaced 2.00 times a slice");
+        let text = told(Disturbance { runnable: 1.5, ..quiet });
+        assert_eq!(text, "1.5 threads of others were ready to run before");
     }
 
     #[test]
     fn this_machine_can_be_watched() {
-        let watch = Watch::start(Vec::new()).unwrap();
-        let disturbance = watch.end(3, 6).unwrap();
-        assert_eq!(disturbance.displaced, 0.5);
-        assert!(disturbance.cores >= 1 && disturbance.others >= 0.0);
+        let watch = Watch::start(vec![std::process::id()], false).unwrap();
+        let disturbance = watch.end(6).unwrap();
+        assert!(disturbance.displaced.is_finite() && disturbance.others >= 0.0);
+        assert!(disturbance.load_average >= 0.0);
+        assert!(Watch::start(vec![u32::MAX], false).is_err(), "a process that is not there");
     }
 }

@@ -53,8 +53,6 @@ pub(super) struct Counted {
     pub(super) elapsed_ns: u64,
     /// The slice's own median, where the ratio is one of latencies; else 0.
     pub(super) p50_ns: u64,
-    /// How often this thread was taken off its core meanwhile, against its will.
-    pub(super) displaced: u64,
 }
 
 /// Runs one slice; latencies of its counted part go into `latencies`.

@@ -137,3 +137,33 @@ fn await_change(word: &AtomicU32, was: u32) -> Result<(), Failure> {
 
 /// Longer than it takes from the announcement of sleep into the kernel.
 const SETTLE_NS: u64 = 50_000;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use verbring::abi::SegmentHeader;
+    use verbring::shm::Mapping;
+
+    use super::*;
+
+    /// Two slices over the same ring: the second begins where the first has ended.
+    #[test]
+    fn the_ball_comes_back_until_the_slice_is_over() {
+        let header = SegmentHeader::lay_out(2, 2);
+        let mapping = Arc::new(Mapping::anonymous(header.segment_bytes).unwrap());
+        let memory = Mapped::create(mapping, header).unwrap();
+        for slice in [1, 2] {
+            let far = memory.clone();
+            let echo = std::thread::spawn(move || serve_futex(&far, slice));
+            let mut client = FutexClient(&memory);
+            let mut latencies = histogram();
+            let span = Span { start_ns: now_ns(), warm_ns: 0, count_ns: 1_000_000 };
+            let counted = run(&mut client, span, &mut latencies).unwrap();
+            assert!(counted.ops > 0 && counted.p50_ns > 0 && counted.elapsed_ns > 0);
+            assert_eq!(latencies.len(), counted.ops);
+            client.dismiss(slice).unwrap();
+            echo.join().unwrap().unwrap();
+        }
+    }
+}

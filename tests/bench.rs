@@ -2,17 +2,21 @@
 //!
 //! Claimed: every op and every baseline runs and gives a row that holds together; what cannot be
 //! is refused with the field, the value and the limit; a machine without io_uring loses that row
-//! and nothing else; nothing is left behind, not even by kill -9. Nothing here asserts a speed.
+//! and nothing else; a process that dies ends the whole, in plain words; nothing is left behind,
+//! not even by kill -9. Nothing here asserts a speed.
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
-use std::sync::Mutex;
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 /// Each of these keeps every core busy: one at a time.
@@ -50,7 +54,7 @@ fn bench(dir: &Dir) -> Command {
 
 /// Runs a bench of a fifth of a second with slices of a millisecond.
 fn output(more: &[&str]) -> (Option<i32>, String, String) {
-    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = Dir::new();
     let mut command = bench(&dir);
     command.args(["--seconds", "0.2", "--slice-ms", "1"]).args(more);
@@ -135,7 +139,7 @@ fn io_uring_runs_or_is_left_out_with_a_reason() {
 /// strace answers in the kernel's stead, as a sandbox would that forbids io_uring.
 #[test]
 fn a_machine_that_forbids_io_uring_loses_its_rows_alone() {
-    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     if Command::new("strace").arg("-V").stdout(Stdio::null()).status().is_err() {
         assert!(std::env::var_os("VERBRING_REQUIRE_TOOLS").is_none(), "strace is missing");
         println!("left out: there is no strace");
@@ -281,6 +285,66 @@ fn what_cannot_be_is_refused_with_field_value_and_limit() {
     }
 }
 
+/// The process of a bench that plays this role, by the name it was started under.
+fn player(dir: &Dir, role: &str) -> Option<String> {
+    let name = format!("verbring-bench-{role}\0").into_bytes();
+    let plays = |pid: &String| {
+        std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(&name))
+    };
+    processes_of(dir).into_iter().find(plays)
+}
+
+/// Starts a bench of several points and waits for the first one's row, so that it runs for sure.
+fn start(dir: &Dir) -> (Child, BufReader<ChildStdout>) {
+    let flags = ["--op", "write", "--size", "64", "--batch", "1..64", "--seconds", "1", "--json"];
+    let mut child = bench(dir)
+        .args(flags)
+        .args(["--slice-ms", "5", "--baseline", "memcpy"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    out.read_line(&mut line).unwrap();
+    assert!(line.starts_with('{'), "no first row");
+    (child, out)
+}
+
+fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(start.elapsed() < Duration::from_secs(60), "waited in vain for {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn a_process_that_dies_ends_the_bench_in_plain_words() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    for (role, expected) in [
+        ("client", &["the client ended early"][..]),
+        ("echo", &["the echo ended early"]),
+        // Whoever notices first tells it.
+        ("engine", &["the engine ended early", "the client: ", "cannot read /proc/"]),
+    ] {
+        let dir = Dir::new();
+        let (mut child, mut out) = start(&dir);
+        let pid = until(role, || player(&dir, role));
+        kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGKILL).unwrap();
+        out.read_to_string(&mut String::new()).unwrap();
+        let mut errors = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(1), "{role}: {errors}");
+        assert!(expected.iter().any(|text| errors.contains(text)), "{role}: {errors}");
+        assert_eq!(dir.entries(), 0, "{role}: left behind");
+        until("all to end", || processes_of(&dir).is_empty().then_some(()));
+    }
+}
+
 /// Processes that have this directory for their temporary files.
 fn processes_of(dir: &Dir) -> Vec<String> {
     let wanted = format!("TMPDIR={}\0", dir.0.display()).into_bytes();
@@ -298,30 +362,12 @@ fn processes_of(dir: &Dir) -> Vec<String> {
 /// The far ends spin: were they not to end with their parent, they would spin for ever.
 #[test]
 fn nothing_outlives_a_bench_that_is_killed() {
-    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = Dir::new();
-    let flags = ["--size", "64", "--op", "write", "--batch", "1..4", "--seconds", "0.1", "--json"];
-    let mut child = bench(&dir)
-        .args(flags)
-        .args(["--slice-ms", "5", "--baseline", "memcpy"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // Once the first point is told, the second is about to be, or is, measured.
-    let mut out = BufReader::new(child.stdout.take().unwrap());
-    let mut line = String::new();
-    out.read_line(&mut line).unwrap();
-    let start = Instant::now();
-    while processes_of(&dir).len() < 4 {
-        assert!(start.elapsed() < Duration::from_secs(60), "no second point");
-    }
+    let (mut child, mut out) = start(&dir);
+    until("the second point", || (processes_of(&dir).len() >= 4).then_some(()));
     child.kill().unwrap();
     child.wait().unwrap();
-    let start = Instant::now();
-    while !processes_of(&dir).is_empty() {
-        assert!(start.elapsed() < Duration::from_secs(60), "{:?} live on", processes_of(&dir));
-    }
-    let mut rest = String::new();
-    out.read_to_string(&mut rest).unwrap();
+    until("all to end", || processes_of(&dir).is_empty().then_some(()));
+    out.read_to_string(&mut String::new()).unwrap();
 }

@@ -203,7 +203,7 @@ impl Bench {
             settings.push("quota.control_per_s=1000000".to_string());
         }
         settings.extend(self.set.iter().cloned());
-        engine_process::settings_for(&settings)?;
+        let spin_us = engine_process::settings_for(&settings)?.config().spin_us;
         let mut contestants = vec![Who::Verbring];
         if self.idle_rings > 0 {
             contestants.push(Who::VerbringIdleRings);
@@ -219,6 +219,12 @@ impl Bench {
                 contestants.push(who);
             }
         }
+        if contestants.len() > 1 && spin_us > SPIN_US_MAX {
+            complain(&format!(
+                "spin_us is {spin_us}: the engine will look for work in the others' slices, too; \
+                 up to {SPIN_US_MAX} it is at rest by then"
+            ));
+        }
         Ok(Terms {
             cores,
             clients: usize::try_from(self.clients).unwrap_or(1),
@@ -231,6 +237,9 @@ impl Bench {
         })
     }
 }
+
+/// An engine that spins for longer is not waited for between slices.
+const SPIN_US_MAX: u32 = 30_000;
 
 /// Rings besides the idle ones: the clients' own.
 const RINGS_SPARE: u32 = 128;

@@ -266,3 +266,33 @@ const HEAD_START_NS: u64 = 300_000;
 
 /// Fewer slices say too little.
 const SLICES_MIN: usize = 200;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_fill_the_time_and_make_enough_slices() {
+        let rounds = |seconds, contestants| {
+            let terms = Terms {
+                cores: Cores { engine: 0, clients: vec![1] },
+                clients: 1,
+                settings: Vec::new(),
+                slice: Duration::from_millis(10),
+                time: Duration::from_secs_f64(seconds),
+                contestants: Vec::new(),
+                idle_rings: 0,
+                sleep: false,
+            };
+            rounds(&terms, contestants)
+        };
+        assert_eq!((rounds(6.0, 1), rounds(6.0, 2), rounds(6.0, 3)), (600, 300, 200));
+        assert_eq!((rounds(0.1, 1), rounds(0.1, 2), rounds(0.1, 3)), (200, 100, 67));
+    }
+
+    #[test]
+    fn a_rate_is_ops_a_second() {
+        let counted = Counted { ops: 50, elapsed_ns: 1_000_000, ..Counted::default() };
+        assert_eq!((rate(&counted), rate(&Counted::default())), (50_000.0, 0.0));
+    }
+}

@@ -44,7 +44,10 @@ fn svg(rows: &[Row]) -> Result<String, String> {
     let mut out = String::new();
     {
         let area = SVGBackend::with_string(&mut out, SIZE).into_drawing_area();
-        chart(&area, axis, if in_bytes { "MB/s" } else { "million ops/s" }, &lines)
+        let unit = if in_bytes { "MB/s" } else { "million ops/s" };
+        let op = rows.first().map_or("nothing", |row| row.op.name());
+        let title = format!("verbring bench: {op}, medians of alternating slices");
+        chart(&area, &title, axis, unit, &lines)
             .and_then(|()| area.present())
             .map_err(|error| error.to_string())?;
     }
@@ -55,6 +58,7 @@ type Drawn<'a> = Result<(), DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBacke
 
 fn chart<'a>(
     area: &DrawingArea<SVGBackend<'a>, Shift>,
+    title: &str,
     axis: Axis,
     unit: &str,
     lines: &BTreeMap<String, Vec<(f64, f64)>>,
@@ -66,6 +70,7 @@ fn chart<'a>(
     let top = points().map(|point| point.1).fold(1e-6, f64::max) * 1.1;
     let mut chart = ChartBuilder::on(area)
         .margin(12)
+        .caption(title, ("sans-serif", 16))
         .x_label_area_size(44)
         .y_label_area_size(72)
         .build_cartesian_2d((left..right).log_scale().base(2.0), 0.0..top)?;

@@ -228,3 +228,110 @@ pub(super) const SILENCE_MAX: Duration = Duration::from_secs(10);
 
 /// Latencies above a minute count as a minute.
 const LATENCY_MAX_NS: u64 = 60_000_000_000;
+
+#[cfg(test)]
+mod tests {
+    use verbring::abi::Class;
+
+    use super::*;
+    use crate::cli::bench::shape::{OpKind, Wish};
+
+    /// Answers a part of what is out with each look, and keeps account.
+    #[derive(Default)]
+    struct Fake {
+        out: Vec<u64>,
+        submitted: u64,
+        out_max: usize,
+        /// Ops that went out while others still were.
+        overlapped: bool,
+        naps: u32,
+        /// Answers with no more from here on.
+        mute: bool,
+        checks: u32,
+    }
+
+    impl Rig for Fake {
+        fn submit(&mut self, count: u32, tag: u64) -> Result<(), Failure> {
+            self.overlapped |= !self.out.is_empty();
+            self.out.extend((0..count).map(|_| tag));
+            self.submitted += u64::from(count);
+            self.out_max = self.out_max.max(self.out.len());
+            Ok(())
+        }
+
+        fn reap(&mut self) -> Result<(u32, u32), Failure> {
+            let popped = if self.mute { 0 } else { self.out.len().min(3) };
+            let timed = self.out.drain(..popped).filter(|tag| *tag == TIMED).count();
+            Ok((u32::try_from(popped).unwrap(), u32::try_from(timed).unwrap()))
+        }
+
+        fn check(&mut self) -> Result<(), Failure> {
+            self.checks += 1;
+            if self.checks > 2 { Err(Failure::Failed("gone".to_string())) } else { Ok(()) }
+        }
+
+        fn at_rest(&mut self) -> bool {
+            self.naps += 1;
+            self.naps == 5
+        }
+    }
+
+    fn shape(batch: u64, depth: u64) -> Shape {
+        let wish = Wish {
+            op: OpKind::Nop,
+            size_bytes: 0,
+            pages: 1,
+            batch,
+            depth,
+            class: Class::Medium,
+            working_set_bytes: None,
+        };
+        Shape::settle(wish).unwrap()
+    }
+
+    fn ran(batch: u64, depth: u64) -> (Fake, Counted, Histogram<u64>) {
+        let mut latencies = histogram();
+        let mut fake = Fake::default();
+        let span = Span { start_ns: now_ns(), warm_ns: 50_000_000, count_ns: 50_000_000 };
+        let counted = run(&mut fake, &shape(batch, depth), span, false, &mut latencies).unwrap();
+        (fake, counted, latencies)
+    }
+
+    #[test]
+    fn lock_step_waits_for_a_whole_batch() {
+        let (fake, counted, _) = ran(8, 8);
+        assert_eq!((fake.out_max, fake.overlapped, fake.out.len()), (8, false, 0));
+        assert!(counted.ops > 0 && counted.ops.is_multiple_of(8));
+    }
+
+    #[test]
+    fn a_pipeline_is_filled_and_never_beyond_its_depth() {
+        let (fake, counted, latencies) = ran(8, 21);
+        assert_eq!((fake.out_max, fake.overlapped, fake.out.len()), (21, true, 0), "13 + 8");
+        assert!(counted.ops > 0 && !latencies.is_empty());
+    }
+
+    #[test]
+    fn what_comes_while_warming_up_is_not_counted() {
+        let (fake, counted, latencies) = ran(1, 1);
+        assert!(0 < counted.ops && counted.ops < fake.submitted);
+        assert!(counted.elapsed_ns > 0, "{counted:?}");
+        // Timing some batches is enough.
+        assert!(latencies.len() < counted.ops, "{} of {counted:?}", latencies.len());
+    }
+
+    #[test]
+    fn the_other_side_comes_to_rest_before_the_next_slice() {
+        assert_eq!(ran(1, 1).0.naps, 5);
+    }
+
+    #[test]
+    fn silence_is_looked_into() {
+        let mut fake = Fake { mute: true, ..Fake::default() };
+        let mut latencies = histogram();
+        let span = Span { start_ns: now_ns(), warm_ns: 0, count_ns: 3_600_000_000_000 };
+        let ended = run(&mut fake, &shape(1, 1), span, true, &mut latencies);
+        assert!(matches!(ended, Err(Failure::Failed(text)) if text == "gone"));
+        assert_eq!(fake.checks, 3);
+    }
+}

@@ -218,6 +218,14 @@ fn settings_reach_the_engine() {
 }
 
 #[test]
+fn an_op_that_fails_is_not_measured() {
+    let flags = ["--class", "high", "--set", "quota.class_ceiling=low", "--json"];
+    let (code, out, errors) = output(&flags);
+    assert_eq!((code, out.as_str()), (Some(1), ""));
+    assert!(errors.contains("the client: an op answered -13 (Some(Class))"), "{errors}");
+}
+
+#[test]
 fn a_sweep_gives_rows_a_table_and_a_plot() {
     let dir = Dir::new();
     let plot = dir.0.join("a.svg");
@@ -359,15 +367,29 @@ fn processes_of(dir: &Dir) -> Vec<String> {
         .collect()
 }
 
-/// The far ends spin: were they not to end with their parent, they would spin for ever.
+/// The far end spins while its slice lasts, and only the client can end that: were it not to die
+/// with its parent, it would spin for ever.
 #[test]
 fn nothing_outlives_a_bench_that_is_killed() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = Dir::new();
-    let (mut child, mut out) = start(&dir);
-    until("the second point", || (processes_of(&dir).len() >= 4).then_some(()));
+    let mut child = bench(&dir)
+        .args(["--slice-ms", "1000", "--baseline", "bare"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let echo = until("the echo process", || player(&dir, "echo"));
+    let runs = || {
+        let stat = std::fs::read_to_string(format!("/proc/{echo}/stat")).unwrap();
+        thread::sleep(Duration::from_millis(1));
+        stat.contains(") R ")
+    };
+    until("its slice", || (0..20).all(|_| runs()).then_some(()));
+    let client = player(&dir, "client").unwrap();
+    // The parent first, which would see to the others if it saw the client die.
     child.kill().unwrap();
+    let _ = kill(Pid::from_raw(client.parse().unwrap()), Signal::SIGKILL);
     child.wait().unwrap();
     until("all to end", || processes_of(&dir).is_empty().then_some(()));
-    out.read_to_string(&mut String::new()).unwrap();
 }

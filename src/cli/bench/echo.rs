@@ -58,7 +58,7 @@ fn serve(ends: &mut [EchoEnd], slice: u32, mut work: impl FnMut(&verbring::abi::
             idle = 0;
             continue;
         }
-        idle += 1;
+        idle = idle.wrapping_add(1);
         // The last word lies on a line of its own, not to be looked at while there is work.
         if idle.is_multiple_of(LOOKS_PER_DOUBT) && ends.iter().all(|end| end.dismissed(slice)) {
             return;

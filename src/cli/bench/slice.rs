@@ -177,7 +177,7 @@ struct Silence {
 impl Silence {
     #[inline]
     fn look(&mut self, rig: &mut impl Rig, crowded: bool) -> Result<(), Failure> {
-        self.looks += 1;
+        self.looks = self.looks.wrapping_add(1);
         if crowded && self.looks.is_multiple_of(YIELD_AFTER) {
             let _ = nix::sched::sched_yield();
         }

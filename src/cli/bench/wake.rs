@@ -88,7 +88,12 @@ impl Sleeper for FutexClient<'_> {
         let (there, back) = (self.0.word(Word::SqTail), self.0.word(Word::CqTail));
         let ball = there.load(Ordering::Relaxed).wrapping_add(1);
         send(there, ball)?;
-        await_change(back, ball.wrapping_sub(1))
+        loop {
+            match back.load(Ordering::Acquire) {
+                seen if seen == ball => return Ok(()),
+                seen => await_change(back, seen)?,
+            }
+        }
     }
 }
 
@@ -164,6 +169,9 @@ mod tests {
             assert_eq!(latencies.len(), counted.ops);
             client.dismiss(slice).unwrap();
             echo.join().unwrap().unwrap();
+            let [there, back] =
+                [Word::SqTail, Word::CqTail].map(|word| memory.word(word).load(Ordering::Relaxed));
+            assert_eq!(there, back, "a ball is left over for the next slice");
         }
     }
 }

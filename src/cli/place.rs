@@ -24,8 +24,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        // The engine may have removed it already.
-        let _ = std::fs::remove_file(self.socket());
-        let _ = std::fs::remove_dir(&self.0);
+        // With whatever an engine that was killed has left in it.
+        let _ = std::fs::remove_dir_all(&self.0);
     }
 }

@@ -229,3 +229,33 @@ fn the_end_of_the_engine_ends_every_wait() {
     assert!(!owner.engine_gone(), "its process lives: it is this one");
     assert!(matches!(owner.probe(), Err(ControlError::SessionOver)));
 }
+
+#[test]
+fn a_raw_ring_tells_whether_the_engine_sleeps() {
+    let asleep_soon = |spin_us| {
+        let mut config = verbring::host::Config::default();
+        (config.spin_us, config.ring_idle_ms) = (spin_us, 60_000);
+        Engine::builder().config(config).spawn().unwrap()
+    };
+    let op = abi::Sqe::default();
+    let engine = asleep_soon(0);
+    let mut ring = engine.connect().unwrap().raw_ring(RingOptions::new(2, 2)).unwrap();
+    for _ in 0..3 {
+        while !ring.engine_sleeps() {
+            std::thread::yield_now();
+        }
+        ring.push(op).unwrap();
+        assert_eq!(ring.submit_and_wait(1, PATIENCE).unwrap(), 1, "it was woken");
+        ring.pop().unwrap().unwrap();
+    }
+    // One that looks for work for a second does not sleep just after it had some.
+    let engine = asleep_soon(1_000_000);
+    let mut ring = engine.connect().unwrap().raw_ring(RingOptions::new(2, 2)).unwrap();
+    let awake = (0..100).any(|_| {
+        ring.push(op).unwrap();
+        ring.submit_and_wait(1, PATIENCE).unwrap();
+        ring.pop().unwrap().unwrap();
+        !ring.engine_sleeps()
+    });
+    assert!(awake);
+}

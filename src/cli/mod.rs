@@ -5,7 +5,9 @@
 //! results go to standard output, all else to standard error. Exit codes: 0 for success, 1 for
 //! failure, 2 for a command line or setting that cannot be used.
 
+mod bench;
 mod demo;
+mod place;
 mod probe;
 mod serve;
 mod settings;
@@ -18,6 +20,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use verbring::abi::Class;
 
+use bench::{Bench, BenchWorker};
 use demo::{Demo, DemoClient};
 use probe::ProbeEngine;
 use serve::Serve;
@@ -63,6 +66,8 @@ enum Verb {
     Serve(Box<Serve>),
     /// Sends a real file from one process to another and back, and tells how that went.
     Demo(Demo),
+    /// Measures the engine's ring beside its limits, in alternating slices.
+    Bench(Box<Bench>),
     /// Prints an engine's counters.
     Stat(Stat),
     /// Prints what an engine serves, and how much of it this user may have.
@@ -75,6 +80,8 @@ enum Verb {
     },
     #[command(hide = true)]
     DemoClient(DemoClient),
+    #[command(hide = true)]
+    BenchWorker(BenchWorker),
 }
 
 impl Verb {
@@ -86,6 +93,8 @@ impl Verb {
             Self::Probe(probe) => probe.run(),
             Self::Abi { json } => print_abi(json),
             Self::DemoClient(client) => client.run(),
+            Self::Bench(bench) => bench.run(),
+            Self::BenchWorker(worker) => worker.run(),
         }
     }
 }

@@ -29,9 +29,36 @@ pub(crate) struct Settings {
     origins: Vec<Origin>,
 }
 
-/// Settings given as flags: place in [`TABLE`] and text.
+/// Settings given as flags.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Flags(Vec<(usize, OsString)>);
+pub(crate) struct Flags(Vec<Given>);
+
+/// A setting given as a flag: place in [`TABLE`], text, and the flag as it was written.
+#[derive(Clone, Debug)]
+struct Given {
+    place: usize,
+    text: OsString,
+    flag: String,
+}
+
+impl Flags {
+    /// Takes settings given as `key=value`, for commands whose own flags would mix with them.
+    pub(crate) fn from_pairs(pairs: &[String]) -> Result<Self, BadSetting> {
+        let given = pairs.iter().map(|pair| {
+            let (key, text) = pair.split_once('=').unwrap_or((pair, ""));
+            match TABLE.iter().position(|setting| setting.key == key) {
+                Some(place) => {
+                    Ok(Given { place, text: OsString::from(text), flag: format!("--set {key}") })
+                }
+                None => {
+                    let (origin, nearest) = (format!("flag --set {pair}"), nearest_key(key));
+                    Err(BadSetting::UnknownKey { origin, key: key.to_string(), nearest })
+                }
+            }
+        });
+        given.collect::<Result<_, _>>().map(Self)
+    }
+}
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,9 +102,8 @@ impl Settings {
                 settings.lay(place, &text, Origin::Environment(name))?;
             }
         }
-        for (place, text) in &flags.0 {
-            let flag = format!("--{}", TABLE[*place].flag());
-            settings.lay(*place, text, Origin::Flag(flag))?;
+        for Given { place, text, flag } in &flags.0 {
+            settings.lay(*place, text, Origin::Flag(flag.clone()))?;
         }
         settings.check()?;
         Ok(settings)
@@ -218,7 +244,9 @@ impl Settings {
 impl clap::FromArgMatches for Flags {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let given = TABLE.iter().enumerate().filter_map(|(place, setting)| {
-            matches.get_one::<OsString>(setting.key).map(|text| (place, text.clone()))
+            let flag = format!("--{}", setting.flag());
+            let text = matches.get_one::<OsString>(setting.key).cloned();
+            text.map(|text| Given { place, text, flag })
         });
         Ok(Self(given.collect()))
     }
@@ -529,7 +557,12 @@ mod tests {
 
     fn flags(given: &[(&str, &str)]) -> Flags {
         let place = |key: &str| TABLE.iter().position(|setting| setting.key == key).unwrap();
-        Flags(given.iter().map(|(key, text)| (place(key), OsString::from(text))).collect())
+        let given = given.iter().map(|(key, text)| Given {
+            place: place(key),
+            text: OsString::from(text),
+            flag: format!("--{}", TABLE[place(key)].flag()),
+        });
+        Flags(given.collect())
     }
 
     /// A file of this test alone, gone with the value.
@@ -582,6 +615,24 @@ mod tests {
         assert_eq!(from("window_ops"), "environment VERBRING_WINDOW_OPS");
         assert_eq!(from("spin_us"), "flag --spin-us");
         assert_eq!(from("slice_bytes"), "default");
+    }
+
+    #[test]
+    fn pairs_are_flags_under_another_name() {
+        let pairs = |given: &[&str]| {
+            Flags::from_pairs(&given.iter().map(|pair| pair.to_string()).collect::<Vec<_>>())
+                .and_then(|flags| Settings::layered(None, none, &flags))
+        };
+        let settings = pairs(&["quota.ops=3", "spin_us=1", "spin_us=2"]).unwrap();
+        assert_eq!((settings.config().quota.ops, settings.config().spin_us), (3, 2));
+        let refused = |pair: &str| pairs(&[pair]).unwrap_err().to_string();
+        assert_eq!(
+            refused("spin_us=x"),
+            "flag --set spin_us: spin_us is \"x\", but must be a whole number, 0 to 1000000"
+        );
+        assert!(refused("spin_us").contains("spin_us is \"\""), "no value");
+        let text = "flag --set spin_u=1: unknown key spin_u; the nearest known one is spin_us";
+        assert_eq!(refused("spin_u=1"), text);
     }
 
     #[test]

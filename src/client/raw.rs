@@ -248,6 +248,13 @@ impl RawRing {
         (flags & abi::ENGINE_FAULTED != 0).then_some(reason)
     }
 
+    /// True while the engine sleeps, or has put this ring aside because it was idle for long: the
+    /// next [`RawRing::submit`] rings the doorbell.
+    #[must_use]
+    pub fn engine_sleeps(&self) -> bool {
+        self.end.engine_flags() & abi::ENGINE_NEED_WAKEUP != 0
+    }
+
     /// Returns how often a wait went to sleep in the kernel.
     #[must_use]
     pub fn sleeps(&self) -> u64 {

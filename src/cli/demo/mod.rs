@@ -33,6 +33,7 @@ use nix::sys::signal::Signal;
 use verbring::Engine;
 use verbring::host::Config;
 
+use super::place::Place;
 use super::serve::{hold_signals, log_to_stderr};
 use super::{Failure, say, say_json};
 use outcome::{Outcome, Pass};
@@ -102,7 +103,7 @@ impl Demo {
             })
             .map_err(|error| Failure::of("cannot start a thread", &error))?;
 
-        let place = Place::new()?;
+        let place = Place::new("demo")?;
         let mut config = Config::default();
         config.socket = Some(place.socket());
         let engine = Engine::builder()
@@ -314,30 +315,6 @@ impl Source {
         }
         File::open(&path).map_err(unreadable)?;
         Ok(Self { path, label, bytes: metadata.len() })
-    }
-}
-
-/// A directory that only this user can enter, with the socket in it. It goes with the value.
-struct Place(PathBuf);
-
-impl Place {
-    fn new() -> Result<Self, Failure> {
-        let template = std::env::temp_dir().join("verbring-demo-XXXXXX");
-        let path = nix::unistd::mkdtemp(&template)
-            .map_err(|error| Failure::of("cannot make a temporary directory", &error))?;
-        Ok(Self(path))
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.0.join("socket")
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        // The engine may have removed it already.
-        let _ = std::fs::remove_file(self.socket());
-        let _ = std::fs::remove_dir(&self.0);
     }
 }
 

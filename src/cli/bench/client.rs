@@ -1,0 +1,183 @@
+//! A client process: the client's end of every contestant, and slices of each on order.
+//!
+//! One thread holds them all, so that between two slices nothing moves to another core. While one
+//! runs, the others are idle: the engine sleeps, the echo process waits for a word, the kernel's
+//! polling thread has gone to sleep.
+
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use verbring::RawRing;
+
+use super::bare::{self, BareEnd};
+use super::cores::pin_to;
+use super::echo::open_segment;
+use super::engine_process::allow_many_files;
+use super::slice::{self, Counted, Span, histogram};
+use super::talk::{Order, Plan, Report, misplaced, next_order, report};
+use super::through_engine::{EngineRig, crowd};
+use super::uring::UringRig;
+use super::wake::{self, FutexClient};
+use super::who::Who;
+use crate::cli::Failure;
+
+/// Runs slices until no more is wanted.
+pub(super) fn run() -> Result<(), Failure> {
+    let Some(order) = next_order()? else { return Ok(()) };
+    let Order::Prepare(plan) = order else { return Err(misplaced(&order)) };
+    pin_to(plan.core)?;
+    allow_many_files()?;
+    let mut ends = Ends::new(*plan)?;
+    report(&Report::Ready { skipped: std::mem::take(&mut ends.skipped) })?;
+    while let Some(order) = next_order()? {
+        match order {
+            Order::Slice { slice, who, span } => {
+                let counted = ends.slice(slice, who, span)?;
+                report(&Report::Counted(counted))?;
+            }
+            Order::Finish => report(&Report::Latencies(ends.latencies()))?,
+            other => return Err(misplaced(&other)),
+        }
+    }
+    Ok(())
+}
+
+/// The client's ends of all contestants.
+struct Ends {
+    plan: Plan,
+    engine: Option<EngineRig>,
+    /// Of the engine with idle rings, which are kept beside it.
+    beside_idle: Option<EngineRig>,
+    _idle: Vec<RawRing>,
+    bare: Option<BareEnd>,
+    uring: Option<UringRig>,
+    sqpoll: Option<UringRig>,
+    /// Contestants that this machine does not let run, and why.
+    skipped: Vec<(Who, String)>,
+    latencies: Vec<(Who, Histogram<u64>)>,
+}
+
+impl Ends {
+    fn new(plan: Plan) -> Result<Self, Failure> {
+        let has = |who| plan.contestants.contains(&who);
+        let engine = match has(Who::Verbring) {
+            true => Some(EngineRig::new(&plan.socket, &plan.shape, Duration::ZERO)?),
+            false => None,
+        };
+        let (beside_idle, idle) = match &plan.idle {
+            Some((socket, rings)) => {
+                let rig = EngineRig::new(socket, &plan.shape, Duration::ZERO)?;
+                (Some(rig), crowd(socket, *rings)?)
+            }
+            None => (None, Vec::new()),
+        };
+        let bare = match &plan.segment {
+            Some(segment) => {
+                let mapping = open_segment(segment, bare::segment_bytes(&plan.shape))?;
+                Some(BareEnd::new(bare::open(mapping)?))
+            }
+            None => None,
+        };
+        let mut skipped = Vec::new();
+        let mut uring = |who, sqpoll| {
+            if !has(who) {
+                return None;
+            }
+            let made = UringRig::new(&plan.shape, sqpoll);
+            made.map_err(|error| skipped.push((who, error.to_string()))).ok()
+        };
+        let plain = uring(Who::IoUring, None);
+        let sqpoll = uring(Who::IoUringSqpoll, Some(plan.other_core));
+        let latencies = plan.contestants.iter().map(|who| (*who, histogram())).collect();
+        Ok(Self {
+            engine,
+            beside_idle,
+            _idle: idle,
+            bare,
+            uring: plain,
+            sqpoll,
+            skipped,
+            latencies,
+            plan,
+        })
+    }
+
+    fn slice(&mut self, slice: u32, who: Who, span: Span) -> Result<Counted, Failure> {
+        if self.plan.sleep {
+            self.sleep_slice(slice, who, span)
+        } else {
+            self.busy_slice(slice, who, span)
+        }
+    }
+
+    fn busy_slice(&mut self, slice: u32, who: Who, span: Span) -> Result<Counted, Failure> {
+        let (shape, crowded) = (&self.plan.shape, self.plan.crowded);
+        let latencies = find(&mut self.latencies, who)?;
+        match who {
+            Who::Verbring | Who::Again => {
+                slice::run(present(&mut self.engine, who)?, shape, span, crowded, latencies)
+            }
+            Who::VerbringIdleRings => {
+                slice::run(present(&mut self.beside_idle, who)?, shape, span, crowded, latencies)
+            }
+            Who::Bare | Who::BareMemcpy => {
+                let end = present(&mut self.bare, who)?;
+                let shape = if who == Who::Bare { shape.bare() } else { shape.clone() };
+                let mut rig = end.rig(shape.walk(0, 0));
+                let counted = slice::run(&mut rig, &shape, span, crowded, latencies);
+                end.dismiss(slice);
+                counted
+            }
+            Who::IoUring => {
+                slice::run(present(&mut self.uring, who)?, shape, span, crowded, latencies)
+            }
+            Who::IoUringSqpoll => {
+                slice::run(present(&mut self.sqpoll, who)?, shape, span, crowded, latencies)
+            }
+            Who::Futex => Err(absent(who)),
+        }
+    }
+
+    fn sleep_slice(&mut self, slice: u32, who: Who, span: Span) -> Result<Counted, Failure> {
+        let latencies = find(&mut self.latencies, who)?;
+        match who {
+            Who::Verbring | Who::Again => {
+                wake::run(present(&mut self.engine, who)?, span, latencies)
+            }
+            Who::VerbringIdleRings => {
+                wake::run(present(&mut self.beside_idle, who)?, span, latencies)
+            }
+            Who::Futex => {
+                let mut client = FutexClient(present(&mut self.bare, who)?.memory());
+                let counted = wake::run(&mut client, span, latencies)?;
+                client.dismiss(slice)?;
+                Ok(counted)
+            }
+            Who::Bare | Who::BareMemcpy | Who::IoUring | Who::IoUringSqpoll => Err(absent(who)),
+        }
+    }
+
+    /// All latencies so far, each with how often it was seen.
+    fn latencies(&self) -> Vec<(Who, Vec<(u64, u64)>)> {
+        let values = |histogram: &Histogram<u64>| {
+            histogram
+                .iter_recorded()
+                .map(|it| (it.value_iterated_to(), it.count_at_value()))
+                .collect()
+        };
+        self.latencies.iter().map(|(who, histogram)| (*who, values(histogram))).collect()
+    }
+}
+
+fn find(all: &mut [(Who, Histogram<u64>)], who: Who) -> Result<&mut Histogram<u64>, Failure> {
+    let found = all.iter_mut().find(|(it, _)| *it == who);
+    found.map(|(_, histogram)| histogram).ok_or_else(|| absent(who))
+}
+
+fn present<T>(end: &mut Option<T>, who: Who) -> Result<&mut T, Failure> {
+    end.as_mut().ok_or_else(|| absent(who))
+}
+
+fn absent(who: Who) -> Failure {
+    Failure::Failed(format!("{} was not prepared", who.name()))
+}

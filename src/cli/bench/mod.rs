@@ -1,0 +1,265 @@
+//! `verbring bench`: the engine's ring beside its limits, measured so that it can be believed.
+//!
+//! ```text
+//!            parent: one slice of each contestant after the other, statistics, rows
+//!               |  orders and reports, between slices only                |
+//!               v                                                        v
+//!            client(s) -- a ring through the production engine -----> engine
+//!               |-------- a bare ring, with and without memcpy -----> echo
+//!               \-------- io_uring NOPs ----------------------------> the kernel
+//! ```
+//!
+//! On a machine that is never still, two figures taken minutes apart say little about each other.
+//! So all contestants are there at once, on the same two cores, and take turns in slices of about
+//! ten milliseconds; what is told is the median of the slices, how far they spread, and the ratio
+//! of neighbours with its 95 % interval. `--baseline self` shows how well that resolves.
+
+mod bare;
+mod client;
+mod conductor;
+mod cores;
+mod echo;
+mod engine_process;
+mod plot;
+mod quiet;
+mod rows;
+mod shape;
+mod slice;
+mod statistics;
+mod sweep;
+mod talk;
+mod through_engine;
+mod uring;
+mod wake;
+mod who;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use verbring::abi::Class;
+
+use super::{Failure, class_name, complain, say, say_json};
+use conductor::Terms;
+use cores::Cores;
+use shape::{OpKind, Shape, Wish};
+use sweep::{Sweep, read_bytes};
+use talk::{Report, Role};
+use who::{Baseline, Who};
+
+/// Arguments of `verbring bench`.
+#[derive(Debug, Args)]
+pub(crate) struct Bench {
+    /// What to do over and over.
+    #[arg(long, value_enum, default_value = "nop")]
+    op: OpKind,
+    /// Bytes of an op (of a page for writev): a number, a list 64,4K, a range 64..1M or 64..1M*4.
+    #[arg(long, default_value = "4K")]
+    size: Sweep,
+    /// Pages of a writev.
+    #[arg(long, default_value = "8")]
+    pages: u64,
+    /// Ops pushed at once; a list or a range, too.
+    #[arg(long, default_value = "1")]
+    batch: Sweep,
+    /// Ops in flight at most; as many as a batch (the default) is lock step.
+    #[arg(long)]
+    depth: Option<Sweep>,
+    /// Client processes.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    clients: u32,
+    /// Class of the ops: high, medium or low.
+    #[arg(long, default_value = "medium", value_parser = read_class)]
+    class: Class,
+    /// Bytes of sources and destinations together [default: those of one op: hot].
+    #[arg(long, value_name = "BYTES", value_parser = read_bytes)]
+    working_set: Option<u64>,
+    /// Seconds of slices for each point; there are 200 slices at least.
+    #[arg(long, default_value = "3", value_parser = read_seconds)]
+    seconds: Duration,
+    /// Milliseconds of a slice, of which the first fifth is not counted.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    slice_ms: u32,
+    /// Cores: the engine's, then the clients' [default: all that are allowed, in order].
+    #[arg(long, value_delimiter = ',', value_name = "CORES")]
+    pin: Vec<usize>,
+    /// What to run beside it, in alternating slices.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    baseline: Vec<Baseline>,
+    /// A setting of the engine, as in `verbring serve`: spin_us=0. May be repeated.
+    #[arg(long, value_name = "NAME=VALUE")]
+    set: Vec<String>,
+    /// From sleep to completion: one op at a time, with both sides asleep before and between.
+    #[arg(long)]
+    sleep: bool,
+    /// Runs beside it the same ops through an engine that also has so many idle rings.
+    #[arg(long, value_name = "RINGS", default_value_t = 0, value_parser = idle_rings())]
+    idle_rings: u32,
+    /// Draws the rows into an SVG file.
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
+    /// Prints one JSON object a row instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of the hidden subcommand by which the bench starts its processes.
+#[derive(Debug, Args)]
+pub(crate) struct BenchWorker {
+    #[arg(value_enum)]
+    role: Role,
+}
+
+impl BenchWorker {
+    /// Runs one process of the bench. How it fails is the parent's to tell.
+    pub(crate) fn run(&self) -> Result<(), Failure> {
+        talk::bind_to_parent()?;
+        let result = match self.role {
+            Role::Engine => engine_process::run(),
+            Role::Echo => echo::run(),
+            Role::Client => client::run(),
+        };
+        match result {
+            Err(Failure::Failed(text)) => {
+                talk::report(&Report::Failed { text })?;
+                Err(Failure::Quiet)
+            }
+            other => other,
+        }
+    }
+}
+
+impl Bench {
+    pub(crate) fn run(&self) -> Result<(), Failure> {
+        let shapes = self.shapes()?;
+        let terms = self.terms()?;
+        if !self.json {
+            say(&rows::head())?;
+        }
+        let mut all = Vec::new();
+        for shape in &shapes {
+            let measured = conductor::measure(&terms, shape)?;
+            let rows = rows::rows(&measured, shape, &terms);
+            for row in &rows {
+                if self.json {
+                    let value = serde_json::to_value(row)
+                        .map_err(|error| Failure::of("cannot write a row", &error))?;
+                    say_json(&value)?;
+                } else {
+                    say(&row.line())?;
+                }
+                if let Some(reason) = &row.skipped {
+                    complain(&format!("{} is left out: {reason}", row.who.name()));
+                }
+            }
+            for complaint in measured.disturbance.complaints() {
+                complain(&format!("the machine is not quiet: {complaint}"));
+            }
+            all.extend(rows);
+        }
+        self.plot.as_deref().map_or(Ok(()), |file| plot::draw(file, &all))
+    }
+
+    /// Every combination of the swept parameters, checked before anything is started.
+    fn shapes(&self) -> Result<Vec<Shape>, Failure> {
+        let mut shapes: Vec<Shape> = Vec::new();
+        for &size_bytes in &self.size.0 {
+            for &batch in &self.batch.0 {
+                let lock_step = Sweep(vec![batch]);
+                for &depth in &self.depth.as_ref().unwrap_or(&lock_step).0 {
+                    let shape = Shape::settle(Wish {
+                        op: self.op,
+                        size_bytes,
+                        pages: self.pages,
+                        batch,
+                        depth,
+                        class: self.class,
+                        working_set_bytes: self.working_set,
+                    });
+                    let shape = shape.map_err(|error| Failure::Usage(error.to_string()))?;
+                    if self.sleep && shape.depth != 1 {
+                        let depth = shape.depth;
+                        let text = format!("--depth is {depth}, but must be 1 with --sleep");
+                        return Err(Failure::Usage(text));
+                    }
+                    // A NOP has no size to sweep over.
+                    if !shapes.contains(&shape) {
+                        shapes.push(shape);
+                    }
+                }
+            }
+        }
+        Ok(shapes)
+    }
+
+    fn terms(&self) -> Result<Terms, Failure> {
+        let cores = Cores::choose(&self.pin, &cores::allowed()?)?;
+        let mut settings = vec![format!("pin={}", cores.engine)];
+        if self.idle_rings > 0 {
+            // Both engines alike: what differs is the rings that there are.
+            let rings = self.idle_rings + RINGS_SPARE;
+            let more = [("rings_max", rings), ("quota.rings", rings)];
+            settings.extend(more.map(|(name, value)| format!("{name}={value}")));
+            settings.push("quota.control_per_s=1000000".to_string());
+        }
+        settings.extend(self.set.iter().cloned());
+        let spin_us = engine_process::settings_for(&settings)?.config().spin_us;
+        let mut contestants = vec![Who::Verbring];
+        if self.idle_rings > 0 {
+            contestants.push(Who::VerbringIdleRings);
+        }
+        for who in self.baseline.iter().map(|baseline| baseline.who()) {
+            let (sleeps, runs) = (matches!(who, Who::Futex | Who::Again), who != Who::Futex);
+            if !(if self.sleep { sleeps } else { runs }) {
+                let limit = if self.sleep { "futex or self with" } else { "anything else without" };
+                let text = format!("--baseline is {}, but must be {limit} --sleep", who.name());
+                return Err(Failure::Usage(text));
+            }
+            if !contestants.contains(&who) {
+                contestants.push(who);
+            }
+        }
+        if contestants.len() > 1 && spin_us > SPIN_US_MAX {
+            complain(&format!(
+                "spin_us is {spin_us}: the engine will look for work in the others' slices, too; \
+                 up to {SPIN_US_MAX} it is at rest by then"
+            ));
+        }
+        Ok(Terms {
+            cores,
+            clients: usize::try_from(self.clients).unwrap_or(1),
+            settings,
+            slice: Duration::from_millis(self.slice_ms.into()),
+            time: self.seconds,
+            contestants,
+            idle_rings: self.idle_rings,
+            sleep: self.sleep,
+        })
+    }
+}
+
+/// An engine that spins for longer is not waited for between slices.
+const SPIN_US_MAX: u32 = 30_000;
+
+/// Rings besides the idle ones: the clients' own.
+const RINGS_SPARE: u32 = 128;
+
+/// As many as an engine's quotas allow for with room to spare.
+fn idle_rings() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(0..=10_000)
+}
+
+fn read_class(text: &str) -> Result<Class, String> {
+    let named = Class::ALL.into_iter().find(|class| text == class_name(*class));
+    named.ok_or_else(|| "must be high, medium or low".to_string())
+}
+
+fn read_seconds(text: &str) -> Result<Duration, String> {
+    let limit = || "must be a number of seconds from 0.1 to 3600".to_string();
+    let seconds: f64 = text.parse().map_err(|_| limit())?;
+    if (0.1..=3_600.0).contains(&seconds) {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        Err(limit())
+    }
+}

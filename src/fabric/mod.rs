@@ -5,6 +5,8 @@
 
 #[cfg(not(verbring_loom))]
 mod local;
+#[cfg(not(verbring_loom))]
+pub mod qp;
 
 #[cfg(not(verbring_loom))]
 pub use local::Local;

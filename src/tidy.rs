@@ -69,6 +69,7 @@ const CORE: &[&str] = &[
     "src/engine/",
     "src/fabric/mod.rs",
     "src/fabric/local.rs",
+    "src/fabric/qp/",
 ];
 
 /// Words that the core must not use: clocks, threads, locks, and collections without an order.

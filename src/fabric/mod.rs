@@ -7,6 +7,8 @@
 mod local;
 #[cfg(not(verbring_loom))]
 pub mod qp;
+#[cfg(not(verbring_loom))]
+pub mod verbs;
 
 #[cfg(not(verbring_loom))]
 pub use local::Local;

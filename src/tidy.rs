@@ -59,6 +59,7 @@ const UNSAFE: &[&str] = &[
     "src/shm.rs",
     "src/ring/mapped.rs",
     "src/control/fds.rs",
+    "src/fabric/verbs/bindings.rs",
     "src/fabric/verbs/sys.rs",
     "src/fabric/verbs/device.rs",
     "src/fabric/verbs/provider.rs",

@@ -6,6 +6,7 @@
 //! failure, 2 for a command line or setting that cannot be used.
 
 mod demo;
+mod devices;
 mod probe;
 mod serve;
 mod settings;
@@ -19,6 +20,7 @@ use clap::{Parser, Subcommand};
 use verbring::abi::Class;
 
 use demo::{Demo, DemoClient};
+use devices::Devices;
 use probe::ProbeEngine;
 use serve::Serve;
 use settings::BadSetting;
@@ -67,6 +69,8 @@ enum Verb {
     Stat(Stat),
     /// Prints what an engine serves, and how much of it this user may have.
     Probe(ProbeEngine),
+    /// Prints what could move bytes on this machine, what would, and why.
+    Devices(Devices),
     /// Prints every offset, size and constant of the ABI.
     Abi {
         /// Prints one JSON object instead of lines.
@@ -84,6 +88,7 @@ impl Verb {
             Self::Demo(demo) => demo.run(),
             Self::Stat(stat) => stat.run(),
             Self::Probe(probe) => probe.run(),
+            Self::Devices(devices) => devices.run(),
             Self::Abi { json } => print_abi(json),
             Self::DemoClient(client) => client.run(),
         }

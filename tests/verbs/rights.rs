@@ -77,6 +77,17 @@ fn a_device_that_may_not_be_opened_is_told() {
 
 #[test]
 #[ignore = "needs two RDMA ports: tests/run vm"]
+fn a_device_without_its_file_is_told() {
+    let [first, _] = places();
+    fs::rename("/dev/infiniband", "/dev/elsewhere").expect("owned by root");
+    let error = open(&VerbsSettings::new(&first.device, 1)).expect_err("no file");
+    fs::rename("/dev/elsewhere", "/dev/infiniband").expect("put back");
+    let error = error.to_string();
+    assert!(error.contains("/dev/infiniband/uverbs") && error.contains("is missing"), "{error}");
+}
+
+#[test]
+#[ignore = "needs two RDMA ports: tests/run vm"]
 fn names_and_ports_that_are_not_there_are_told_with_those_that_are() {
     let [first, second] = places();
     let error = open(&VerbsSettings::new("mlx5_77", 1)).expect_err("no such device").to_string();

@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use super::device::{Device, QueuePair, Queues, Registered};
+use super::cards::Card;
+use super::device::{Device, QueuePair, Queues, Registered, device_names};
 use super::error::VerbsError;
 use super::events::AsyncEvent;
 use super::provider::{Inbox, Keys, VerbsPair, VerbsProvider};
@@ -81,6 +82,33 @@ pub fn open(settings: &VerbsSettings) -> Result<(VerbsProvider, VerbsControl), V
         next_registration: 1,
     };
     Ok((VerbsProvider::new(queues, keys), control))
+}
+
+/// Opens every device for a moment: fills in what only then can be known, or why it cannot be.
+///
+/// # Errors
+/// [`VerbsError`] if the library itself cannot be used; then no device can.
+pub fn open_all(cards: &mut [Card]) -> Result<(), VerbsError> {
+    let known = device_names()?;
+    for card in cards {
+        if !known.contains(&card.name) {
+            let hint = "libibverbs has no provider for it: install ibverbs-providers";
+            card.obstacle = Some(hint.to_string());
+            continue;
+        }
+        match Device::open(&card.name) {
+            Ok(device) => {
+                #[cfg(feature = "ibverbs")]
+                super::bindings::fill_gids(card);
+                for port in &mut card.ports {
+                    let attr = device.port(port.number).ok();
+                    port.mtu_bytes = attr.map(|attr| mtu_bytes(attr.active_mtu));
+                }
+            }
+            Err(error) => card.obstacle = Some(error.to_string()),
+        }
+    }
+    Ok(())
 }
 
 /// A count that the library gives as a C int.

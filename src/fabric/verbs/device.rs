@@ -8,14 +8,17 @@
 #![expect(unsafe_code, reason = "calls a C library and follows its pointers")]
 
 use std::ffi::{CStr, c_int};
+use std::fs;
 use std::io;
 use std::os::fd::{BorrowedFd, RawFd};
+use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
 use std::sync::{Arc, OnceLock};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::resource::{Resource, getrlimit};
+use nix::unistd::{AccessFlags, access};
 
 use super::error::VerbsError;
 use super::sys::{self, Table, Zeroed};
@@ -35,6 +38,13 @@ pub(super) fn table() -> Result<&'static Table, VerbsError> {
     Ok(TABLE.get_or_init(|| made))
 }
 
+#[cfg(feature = "ibverbs")]
+#[expect(clippy::unnecessary_wraps, reason = "the signature is that of the other way")]
+fn load() -> Result<Table, VerbsError> {
+    Ok(super::bindings::table())
+}
+
+#[cfg(not(feature = "ibverbs"))]
 fn load() -> Result<Table, VerbsError> {
     // SAFETY: libibverbs' constructor only prepares its own lists, and may run on any thread.
     let library = unsafe { libloading::Library::new("libibverbs.so.1") };
@@ -49,6 +59,29 @@ fn errno() -> i32 {
 /// Bytes that may be locked.
 pub(super) fn locked_max() -> u64 {
     getrlimit(Resource::RLIMIT_MEMLOCK).map_or(0, |(soft, _)| soft)
+}
+
+/// Why a device was not opened. The library tries several ways, and its errno is that of the last:
+/// what it was about, the device file tells.
+fn not_opened(name: String, errno: i32) -> VerbsError {
+    let Some(node) = node(&name) else {
+        return VerbsError::Os { name, call: "ibv_open_device", errno };
+    };
+    match access(&node, AccessFlags::R_OK | AccessFlags::W_OK) {
+        Err(Errno::EACCES | Errno::EPERM) => VerbsError::NoRights { name, node },
+        Err(Errno::ENOENT) => VerbsError::NoNode { name, node },
+        _ => VerbsError::Os { name, call: "ibv_open_device", errno },
+    }
+}
+
+/// The file by which the kernel gives a device to programs.
+fn node(name: &str) -> Option<PathBuf> {
+    let entries = fs::read_dir("/sys/class/infiniband_verbs").ok()?;
+    let found = entries.flatten().find(|entry| {
+        let of = fs::read_to_string(entry.path().join("ibdev"));
+        of.is_ok_and(|of| of.trim() == name)
+    })?;
+    Some(Path::new("/dev/infiniband").join(found.file_name()))
 }
 
 /// Devices, as long as the list lives.
@@ -96,6 +129,9 @@ impl Drop for DeviceList {
 /// # Errors
 /// [`VerbsError::NoLibrary`], [`VerbsError::NoSymbol`], [`VerbsError::NoKernel`].
 pub fn device_names() -> Result<Vec<String>, VerbsError> {
+    #[cfg(feature = "ibverbs")]
+    return super::bindings::device_names();
+    #[cfg(not(feature = "ibverbs"))]
     Ok(DeviceList::read()?.devices().map(|(name, _)| name).collect())
 }
 
@@ -125,12 +161,7 @@ impl Device {
         let context = unsafe { (list.table.ibv_open_device)(device) };
         let Some(context) = NonNull::new(context) else {
             let errno = errno();
-            let denied = [Errno::EACCES as i32, Errno::EPERM as i32].contains(&errno);
-            return Err(if denied {
-                VerbsError::NoRights { name, errno }
-            } else {
-                VerbsError::Os { name, call: "ibv_open_device", errno }
-            });
+            return Err(not_opened(name, errno));
         };
         let device = Self { table: list.table, name, context };
         device.never_block(device.async_fd())?;

@@ -1,5 +1,7 @@
 //! Why verbs cannot be had: each reason once, with what to do about it.
 
+use std::path::PathBuf;
+
 use thiserror::Error;
 
 use crate::fabric::qp::provider::ProviderError;
@@ -48,14 +50,27 @@ pub enum VerbsError {
     },
     /// The device may not be opened.
     #[error(
-        "no right to open {name} (errno {errno}): this user must be able to read and write \
-         /dev/infiniband/uverbs*, for example by a group given to them in a udev rule"
+        "no right to open {name}: this user must be able to read and write {}, for example by a \
+         group that a udev rule gives it to",
+        node.display()
     )]
     NoRights {
         /// The device.
         name: String,
-        /// Positive errno.
-        errno: i32,
+        /// Its file.
+        node: PathBuf,
+    },
+    /// The kernel has the device, but there is no file for it here.
+    #[error(
+        "{name} cannot be opened, as {} is missing: give the file to this container, or let udev \
+         make it",
+        node.display()
+    )]
+    NoNode {
+        /// The device.
+        name: String,
+        /// Its file.
+        node: PathBuf,
     },
     /// Too little memory may be locked for the device's queues.
     #[error(

@@ -5,6 +5,10 @@
 //! the two halves that the engine's thread and a control thread own: [`VerbsProvider`] and
 //! [`VerbsControl`]. Depth, signalling and recovery are not here, but in [`crate::fabric::qp`].
 
+#[cfg(feature = "ibverbs")]
+mod bindings;
+mod cards;
+mod choose;
 mod control;
 mod device;
 mod error;
@@ -12,7 +16,9 @@ mod events;
 mod provider;
 mod sys;
 
-pub use control::{Effective, VerbsControl, VerbsSettings, open};
+pub use cards::{Card, Gid, GidKind, Port, cards, numa_node_of};
+pub use choose::{Judged, Merits, Near, Obstacle, Wish, judge};
+pub use control::{Effective, VerbsControl, VerbsSettings, open, open_all};
 pub use device::device_names;
 pub use error::VerbsError;
 pub use events::AsyncEvent;

@@ -204,6 +204,8 @@ pub(super) struct PortAttr {
     pub(super) link_layer: u8,
     _flags: u8,
     _port_cap_flags2: u16,
+    /// What the struct has grown by (4 bytes in rdma-core 55), and may.
+    _later: [u32; 3],
 }
 
 /// `struct ibv_sge`.
@@ -405,7 +407,7 @@ const _: () = {
     assert!(size_of::<ContextOps>() == 32 * 8);
     assert!(size_of::<Mr>() == 48);
     assert!(size_of::<DeviceAttr>() == 232);
-    assert!(size_of::<PortAttr>() == 52);
+    assert!(size_of::<PortAttr>() == 64);
     assert!(size_of::<SendWr>() == 128);
     assert!(size_of::<RecvWr>() == 32);
     assert!(size_of::<Completion>() == 48);

@@ -24,6 +24,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("sched", &["abi", "ids", "ledger"]),
     ("fabric", &["abi", "ids"]),
     ("fabric::local", &["abi", "ids", "shm"]),
+    ("fabric::qp", &["abi", "ids", "shm"]),
     ("telemetry", &["abi", "ids"]),
     ("engine", &["abi", "ids", "ring", "ledger", "edges", "sched", "fabric", "telemetry"]),
     ("client", &["abi", "sync", "ring", "shm", "control::fds"]),

@@ -97,7 +97,13 @@ mod tests {
     use super::*;
 
     fn key(offset: u64, bytes: u64) -> Key {
-        Key { offset, bytes, address: 0x1000 + 2 * offset, lkey: 1, rkey: 2 }
+        Key {
+            offset,
+            bytes,
+            address: offset.wrapping_mul(2).wrapping_add(0x1000),
+            lkey: 1,
+            rkey: 2,
+        }
     }
 
     #[test]

@@ -21,12 +21,16 @@
 //! **Tests**: `fabric::conformance`, and `tests` here with a model and planted faults.
 
 mod complete;
+#[cfg(any(test, feature = "sim"))]
+pub mod join;
 mod memory;
 mod message;
 mod post;
 pub mod provider;
 mod rail;
 mod recover;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 mod status;
 #[cfg(test)]
 mod tests;

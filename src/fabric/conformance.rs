@@ -375,9 +375,14 @@ pub fn a_notification_follows_its_bytes<H: Harness>(harness: &mut H) {
             immediate: n,
             ..request(u64::from(n), Verb::Write, 0, 100, 3000)
         };
-        assert_eq!(harness.fabric().post(&[write]), 1);
         let mut done = Vec::with_capacity(4);
         let mut rounds = 0;
+        while harness.fabric().post(&[write]) == 0 {
+            rounds += 1;
+            assert!(rounds < PATIENCE, "no credit came back");
+            let now_ns = harness.advance();
+            harness.fabric().poll(now_ns, &mut done);
+        }
         while out.is_empty() || done.is_empty() {
             rounds += 1;
             assert!(rounds < PATIENCE, "nobody was told");

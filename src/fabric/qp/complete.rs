@@ -81,7 +81,7 @@ impl<P: Provider> Rails<P> {
             return;
         }
         if wc.status != WcStatus::Success {
-            self.degrade(number);
+            self.wind_down(number);
             return;
         }
         let whole = wc.bytes == super::provider::MESSAGE_BYTES;

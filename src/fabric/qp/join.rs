@@ -1,10 +1,8 @@
 //! Joins two fabrics of queue pairs whose control is in one place: what a control thread does
 //! for its rails, without the wire to the other control. For tests of providers.
 
-use super::provider::{
-    Caps, Link, Move, PairState, PathSettings, Provider, ProviderControl, ProviderError,
-};
-use super::{Ask, Config, News, Rails, Told};
+use super::provider::{Caps, Link, Move, PathSettings, Provider, ProviderControl, ProviderError};
+use super::{Ask, Config, News, Rails, Told, Wish};
 
 /// The control of both ends.
 #[derive(Debug)]
@@ -22,7 +20,9 @@ struct Joint {
     credits: [u32; 2],
     /// The epoch of each end that can be connected.
     ready: [Option<u32>; 2],
-    /// The epoch of each end that is connected.
+    /// The epoch of each end that has fallen quiet.
+    quiet: [Option<u32>; 2],
+    /// The last epoch of each end that is known.
     current: [u32; 2],
 }
 
@@ -45,8 +45,13 @@ impl<C: ProviderControl> Join<C> {
         config: &Config,
     ) -> Result<u16, ProviderError> {
         let rail = u16::try_from(self.joints.len()).unwrap_or(u16::MAX);
-        let mut joint =
-            Joint { numbers: [0; 2], credits: [0; 2], ready: [None; 2], current: [0; 2] };
+        let mut joint = Joint {
+            numbers: [0; 2],
+            credits: [0; 2],
+            ready: [None; 2],
+            quiet: [None; 2],
+            current: [0; 2],
+        };
         for ((end, control), side) in ends.into_iter().zip(&mut self.controls).zip(0..) {
             let made = control.create(config.caps())?;
             let Caps { receives, .. } = made.caps;
@@ -98,10 +103,7 @@ impl<C: ProviderControl> Join<C> {
                         self.controls[side].modify(number, &Move::Reset)?;
                         ends[side].tell(tell(News::Gone));
                     }
-                    Ask::Quiesce => {
-                        self.quiesce(wish.rail, side, ends[1 - side])?;
-                        ends[side].tell(tell(News::Quiet));
-                    }
+                    Ask::Quiesce => self.quiesce(wish, side, &mut ends)?,
                     Ask::Reset => {
                         let number = self.number(wish.rail, side);
                         self.controls[side].modify(number, &Move::Reset)?;
@@ -109,8 +111,14 @@ impl<C: ProviderControl> Join<C> {
                         ends[side].tell(tell(News::Reset));
                     }
                     Ask::Connect => {
-                        self.joints[usize::from(wish.rail)].ready[side] = Some(wish.epoch);
-                        self.connect(wish.rail, &mut ends)?;
+                        let joint = &mut self.joints[usize::from(wish.rail)];
+                        joint.current[side] = wish.epoch;
+                        joint.ready[side] = Some(wish.epoch);
+                        if joint.quiet[1 - side].is_some() {
+                            ends[side].tell(tell(News::Broken));
+                        } else {
+                            self.connect(wish.rail, &mut ends)?;
+                        }
                     }
                 }
             }
@@ -118,23 +126,29 @@ impl<C: ProviderControl> Join<C> {
         Ok(served)
     }
 
-    /// Takes both ends out of RTR and RTS, and tells the other one.
+    /// Takes one end out of RTR and RTS, and tells the other; once both are, both may go on.
     fn quiesce<P: Provider>(
         &mut self,
-        rail: u16,
+        wish: Wish,
         side: usize,
-        other: &mut Rails<P>,
+        ends: &mut [&mut Rails<P>; 2],
     ) -> Result<(), ProviderError> {
+        let Wish { rail, epoch, .. } = wish;
         let joint = &mut self.joints[usize::from(rail)];
         joint.ready[side] = None;
-        let (ours, theirs) = (joint.numbers[side], joint.numbers[1 - side]);
-        let epoch = joint.current[1 - side];
-        self.controls[side].modify(ours, &Move::Error)?;
-        let state = self.controls[1 - side].state(theirs)?;
-        if matches!(state, PairState::ReadyToReceive | PairState::ReadyToSend) {
-            self.controls[1 - side].modify(theirs, &Move::Error)?;
+        joint.quiet[side] = Some(epoch);
+        joint.current[side] = epoch;
+        let Joint { numbers, quiet, current, .. } = *joint;
+        self.controls[side].modify(numbers[side], &Move::Error)?;
+        let [Some(_), Some(_)] = quiet else {
+            let epoch = current[1 - side];
+            ends[1 - side].tell(Told { rail, epoch, news: News::Broken });
+            return Ok(());
+        };
+        self.joints[usize::from(rail)].quiet = [None; 2];
+        for (side, end) in ends.iter_mut().enumerate() {
+            end.tell(Told { rail, epoch: current[side], news: News::Quiet });
         }
-        other.tell(Told { rail, epoch, news: News::Broken });
         Ok(())
     }
 

@@ -74,6 +74,9 @@ pub struct Config {
     pub attempts_max: u8,
     /// A rail that can post nothing, with nothing in flight, for so long is rebuilt, ns.
     pub stuck_ns: u64,
+    /// When the other end failed, how long our work may take to end by itself, ns: more than an
+    /// answer needs on the wire, and far less than a time-out.
+    pub grace_ns: u64,
     /// Both ends being quiet, work that does not end within this is taken for lost, ns.
     pub drain_ns: u64,
 }

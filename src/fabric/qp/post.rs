@@ -213,6 +213,9 @@ impl Rail {
         while self.data_posted < self.depth && self.next != self.taken.tail() {
             let at = self.next;
             let taken = self.taken[at];
+            if taken.suspect() && self.data_posted > taken.in_flight || self.suspect_posted() {
+                break;
+            }
             let made = match taken.stage {
                 _ if taken.failure.is_some() => None,
                 Stage::Data => match self.data(number, at, regions, config) {
@@ -329,6 +332,15 @@ impl Rail {
 
     fn tail_unsignaled(&self) -> bool {
         !self.works.is_empty() && !self.works[self.works.tail().wrapping_sub(1)].signaled
+    }
+
+    /// True if the oldest work posted is that of a suspect, and it is posted whole.
+    fn suspect_posted(&self) -> bool {
+        if self.data_posted == 0 {
+            return false;
+        }
+        let head = &self.taken[self.taken.head()];
+        head.suspect() && head.stage == Stage::Whole
     }
 
     /// True if no completion is to be expected.

@@ -110,6 +110,12 @@ impl Taken {
         plain && !(self.notifies() && self.stage == Stage::Whole)
     }
 
+    /// It was under way in two failures of which nobody knows the cause: it goes alone, so that a
+    /// third is its own.
+    pub(super) fn suspect(&self) -> bool {
+        self.attempts >= 2
+    }
+
     pub(super) fn fail(&mut self, failure: (Fault, i32), data: bool) {
         self.failure.get_or_insert(failure);
         self.data_failed |= data;
@@ -216,6 +222,9 @@ pub(super) struct Rail {
     /// The device had no memory for a post; since when nothing could be posted at all.
     pub(super) starved: bool,
     pub(super) stuck_since_ns: Option<u64>,
+    /// While degraded: since when, and whether both ends were asked to fall quiet.
+    pub(super) degraded_ns: u64,
+    pub(super) quiesce_asked: bool,
     /// While degraded: when both ends were quiet, and whether a reset was asked for.
     pub(super) quiet_since_ns: Option<u64>,
     pub(super) reset_asked: bool,
@@ -262,6 +271,8 @@ impl Rail {
             credits: Credits::new(receives),
             starved: false,
             stuck_since_ns: None,
+            degraded_ns: 0,
+            quiesce_asked: false,
             quiet_since_ns: None,
             reset_asked: false,
             connect_due: false,

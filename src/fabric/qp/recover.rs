@@ -23,9 +23,11 @@ use super::status::{EHOSTDOWN, Fault};
 /// What the control side is asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ask {
-    /// Move the queue pair to ERROR, and have the peer take its end out of RTR and RTS (it is told
-    /// the epoch). Answer [`News::Quiet`] when both are so; if the peer cannot be reached, when
-    /// the lease is over after which it does so by itself, or [`News::Gone`].
+    /// Move the queue pair to ERROR, and tell the peer's control, whose rail is told
+    /// [`News::Broken`] and will wish the same. Answer [`News::Quiet`] once it has; if the peer
+    /// cannot be reached, when the lease is over after which it does so by itself, or
+    /// [`News::Gone`]. The peer's queue pair is not to be moved before its rail wishes it: it may
+    /// still be waiting to hear which of its requests was at fault.
     Quiesce,
     /// All work has ended: move the queue pair to RESET and INIT. Answer [`News::Reset`].
     Reset,
@@ -97,7 +99,7 @@ impl<P: Provider> Rails<P> {
                 self.degrade(told.rail)
             }
             (News::Broken, _) => {}
-            (News::Quiet, RailState::Degraded) => {
+            (News::Quiet, RailState::Degraded) if rail.quiesce_asked => {
                 rail.quiet_since_ns.get_or_insert(self.now_ns);
                 self.attend(told.rail);
             }
@@ -124,13 +126,25 @@ impl<P: Provider> Rails<P> {
         rail.unsignaled = 0;
         rail.starved = false;
         rail.stuck_since_ns = None;
+        rail.quiesce_asked = false;
         rail.quiet_since_ns = None;
         rail.reset_asked = false;
         self.attend(number);
     }
 
-    /// A rail is in doubt: no new work, and both ends are to fall quiet.
+    /// A rail is in doubt: no new work, and both ends are to fall quiet at once.
     pub(super) fn degrade(&mut self, number: u16) {
+        self.wind_down(number);
+        let rail = &mut self.rails[usize::from(number)];
+        if rail.state == RailState::Degraded && !rail.quiesce_asked {
+            rail.quiesce_asked = true;
+            self.ask(number, Ask::Quiesce);
+        }
+    }
+
+    /// The other end has failed: no new work; what is posted gets a while to end by itself, since
+    /// the answer that says which request was at fault may be on its way.
+    pub(super) fn wind_down(&mut self, number: u16) {
         let rail = &mut self.rails[usize::from(number)];
         let open =
             matches!(rail.state, RailState::Connecting | RailState::Ready | RailState::Rebuilding);
@@ -139,8 +153,9 @@ impl<P: Provider> Rails<P> {
         }
         rail.state = RailState::Degraded;
         rail.connect_due = false;
+        rail.degraded_ns = self.now_ns;
         self.counts.degraded += 1;
-        self.ask(number, Ask::Quiesce);
+        self.wishes.retain(|wish| wish.rail != number);
         self.attend(number);
     }
 
@@ -153,8 +168,6 @@ impl<P: Provider> Rails<P> {
 
     fn ask(&mut self, rail: u16, ask: Ask) {
         let epoch = self.rails[usize::from(rail)].epoch;
-        // A rail that fails while it is being connected takes its wish back.
-        self.wishes.retain(|wish| wish.rail != rail);
         self.wishes.push_back(Wish { rail, epoch, ask });
     }
 
@@ -202,6 +215,15 @@ impl<P: Provider> Rails<P> {
     /// device would not tell has a marker put behind it, which is flushed after it.
     fn drain(&mut self, number: u16) {
         let rail = &self.rails[usize::from(number)];
+        if !rail.quiesce_asked {
+            let waited_ns = self.now_ns.saturating_sub(rail.degraded_ns);
+            if rail.works.is_empty() || waited_ns > self.config.grace_ns {
+                self.degrade(number);
+            } else {
+                self.attend(number);
+            }
+            return;
+        }
         let Some(since) = rail.quiet_since_ns.filter(|_| !rail.reset_asked) else { return };
         let over = self.now_ns.saturating_sub(since) > self.config.drain_ns;
         if rail.works.is_empty() || over {

@@ -21,6 +21,7 @@ pub(super) const CONFIG: Config = Config {
     regions_max: 4,
     attempts_max: 3,
     stuck_ns: 5_000_000,
+    grace_ns: 20_000,
     drain_ns: 10_000_000,
 };
 

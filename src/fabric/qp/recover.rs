@@ -96,7 +96,7 @@ impl<P: Provider> Rails<P> {
             (News::Gone, RailState::Dead) => {}
             (News::Gone, _) => self.end(told.rail),
             (News::Broken, RailState::Connecting | RailState::Ready | RailState::Rebuilding) => {
-                self.degrade(told.rail)
+                self.wind_down(told.rail)
             }
             (News::Broken, _) => {}
             (News::Quiet, RailState::Degraded) if rail.quiesce_asked => {

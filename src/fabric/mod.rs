@@ -3,6 +3,9 @@
 //! The engine posts requests and polls completions; it does not know whether a card, a copy loop
 //! or a simulated world is behind them. Neither call blocks or reads a clock.
 
+#[cfg(all(any(test, feature = "sim"), not(verbring_loom)))]
+#[doc(hidden)]
+pub mod conformance;
 #[cfg(not(verbring_loom))]
 mod local;
 #[cfg(not(verbring_loom))]

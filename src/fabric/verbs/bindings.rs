@@ -26,6 +26,7 @@ macro_rules! table {
 }
 
 /// The linked functions.
+#[expect(clippy::missing_transmute_annotations, reason = "the types are those of the fields")]
 pub(super) fn table() -> Table {
     table! {
         ibv_get_device_list ibv_free_device_list ibv_get_device_name ibv_open_device

@@ -23,6 +23,7 @@ macro_rules! table {
             $($(#[$doc])* pub(super) $symbol: unsafe extern "C" fn($($argument),*) -> $result,)*
         }
 
+        #[cfg(not(feature = "ibverbs"))]
         impl Table {
             /// Looks every function up in a loaded library, which stays loaded for ever.
             ///

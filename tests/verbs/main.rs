@@ -6,6 +6,8 @@
 //! in a virtual machine. Each is tried from a port to itself and to the other. Two openings of
 //! devices stand for two engines; nothing but keys, addresses and endpoints passes between them.
 
+#[cfg(feature = "sim")]
+mod conformance;
 mod data;
 mod errors;
 mod rights;

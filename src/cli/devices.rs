@@ -77,7 +77,7 @@ impl Survey {
                 place_of(best),
                 judged.merits.behind(&best.merits)
             ),
-            _ => format!("chosen: {}", judged.merits.words()),
+            _ => format!("chosen: {}", judged.words()),
         }
     }
 }

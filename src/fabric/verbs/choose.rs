@@ -78,19 +78,6 @@ pub enum Near {
 }
 
 impl Merits {
-    /// In words, as a list.
-    #[must_use]
-    pub fn words(&self) -> String {
-        let near = match self.near {
-            Near::No => ", on another NUMA node",
-            Near::Unknown => "",
-            Near::Yes => ", near",
-        };
-        let packets = if self.routed_packets { "packets" } else { "frames that pass no router" };
-        let reach = if self.routable { "routable" } else { "link-local" };
-        format!("{packets}, {reach}{near}, {}.{} Gbit/s", self.rate / 10, self.rate % 10)
-    }
-
     /// In what this falls short of a better one.
     #[must_use]
     pub fn behind(&self, best: &Self) -> &'static str {
@@ -119,8 +106,26 @@ pub struct Judged {
     pub gid_index: Option<u8>,
     /// What rules it out; empty if it can be used.
     pub obstacles: Vec<Obstacle>,
+    /// What packets its address makes, if it has one.
+    pub kind: Option<GidKind>,
     /// What speaks for it.
     pub merits: Merits,
+}
+
+impl Judged {
+    /// What speaks for it, in words.
+    #[must_use]
+    pub fn words(&self) -> String {
+        let Merits { routable, near, rate, .. } = self.merits;
+        let kind = self.kind.map_or("InfiniBand", GidKind::name);
+        let reach = if routable { "routable" } else { "link-local" };
+        let near = match near {
+            Near::No => ", on another NUMA node",
+            Near::Unknown => "",
+            Near::Yes => ", near",
+        };
+        format!("active, {kind}, {reach}{near}, {}.{} Gbit/s", rate / 10, rate % 10)
+    }
 }
 
 /// Judges every address of every port, the one to use first. If that has an obstacle, none can be
@@ -169,13 +174,14 @@ fn judge_one(card: &Card, port: &Port, gid: Option<&Gid>, wish: &Wish) -> Judged
         (Some(_), Some(_)) => Near::No,
         _ => Near::Unknown,
     };
+    let kind = gid.map(|gid| gid.kind);
     let merits = Merits {
         routed_packets: gid.is_none_or(|gid| gid.kind != GidKind::RoceV1),
         routable: gid.is_none_or(|gid| gid.routable() || gid.kind == GidKind::Infiniband),
         near,
         rate: port.rate,
     };
-    Judged { device: card.name.clone(), port: port.number, gid_index, obstacles, merits }
+    Judged { device: card.name.clone(), port: port.number, gid_index, obstacles, kind, merits }
 }
 
 #[cfg(test)]
@@ -275,5 +281,6 @@ mod tests {
         assert_eq!(words[0], "it is nearer");
         assert_eq!(words[1], "its address reaches beyond the link");
         assert_eq!(words[6], "its packets pass routers");
+        assert_eq!(judged[0].words(), "active, RoCE v2, routable, near, 1.0 Gbit/s");
     }
 }

@@ -151,6 +151,10 @@ impl Device {
     pub(super) fn open(name: &str) -> Result<Self, VerbsError> {
         let list = DeviceList::read()?;
         let Some((name, device)) = list.devices().find(|(other, _)| other == name) else {
+            // The library passes over devices whose file is missing.
+            if let Some(node) = node(name).filter(|node| !node.exists()) {
+                return Err(VerbsError::NoNode { name: name.to_string(), node });
+            }
             let have: Vec<_> = list.devices().map(|(name, _)| name).collect();
             if have.is_empty() {
                 return Err(VerbsError::NoDevice);

@@ -41,7 +41,10 @@ pub enum VerbsError {
     )]
     NoDevice,
     /// No device of this name.
-    #[error("there is no RDMA device {name}: choose one of {have}")]
+    #[error(
+        "libibverbs has no device {name}: choose one of {have}, or install its provider (on \
+         Debian: ibverbs-providers)"
+    )]
     NotFound {
         /// The name.
         name: String,

@@ -34,6 +34,8 @@ pub(crate) struct Devices {
 /// Everything that is told.
 struct Survey {
     cards: Vec<Card>,
+    /// What was asked for.
+    wish: Wish,
     /// Why no device can be used, whatever there is.
     library: Option<VerbsError>,
     judged: Vec<Judged>,
@@ -55,7 +57,13 @@ impl Survey {
         if self.cards.is_empty() {
             return Some(VerbsError::NoDevice.to_string());
         }
-        Some("no address of any port can be used: verbring devices --why".to_string())
+        let have: Vec<_> = self.cards.iter().map(|card| card.name.as_str()).collect();
+        if let Some(device) = &self.wish.device
+            && !have.contains(&device.as_str())
+        {
+            return Some(format!("there is no device {device}: choose one of {}", have.join(", ")));
+        }
+        Some("no address that was asked for can be used: verbring devices --why".to_string())
     }
 
     fn of(&self, card: &Card, port: &Port, gid: Option<&Gid>) -> Option<&Judged> {
@@ -101,13 +109,13 @@ impl Devices {
             numa_node: self.numa_node.or_else(here),
         };
         let judged = judge(&cards, &wish);
-        let survey = Survey { cards, library, judged };
+        let asked = wish.device.is_some() || wish.gid_index.is_some();
+        let survey = Survey { cards, wish, library, judged };
         if self.json {
             say_json(&to_json(&survey))?;
         } else {
             say(&to_text(&survey, self.why))?;
         }
-        let asked = wish.device.is_some() || wish.gid_index.is_some();
         match survey.obstacle() {
             Some(obstacle) if asked => {
                 Err(Failure::Failed(format!("what was asked for cannot be used: {obstacle}")))
@@ -146,7 +154,10 @@ fn to_text(survey: &Survey, why: bool) -> String {
     for card in &survey.cards {
         let numa = card.numa_node.map_or(String::new(), |node| format!(", NUMA node {node}"));
         out += &format!("  {}{numa}\n", card.name);
-        if let Some(obstacle) = &card.obstacle {
+        // What stands in the way of all was told above.
+        if survey.library.is_none()
+            && let Some(obstacle) = &card.obstacle
+        {
             out += &format!("    {obstacle}\n");
         }
         for port in &card.ports {
@@ -269,7 +280,8 @@ mod tests {
 
     #[test]
     fn a_machine_without_rdma_is_told_what_to_do_and_that_local_works() {
-        let survey = Survey { cards: vec![], library: None, judged: vec![] };
+        let wish = Wish::default();
+        let survey = Survey { cards: vec![], wish, library: None, judged: vec![] };
         let text = to_text(&survey, true);
         assert!(text.contains("local  usable"), "{text}");
         assert!(text.contains("verbs  not usable: there is no RDMA device"), "{text}");

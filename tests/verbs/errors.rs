@@ -12,8 +12,8 @@ use verbring::fabric::verbs::AsyncEvent;
 
 use super::side::{BYTES, RAIL, Side, both_ways, connect, pair, places, rebuild};
 
-/// Posts a bad request and a good one behind it: the first gets one of `statuses`, the second is flushed,
-/// nothing arrives, and after a rebuild everything works.
+/// Posts a bad request and a good one behind it: the first gets one of `statuses`, the second is
+/// flushed, nothing arrives, and after a rebuild everything works.
 fn guilty_and_innocent(sides: &mut [Side; 2], bad: Wr, statuses: &[WcStatus]) {
     let [a, b] = &mut *sides;
     a.memory.fill(0, 4096, 0x55);

@@ -110,7 +110,9 @@ same!(
     }
 );
 // This one grows with every few versions; ours has room for more.
-same!(head PortAttr = ibv_port_attr { state, active_mtu, gid_tbl_len, max_msg_sz, lid, link_layer });
+same!(head PortAttr = ibv_port_attr {
+    state, active_mtu, gid_tbl_len, max_msg_sz, lid, link_layer
+});
 const _: () = assert!(size_of::<sys::PortAttr>() >= size_of::<theirs::ibv_port_attr>());
 same!(Sge = ibv_sge { addr, length, lkey });
 same!(SendWr = ibv_send_wr { wr_id, next, sg_list, num_sge, opcode, send_flags, wr });

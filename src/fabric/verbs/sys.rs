@@ -29,7 +29,9 @@ macro_rules! table {
             ///
             /// # Errors
             /// The name of the first that is missing.
-            pub(super) fn load(library: &'static libloading::Library) -> Result<Self, &'static str> {
+            pub(super) fn load(
+                library: &'static libloading::Library,
+            ) -> Result<Self, &'static str> {
                 Ok(Self { $($symbol: {
                     // SAFETY: the type is that of the function of this name in the stable ABI of
                     // libibverbs; the pointer stays good, as the library is never unloaded.

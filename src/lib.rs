@@ -59,7 +59,7 @@ pub mod fabric;
 pub mod host;
 pub mod ids;
 pub mod ledger;
-#[cfg(any(test, feature = "sim"))]
+#[cfg(all(any(test, feature = "sim"), not(verbring_loom)))]
 mod random;
 pub mod ring;
 pub mod sched;

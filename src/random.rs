@@ -37,6 +37,7 @@ impl Random {
     }
 
     /// True in `percent` of 100 cases.
+    #[cfg(test)]
     pub(crate) fn chance(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }

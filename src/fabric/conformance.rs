@@ -91,30 +91,63 @@ pub fn run_all<H: Harness>(make: impl Fn() -> H, mut say: impl FnMut(&str)) {
 #[doc(hidden)]
 macro_rules! conformance {
     ($module:ident, $make:expr) => {
-        $crate::conformance!(@ $module, $make,
-            every_verb_does_what_it_says every_size_arrives_whole
-            depth_ends_a_post_with_a_prefix a_rail_keeps_its_order each_request_completes_once
-            wrong_requests_end_as_failed a_forged_key_costs_only_the_guilty
-            a_notification_follows_its_bytes notifications_beyond_credit_wait
-            a_chain_from_read_to_write_keeps_its_order a_chain_ends_where_a_link_fails
-            random_requests_agree_with_a_model);
-    };
-    (@ $module:ident, $make:expr, $($case:ident)*) => {
         mod $module {
             #[test]
             fn no_test_is_left_out() {
-                let here = [$(stringify!($case)),*];
-                fn names<H: $crate::fabric::conformance::Harness>(_: &H) -> Vec<&'static str> {
-                    $crate::fabric::conformance::cases::<H>().iter().map(|case| case.0).collect()
+                fn cases<H: $crate::fabric::conformance::Harness>(_: &H) -> usize {
+                    $crate::fabric::conformance::cases::<H>().len()
                 }
-                assert_eq!(names(&$make), here);
+                assert_eq!(cases(&$make), 12);
             }
-            $(
-                #[test]
-                fn $case() {
-                    $crate::fabric::conformance::$case(&mut $make);
-                }
-            )*
+
+            #[test]
+            fn every_verb_does_what_it_says() {
+                $crate::fabric::conformance::every_verb_does_what_it_says(&mut $make);
+            }
+            #[test]
+            fn every_size_arrives_whole() {
+                $crate::fabric::conformance::every_size_arrives_whole(&mut $make);
+            }
+            #[test]
+            fn depth_ends_a_post_with_a_prefix() {
+                $crate::fabric::conformance::depth_ends_a_post_with_a_prefix(&mut $make);
+            }
+            #[test]
+            fn a_rail_keeps_its_order() {
+                $crate::fabric::conformance::a_rail_keeps_its_order(&mut $make);
+            }
+            #[test]
+            fn each_request_completes_once() {
+                $crate::fabric::conformance::each_request_completes_once(&mut $make);
+            }
+            #[test]
+            fn wrong_requests_end_as_failed() {
+                $crate::fabric::conformance::wrong_requests_end_as_failed(&mut $make);
+            }
+            #[test]
+            fn a_forged_key_costs_only_the_guilty() {
+                $crate::fabric::conformance::a_forged_key_costs_only_the_guilty(&mut $make);
+            }
+            #[test]
+            fn a_notification_follows_its_bytes() {
+                $crate::fabric::conformance::a_notification_follows_its_bytes(&mut $make);
+            }
+            #[test]
+            fn notifications_beyond_credit_wait() {
+                $crate::fabric::conformance::notifications_beyond_credit_wait(&mut $make);
+            }
+            #[test]
+            fn a_chain_from_read_to_write_keeps_its_order() {
+                $crate::fabric::conformance::a_chain_from_read_to_write_keeps_its_order(&mut $make);
+            }
+            #[test]
+            fn a_chain_ends_where_a_link_fails() {
+                $crate::fabric::conformance::a_chain_ends_where_a_link_fails(&mut $make);
+            }
+            #[test]
+            fn random_requests_agree_with_a_model() {
+                $crate::fabric::conformance::random_requests_agree_with_a_model(&mut $make);
+            }
         }
     };
 }

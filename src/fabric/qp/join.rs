@@ -1,7 +1,9 @@
 //! Joins two fabrics of queue pairs whose control is in one place: what a control thread does
 //! for its rails, without the wire to the other control. For tests of providers.
 
-use super::provider::{Caps, Link, Move, PathSettings, Provider, ProviderControl, ProviderError};
+use super::provider::{
+    Caps, Link, Move, PairState, PathSettings, Provider, ProviderControl, ProviderError,
+};
 use super::{Ask, Config, News, Rails, Told, Wish};
 
 /// The control of both ends.
@@ -159,6 +161,15 @@ impl<C: ProviderControl> Join<C> {
     ) -> Result<(), ProviderError> {
         let joint = self.joints[usize::from(rail)];
         let [Some(near), Some(far)] = joint.ready else { return Ok(()) };
+        for (side, end) in ends.iter_mut().enumerate() {
+            if self.controls[side].state(joint.numbers[side])? != PairState::Init {
+                // It failed while it waited for the other end.
+                self.joints[usize::from(rail)].ready[side] = None;
+                let epoch = joint.current[side];
+                end.tell(Told { rail, epoch, news: News::Broken });
+                return Ok(());
+            }
+        }
         let [a, b] = [0, 1].map(|side: usize| {
             let credits = joint.credits[side];
             self.controls[side].endpoint(joint.numbers[side], &self.settings, credits)

@@ -264,7 +264,7 @@ impl<P: Provider> Rails<P> {
         rail.abandon();
         rail.credits.unreserve_all();
         let (first, end) = (rail.taken.head(), rail.taken.tail());
-        let (mut at, mut keep, mut broken) = (first, first, rail.chain_broken);
+        let (mut at, mut keep, mut broken) = (first, first, false);
         rail.used = 0;
         while at != end {
             let mut taken = rail.taken[at];
@@ -301,7 +301,8 @@ impl<P: Provider> Rails<P> {
             }
             at = at.wrapping_add(1);
         }
-        rail.chain_broken = broken;
+        // If the last one walked is not the last one taken, that one was cut in an earlier failure.
+        rail.chain_broken |= broken;
         rail.taken.cut(keep);
         rail.next = first;
     }

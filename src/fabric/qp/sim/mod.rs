@@ -239,6 +239,15 @@ impl Net {
         self.pair(number).work_plans.push_back(plan);
     }
 
+    /// Takes back every plan that has not struck yet.
+    pub fn calm(&self) {
+        for pair in &mut self.world().pairs {
+            pair.post_plans.clear();
+            pair.receive_plans.clear();
+            pair.work_plans.clear();
+        }
+    }
+
     /// A queue pair's host is gone: it neither sends nor answers.
     pub fn kill(&self, number: u32) {
         self.pair(number).dead = true;

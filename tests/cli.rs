@@ -151,7 +151,7 @@ fn devices_are_told_on_any_machine() {
     assert!(out.contains("local  usable"), "{out}");
     let (code, out, _) = output(verbring().args(["devices", "--json"]));
     assert_eq!(code, Some(0));
-    let told: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let told: Value = serde_json::from_str(&out).unwrap();
     // Usable, or a line that says what to do: never both, never neither.
     let verbs = &told["fabrics"][1];
     assert_eq!(verbs["name"], "verbs");

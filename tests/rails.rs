@@ -118,11 +118,11 @@ impl Provider for Echo {
         let at = usize::from(rail);
         for (wr, index) in list.iter().zip(0..) {
             self.clock += 1;
-            if self.clock % 97 == 0 {
-                let taken = (self.clock % 5 != 0).then_some(index);
+            if self.clock.is_multiple_of(97) {
+                let taken = (!self.clock.is_multiple_of(5)).then_some(index);
                 return Err(BadPost { taken, errno: 12 });
             }
-            let fails = self.clock % 1009 == 0;
+            let fails = self.clock.is_multiple_of(1009);
             if self.failed[at] || fails {
                 let cause = if self.failed[at] { WcStatus::Flushed } else { WcStatus::Other(21) };
                 self.failed[at] = true;

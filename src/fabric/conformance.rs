@@ -463,7 +463,10 @@ pub fn notifications_beyond_credit_wait<H: Harness>(harness: &mut H) {
     succeed(harness, &plain);
     let mut came = told(harness);
     let more = 10 * credit;
+    let mut rounds = 0;
     while sent < credit + more {
+        rounds += 1;
+        assert!(rounds < PATIENCE, "credit did not come back: {sent} sent");
         sent += u32::try_from(harness.fabric().post(&[notify(sent + 1)])).unwrap();
         let now_ns = harness.advance();
         harness.fabric().poll(now_ns, &mut done);

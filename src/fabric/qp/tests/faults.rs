@@ -210,7 +210,8 @@ fn bytes_that_are_placed_are_told_from_the_notification_that_failed() {
 fn late_and_repeated_completions_move_nothing() {
     let mut two = two();
     let number = two.join.number(0, 0);
-    succeed(&mut two, &(0..20).map(write).collect::<Vec<_>>());
+    // More than there are slots, so that each is used again.
+    succeed(&mut two, &(0..40).map(write).collect::<Vec<_>>());
     let old = two.net.posted(number);
     assert_eq!(two.near.post(&(0..8).map(write).collect::<Vec<_>>()), 8);
     let posted = two.near.posted(0);

@@ -60,7 +60,7 @@ pub struct Merits {
     pub routed_packets: bool,
     /// An address that reaches beyond its link. InfiniBand's subnets need none.
     pub routable: bool,
-    /// Near to the wished NUMA node; `None` if either is not known.
+    /// Near to the wished NUMA node; unknown if either is not told.
     pub near: Near,
     /// Speed, in units of 100 Mbit/s.
     pub rate: u32,

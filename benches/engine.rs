@@ -55,7 +55,12 @@ impl Fabric for Null {
     type Memory = ();
 
     fn limits(&self) -> verbring::fabric::Limits {
-        verbring::fabric::Limits { depth: LIMITS.window_ops, fabric: FABRIC_LOCAL }
+        verbring::fabric::Limits {
+            depth: LIMITS.window_ops,
+            fabric: FABRIC_LOCAL,
+            chain_max: 1,
+            notifies: false,
+        }
     }
 
     fn attach(&mut self, _region: u32, (): ()) {}
@@ -76,7 +81,7 @@ impl Fabric for Null {
 
     #[inline]
     fn poll(&mut self, _now_ns: u64, done: &mut Vec<Done>) {
-        done.extend(self.posted.drain(..).map(|ticket| Done { ticket, errno: 0 }));
+        done.extend(self.posted.drain(..).map(|ticket| Done::new(ticket, 0)));
     }
 }
 

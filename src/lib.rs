@@ -39,6 +39,9 @@
 //!
 //! `cli` (default): the `verbring` command. Library users turn default features off.
 //!
+//! `sim`: a simulated queue pair provider, and the tests that every fabric must pass. For those
+//! who write a fabric or a provider; nothing in it is meant to run in production.
+//!
 //! # Platforms
 //!
 //! Linux 5.14 or newer, little-endian, 64-bit.
@@ -56,6 +59,8 @@ pub mod fabric;
 pub mod host;
 pub mod ids;
 pub mod ledger;
+#[cfg(all(any(test, feature = "sim"), not(verbring_loom)))]
+mod random;
 pub mod ring;
 pub mod sched;
 #[cfg(all(test, not(verbring_loom)))]

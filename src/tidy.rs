@@ -15,6 +15,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("abi", &[]),
     ("ids", &[]),
     ("sync", &[]),
+    ("random", &[]),
     ("clock", &[]),
     ("shm", &["sync"]),
     ("ring", &["abi", "sync"]),
@@ -24,6 +25,9 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("sched", &["abi", "ids", "ledger"]),
     ("fabric", &["abi", "ids"]),
     ("fabric::local", &["abi", "ids", "shm"]),
+    ("fabric::verbs", &["abi", "ids", "shm"]),
+    ("fabric::qp", &["abi", "ids", "shm"]),
+    ("fabric::conformance", &["abi", "ids", "shm", "random"]),
     ("telemetry", &["abi", "ids"]),
     ("engine", &["abi", "ids", "ring", "ledger", "edges", "sched", "fabric", "telemetry"]),
     ("client", &["abi", "sync", "ring", "shm", "control::fds"]),
@@ -58,9 +62,12 @@ const UNSAFE: &[&str] = &[
     "src/shm.rs",
     "src/ring/mapped.rs",
     "src/control/fds.rs",
-    "src/fabric/verbs/",
     // The crate io-uring leaves it to the caller of `push` that buffers live on.
     "src/cli/bench/uring.rs",
+    "src/fabric/verbs/bindings.rs",
+    "src/fabric/verbs/sys.rs",
+    "src/fabric/verbs/device.rs",
+    "src/fabric/verbs/provider.rs",
 ];
 
 /// The core: a function of its arguments, so that it runs the same in production and in tests.
@@ -75,6 +82,7 @@ const CORE: &[&str] = &[
     "src/engine/",
     "src/fabric/mod.rs",
     "src/fabric/local.rs",
+    "src/fabric/qp/",
 ];
 
 /// Words that the core must not use: clocks, threads, locks, and collections without an order.

@@ -145,6 +145,26 @@ fn printed(command: &mut Command) -> Value {
 }
 
 #[test]
+fn devices_are_told_on_any_machine() {
+    let (code, out, errors) = output(verbring().args(["devices", "--why"]));
+    assert_eq!((code, errors.as_str()), (Some(0), ""));
+    assert!(out.contains("local  usable"), "{out}");
+    let (code, out, _) = output(verbring().args(["devices", "--json"]));
+    assert_eq!(code, Some(0));
+    let told: Value = serde_json::from_str(&out).unwrap();
+    // Usable, or a line that says what to do: never both, never neither.
+    let verbs = &told["fabrics"][1];
+    assert_eq!(verbs["name"], "verbs");
+    assert_eq!(verbs["usable"], told["chosen"].is_object());
+    assert_eq!(verbs["usable"], verbs["obstacle"].is_null());
+    let (code, _, errors) = output(verbring().args(["devices", "--device", "no_such_card"]));
+    assert_eq!(code, Some(1));
+    assert!(errors.contains("what was asked for cannot be used"), "{errors}");
+    let (code, _, _) = output(verbring().args(["devices", "--device", "no_such_card:0"]));
+    assert_eq!(code, Some(2), "ports count from 1");
+}
+
+#[test]
 fn abi_is_the_frozen_table() {
     let frozen = include_str!("abi.table");
     let (code, out, errors) = output(verbring().arg("abi"));

@@ -7,6 +7,7 @@
 
 mod bench;
 mod demo;
+mod devices;
 mod place;
 mod probe;
 mod serve;
@@ -22,6 +23,7 @@ use verbring::abi::Class;
 
 use bench::{Bench, BenchWorker};
 use demo::{Demo, DemoClient};
+use devices::Devices;
 use probe::ProbeEngine;
 use serve::Serve;
 use settings::BadSetting;
@@ -72,6 +74,8 @@ enum Verb {
     Stat(Stat),
     /// Prints what an engine serves, and how much of it this user may have.
     Probe(ProbeEngine),
+    /// Prints what could move bytes on this machine, what would, and why.
+    Devices(Devices),
     /// Prints every offset, size and constant of the ABI.
     Abi {
         /// Prints one JSON object instead of lines.
@@ -91,6 +95,7 @@ impl Verb {
             Self::Demo(demo) => demo.run(),
             Self::Stat(stat) => stat.run(),
             Self::Probe(probe) => probe.run(),
+            Self::Devices(devices) => devices.run(),
             Self::Abi { json } => print_abi(json),
             Self::DemoClient(client) => client.run(),
             Self::Bench(bench) => bench.run(),

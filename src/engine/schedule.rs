@@ -177,6 +177,9 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             remote_offset: far + u64::from(record.cursor),
             bytes,
             arg: op.arg,
+            rail: 0,
+            flags: 0,
+            immediate: 0,
         };
         record.cursor += bytes;
         record.in_fabric += 1;

@@ -73,7 +73,7 @@ impl Fabric for Local {
     type Memory = Arc<Mapping>;
 
     fn limits(&self) -> Limits {
-        Limits { depth: self.depth, fabric: FABRIC_LOCAL }
+        Limits { depth: self.depth, fabric: FABRIC_LOCAL, chain_max: 1, notifies: false }
     }
 
     fn attach(&mut self, region: u32, memory: Arc<Mapping>) {
@@ -114,7 +114,7 @@ impl Fabric for Local {
             }
             self.queue.pop_front();
             copied += u64::from(request.bytes);
-            done.push(Done { ticket: request.ticket, errno: self.carry_out(&request) });
+            done.push(Done::new(request.ticket, self.carry_out(&request)));
         }
     }
 }

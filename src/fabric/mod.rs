@@ -3,8 +3,15 @@
 //! The engine posts requests and polls completions; it does not know whether a card, a copy loop
 //! or a simulated world is behind them. Neither call blocks or reads a clock.
 
+#[cfg(all(any(test, feature = "sim"), not(verbring_loom)))]
+#[doc(hidden)]
+pub mod conformance;
 #[cfg(not(verbring_loom))]
 mod local;
+#[cfg(not(verbring_loom))]
+pub mod qp;
+#[cfg(not(verbring_loom))]
+pub mod verbs;
 
 #[cfg(not(verbring_loom))]
 pub use local::Local;
@@ -44,6 +51,12 @@ pub struct Request {
     pub bytes: u32,
     /// Operands of atomics.
     pub arg: [u64; 2],
+    /// Which rail it goes by, where the fabric has several.
+    pub rail: u16,
+    /// `REQUEST_*` bits; only those that [`Limits`] offers.
+    pub flags: u16,
+    /// With [`REQUEST_NOTIFY`]: what the owner of the remote region is told.
+    pub immediate: u32,
 }
 
 impl Request {
@@ -57,25 +70,99 @@ impl Request {
         remote_offset: 0,
         bytes: 0,
         arg: [0; 2],
+        rail: 0,
+        flags: 0,
+        immediate: 0,
     };
 }
 
-/// How a request ended.
+/// Depends on the request that this rail took before: starts when that one took its effect at
+/// the remote side, and ends as cancelled if that one fails. Offered by [`Limits::chain_max`].
+pub const REQUEST_CHAIN: u16 = 1 << 0;
+/// The owner of the remote region is told once all bytes are in place. Offered by
+/// [`Limits::notifies`].
+pub const REQUEST_NOTIFY: u16 = 1 << 1;
+
+/// How a request ended. Nothing can still touch its buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Done {
     /// The request's ticket.
     pub ticket: u64,
     /// 0, or a positive errno.
     pub errno: i32,
+    /// `DONE_*` bits.
+    pub flags: u16,
 }
+
+impl Done {
+    /// An end with nothing to add.
+    #[inline]
+    #[must_use]
+    pub fn new(ticket: u64, errno: i32) -> Self {
+        Self { ticket, errno, flags: 0 }
+    }
+}
+
+/// It failed with its queue pair, not by its own fault.
+pub const DONE_FLUSHED: u16 = 1 << 0;
+/// Whether it took effect is not known, and repeating it would not be harmless.
+pub const DONE_MAYBE: u16 = 1 << 1;
+/// All its bytes are in place; what failed is the notification.
+pub const DONE_PLACED: u16 = 1 << 2;
 
 /// What a fabric can take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Requests it holds at once.
+    /// Requests it holds at once, over all rails.
     pub depth: u32,
     /// `FABRIC_*`, as in a CQE's detail.
     pub fabric: u8,
+    /// Most requests of a chain ([`REQUEST_CHAIN`]) that are under way at once; 1 means that
+    /// there are no chains, and that only a completion tells that the next may start.
+    pub chain_max: u32,
+    /// It carries [`REQUEST_NOTIFY`] to whoever owns the remote region.
+    pub notifies: bool,
+}
+
+/// Why a rail takes nothing now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// Its depth is used up.
+    Depth,
+    /// The device had no memory for the last post.
+    Memory,
+    /// It is being connected for the first time, or there is no such rail.
+    Connecting,
+    /// It is in doubt: what is under way is brought to its end.
+    Degraded,
+    /// It is being rebuilt after that.
+    Rebuilding,
+    /// Its peer is gone. Requests are taken, and end at once as failed.
+    Dead,
+}
+
+/// What a rail takes at the next post.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Requests without [`REQUEST_NOTIFY`], in the common case of one piece of memory each.
+    pub requests: u32,
+    /// How many of them may have it: credits of the peer. A flow that needs one waits by itself;
+    /// it holds nothing that others want.
+    pub notifies: u32,
+    /// Why nothing is taken.
+    pub stop: Option<Stop>,
+}
+
+/// A notification from a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// The rail it came by.
+    pub rail: u16,
+    /// The region that it speaks of, by the id this side exported it with. Set by the peer:
+    /// to be looked at before it is believed.
+    pub region: u32,
+    /// The sender's immediate.
+    pub immediate: u32,
 }
 
 /// Moves bytes between regions.
@@ -95,9 +182,19 @@ pub trait Fabric {
     /// Copies a page list out of a region, once; false if the range does not lie inside.
     fn read_pages(&self, region: u32, offset: u64, pages: &mut [Page]) -> bool;
 
-    /// Takes a prefix of `batch`, in order, and returns its length.
+    /// Takes a prefix of `batch`, in order, and returns its length. Requests of one rail that
+    /// follow each other go with one doorbell; the first one that is not taken ends the prefix.
     fn post(&mut self, batch: &[Request]) -> usize;
 
     /// Works for a bounded time and appends completions, never beyond `done`'s capacity.
     fn poll(&mut self, now_ns: u64, done: &mut Vec<Done>);
+
+    /// What a rail takes at the next post.
+    fn room(&self, _rail: u16) -> Room {
+        Room { requests: u32::MAX, notifies: 0, stop: None }
+    }
+
+    /// Appends notifications from peers, never beyond `out`'s capacity. Taking one lets its
+    /// sender send another.
+    fn arrivals(&mut self, _out: &mut Vec<Arrival>) {}
 }

@@ -100,7 +100,7 @@ fn rule_4_a_completion_that_comes_twice_ends_nothing() {
         pair.world.push(SENDER, sqe);
         pair.world.turn();
         let ticket = stage.plan().held[0].ticket;
-        old.push(Done { ticket, errno: if number % 2 == 0 { 0 } else { BROKEN } });
+        old.push(Done::new(ticket, if number % 2 == 0 { 0 } else { BROKEN }));
         for done in &old[..old.len() - 1] {
             stage.stale(*done);
             stage.stale(Done { ticket: !done.ticket, ..*done });

@@ -189,7 +189,7 @@ impl Script {
         if half_done {
             self.carry_out(request);
         }
-        Done { ticket: request.ticket, errno }
+        Done::new(request.ticket, errno)
     }
 }
 
@@ -197,7 +197,7 @@ impl Fabric for Script {
     type Memory = Arc<Mapping>;
 
     fn limits(&self) -> Limits {
-        Limits { depth: self.depth, fabric: self.local.limits().fabric }
+        Limits { depth: self.depth, ..self.local.limits() }
     }
 
     fn attach(&mut self, region: u32, memory: Arc<Mapping>) {

@@ -1,0 +1,330 @@
+//! One rail: a queue pair's state, the requests it took, and the work posted for them.
+//!
+//! A request becomes one work request for each piece of memory it crosses, and one more if it
+//! notifies. `taken` holds requests in the order they came; `works` holds what is posted, in the
+//! order of the send queue. Both move in order, since a reliable connection does.
+//!
+//! **Invariants**: every posted work request that belongs to a request is in `works` exactly
+//! once; `used` is the work that taken requests still stand for, posted or not, and never above
+//! `depth` unless one request alone is larger; two more places are kept back, for one message
+//! that returns credit and one marker.
+
+use super::message::Credits;
+use super::status::{EIO, Fault};
+use super::track::Track;
+use crate::abi::errno;
+use crate::fabric::{
+    DONE_FLUSHED, DONE_MAYBE, DONE_PLACED, Done, REQUEST_CHAIN, REQUEST_NOTIFY, Request, Room,
+    Stop, Verb,
+};
+
+/// Send queue entries beyond a rail's depth: for the credit message and for the marker.
+pub const SENDS_KEPT: u32 = 2;
+
+/// What a rail is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RailState {
+    /// There is no such rail.
+    Absent,
+    /// New, and not connected yet.
+    Connecting,
+    /// Takes requests.
+    Ready,
+    /// In doubt: takes nothing, waits until both ends are quiet and all work has ended.
+    Degraded,
+    /// Reset, and on its way to be connected again.
+    Rebuilding,
+    /// Its peer is gone: every request ends at once.
+    Dead,
+}
+
+/// How far the posting of a request has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Bytes are left to post, from `cursor` on.
+    Data,
+    /// The notification is left.
+    Notify,
+    /// Nothing is left.
+    Whole,
+}
+
+/// A request that was taken.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Taken {
+    pub(super) request: Request,
+    pub(super) stage: Stage,
+    pub(super) cursor: u32,
+    /// Work requests posted and not resolved.
+    pub(super) in_flight: u32,
+    /// Work requests not resolved, posted or not.
+    pub(super) works: u32,
+    /// How often it was repeated on a rebuilt queue pair.
+    pub(super) attempts: u8,
+    /// The first failure, and whether it struck the bytes (or else the notification).
+    pub(super) failure: Option<(Fault, i32)>,
+    pub(super) data_failed: bool,
+    /// The provider refused to post it: it is not handed back, but ends as failed.
+    pub(super) refused: bool,
+    /// The rail's `chain_broken` before it was taken.
+    pub(super) broken_before: bool,
+}
+
+impl Taken {
+    pub(super) fn new(request: Request, works: u32) -> Self {
+        Self {
+            request,
+            stage: Stage::Data,
+            cursor: 0,
+            in_flight: 0,
+            works,
+            attempts: 0,
+            failure: None,
+            data_failed: false,
+            refused: false,
+            broken_before: false,
+        }
+    }
+
+    pub(super) fn chained(&self) -> bool {
+        self.request.flags & REQUEST_CHAIN != 0
+    }
+
+    pub(super) fn notifies(&self) -> bool {
+        self.request.flags & REQUEST_NOTIFY != 0
+    }
+
+    /// Something of it was posted.
+    pub(super) fn begun(&self) -> bool {
+        self.cursor > 0 || self.stage != Stage::Data
+    }
+
+    /// All of it was posted, or will never be, and nothing is in flight.
+    pub(super) fn over(&self) -> bool {
+        self.works == 0
+    }
+
+    /// It may be carried out a second time without harm.
+    pub(super) fn repeatable(&self) -> bool {
+        let plain = matches!(self.request.verb, Verb::Write | Verb::Read);
+        plain && !(self.notifies() && self.stage == Stage::Whole)
+    }
+
+    /// It was under way in two failures of which nobody knows the cause: it goes alone, so that a
+    /// third is its own.
+    pub(super) fn suspect(&self) -> bool {
+        self.attempts >= 2
+    }
+
+    pub(super) fn fail(&mut self, failure: (Fault, i32), data: bool) {
+        self.failure.get_or_insert(failure);
+        self.data_failed |= data;
+    }
+
+    pub(super) fn errno(&self) -> i32 {
+        self.failure.map_or(0, |(_, errno)| errno)
+    }
+
+    pub(super) fn done(&self) -> Done {
+        let Some((fault, errno)) = self.failure else { return Done::new(self.request.ticket, 0) };
+        let mut flags = 0;
+        if fault == Fault::Path {
+            flags |= DONE_FLUSHED;
+        }
+        let uncertain = fault == Fault::Path || errno == EIO;
+        if uncertain && self.begun() && !self.repeatable() {
+            flags |= DONE_MAYBE;
+        }
+        if self.notifies() && self.stage == Stage::Whole && !self.data_failed {
+            flags |= DONE_PLACED;
+        }
+        Done { ticket: self.request.ticket, errno, flags }
+    }
+}
+
+/// What a posted work request is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Bytes of a request.
+    Data,
+    /// The notification of a request.
+    Notify,
+    /// A message that only returns credit.
+    Credit,
+    /// A WRITE of nothing, whose completion tells that all before it is over.
+    Marker,
+}
+
+/// A work request that is posted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Work {
+    pub(super) role: Role,
+    pub(super) signaled: bool,
+    /// The provider did not say whether this was posted.
+    pub(super) doubt: bool,
+    /// The request's position, for data and notifications.
+    pub(super) taken: u32,
+    /// The request's cursor before it, to take it back.
+    pub(super) cursor: u32,
+    /// `chain_answers` before it.
+    pub(super) answers: bool,
+    /// Credit that the message returns.
+    pub(super) credits: u32,
+}
+
+impl Work {
+    pub(super) const NONE: Self = Self {
+        role: Role::Marker,
+        signaled: false,
+        doubt: false,
+        taken: 0,
+        cursor: 0,
+        answers: false,
+        credits: 0,
+    };
+}
+
+/// A slot of `works`: how often it was used, so that late completions are known.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Stamp {
+    pub(super) generation: u32,
+    /// The use that was taken back last. A completion of it would show that the provider had
+    /// posted more than it said.
+    pub(super) burnt: u32,
+}
+
+/// A rail.
+#[derive(Debug)]
+pub(super) struct Rail {
+    pub(super) state: RailState,
+    /// Counts queue pair lives: every connection has its own.
+    pub(super) epoch: u32,
+    pub(super) depth: u32,
+    pub(super) inline_bytes: u32,
+    /// Entries of the completion queue that it may fill.
+    pub(super) completions: u32,
+    pub(super) taken: Track<Taken>,
+    /// Position of the first request that is not posted whole.
+    pub(super) next: u32,
+    pub(super) used: u32,
+    pub(super) works: Track<Work>,
+    pub(super) stamps: Box<[Stamp]>,
+    /// Of `works`, those that belong to requests.
+    pub(super) data_posted: u32,
+    /// Work requests since the last signalled one.
+    pub(super) unsignaled: u32,
+    /// A READ or atomic of the chain that is being posted may still be answered.
+    pub(super) chain_answers: bool,
+    /// The last request that was taken failed: what is chained to it ends.
+    pub(super) chain_broken: bool,
+    pub(super) marker_posted: bool,
+    pub(super) credits: Credits,
+    /// The device had no memory for a post; since when nothing could be posted at all.
+    pub(super) starved: bool,
+    pub(super) stuck_since_ns: Option<u64>,
+    /// While degraded: since when, and whether both ends were asked to fall quiet.
+    pub(super) degraded_ns: u64,
+    pub(super) quiesce_asked: bool,
+    /// While degraded: when both ends were quiet, and whether a reset was asked for.
+    pub(super) quiet_since_ns: Option<u64>,
+    pub(super) reset_asked: bool,
+    /// A connection is to be asked for once receives are posted.
+    pub(super) connect_due: bool,
+    /// It is on the list of rails to look at.
+    pub(super) listed: bool,
+}
+
+impl Rail {
+    /// A place for a rail of `depth`, with `receives` for notifications.
+    pub(super) fn new(depth: u32, receives: u32) -> Self {
+        let works = Track::new(depth + SENDS_KEPT, Work::NONE);
+        let nothing = Request {
+            ticket: 0,
+            verb: Verb::Write,
+            local: 0,
+            remote: 0,
+            local_offset: 0,
+            remote_offset: 0,
+            bytes: 0,
+            arg: [0; 2],
+            rail: 0,
+            flags: 0,
+            immediate: 0,
+        };
+        let taken = Track::new(depth, Taken::new(nothing, 0));
+        Self {
+            state: RailState::Absent,
+            epoch: 0,
+            depth,
+            inline_bytes: 0,
+            completions: 0,
+            next: taken.tail(),
+            taken,
+            used: 0,
+            stamps: vec![Stamp::default(); works.capacity() as usize].into_boxed_slice(),
+            works,
+            data_posted: 0,
+            unsignaled: 0,
+            chain_answers: false,
+            chain_broken: false,
+            marker_posted: false,
+            credits: Credits::new(receives),
+            starved: false,
+            stuck_since_ns: None,
+            degraded_ns: 0,
+            quiesce_asked: false,
+            quiet_since_ns: None,
+            reset_asked: false,
+            connect_due: false,
+            listed: false,
+        }
+    }
+
+    pub(super) fn room(&self) -> Room {
+        let stop = match self.state {
+            RailState::Absent | RailState::Connecting => Some(Stop::Connecting),
+            RailState::Degraded => Some(Stop::Degraded),
+            RailState::Rebuilding => Some(Stop::Rebuilding),
+            RailState::Dead => Some(Stop::Dead),
+            RailState::Ready if self.used >= self.depth => Some(Stop::Depth),
+            RailState::Ready if self.starved => Some(Stop::Memory),
+            RailState::Ready => None,
+        };
+        let takes = matches!(stop, None | Some(Stop::Memory));
+        let requests = if takes { self.depth - self.used } else { 0 };
+        let notifies = if takes { self.credits.free() } else { 0 };
+        Room { requests, notifies, stop }
+    }
+
+    /// True if a request of `works` work requests can be taken.
+    pub(super) fn admits(&self, works: u32, notifies: bool) -> bool {
+        let room = self.used + works <= self.depth || self.used == 0;
+        room && self.taken.len() < self.taken.capacity() && (!notifies || self.credits.free() > 0)
+    }
+
+    /// Ends a request that has a failure before it is posted (any further).
+    pub(super) fn give_up(&mut self, at: u32, failure: (Fault, i32)) {
+        let taken = &mut self.taken[at];
+        let unposted = taken.works - taken.in_flight;
+        if taken.notifies() && taken.stage != Stage::Whole {
+            self.credits.unreserve();
+        }
+        taken.fail(failure, taken.stage == Stage::Data);
+        taken.works -= unposted;
+        self.used -= unposted;
+    }
+
+    /// A request was refused by the provider: it fails, and with it what is chained to it.
+    pub(super) fn refuse(&mut self, at: u32, errno: i32) {
+        self.give_up(at, (Fault::Request, errno));
+        self.taken[at].refused = true;
+        let mut next = at.wrapping_add(1);
+        while self.taken.contains(next) && self.taken[next].chained() {
+            self.give_up(next, (Fault::Path, errno::ECANCELED));
+            self.taken[next].refused = true;
+            next = next.wrapping_add(1);
+        }
+        self.chain_broken |= next == self.taken.tail();
+        self.next = next;
+    }
+}

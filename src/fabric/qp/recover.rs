@@ -1,0 +1,309 @@
+//! Rails that fail, and come back: what is asked of the control side, what it answers, and what
+//! becomes of the requests that were under way.
+//!
+//! ```text
+//!  adopt --> Connecting --Connected--> Ready --error, doubt, Broken--> Degraded
+//!                                        ^                                |  both ends quiet,
+//!                                        |                                v  all work ended
+//!                                    Connected <-- Rebuilding <--Reset-- reset asked
+//!  Gone, from any of these: Dead --release--> Absent
+//! ```
+//!
+//! There is one place where requests of a failed queue pair are decided about: [`Rails::converge`].
+//! By then our queue pair is reset and the peer's cannot deliver any more, so nothing is under
+//! way on any wire. READs, and WRITEs that had not notified yet, are repeated, in order; what was
+//! itself at fault fails; what cannot be repeated fails as maybe done; and what is chained to a
+//! failure is cancelled.
+
+use super::Rails;
+use super::provider::{Provider, WrId};
+use super::rail::{RailState, Stage};
+use super::status::{EHOSTDOWN, Fault};
+
+/// What the control side is asked to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// Move the queue pair to ERROR, and tell the peer's control, whose rail is told
+    /// [`News::Broken`] and will wish the same. Answer [`News::Quiet`] once it has; if the peer
+    /// cannot be reached, when the lease is over after which it does so by itself, or
+    /// [`News::Gone`]. The peer's queue pair is not to be moved before its rail wishes it: it may
+    /// still be waiting to hear which of its requests was at fault.
+    Quiesce,
+    /// All work has ended: move the queue pair to RESET and INIT. Answer [`News::Reset`].
+    Reset,
+    /// Receives are posted: bring the queue pair to RTS together with the peer's, once that one
+    /// wishes it, too. Answer [`News::Connected`], or [`News::Gone`].
+    Connect,
+}
+
+/// What a rail wants of the control side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wish {
+    /// The rail.
+    pub rail: u16,
+    /// Its epoch; the answer carries it.
+    pub epoch: u32,
+    /// What is to be done.
+    pub ask: Ask,
+}
+
+/// What the control side has to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// The queue pair failed: an event of the device, or the peer said so.
+    Broken,
+    /// Answer to [`Ask::Quiesce`].
+    Quiet,
+    /// Answer to [`Ask::Reset`].
+    Reset,
+    /// Answer to [`Ask::Connect`].
+    Connected {
+        /// Notifications that the peer has receives for.
+        credits: u32,
+    },
+    /// The peer is gone, or the rail is to end: our queue pair is in RESET, and the peer's cannot
+    /// deliver any more. Every request ends.
+    Gone,
+}
+
+/// News of a rail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// The rail.
+    pub rail: u16,
+    /// The epoch it is about.
+    pub epoch: u32,
+    /// What happened.
+    pub news: News,
+}
+
+impl<P: Provider> Rails<P> {
+    /// Takes the next wish to the control side, oldest first. A rail has one at a time.
+    pub fn wish(&mut self) -> Option<Wish> {
+        self.wishes.pop_front()
+    }
+
+    /// Hears the control side. News of an earlier life of the queue pair, or answers to nothing,
+    /// are counted and ignored.
+    pub fn tell(&mut self, told: Told) {
+        let Some(rail) = self.rails.get_mut(usize::from(told.rail)) else { return };
+        let state = rail.state;
+        if state == RailState::Absent || told.epoch != rail.epoch {
+            self.counts.stale_news += 1;
+            return;
+        }
+        match (told.news, state) {
+            (News::Gone, RailState::Dead) => {}
+            (News::Gone, _) => self.end(told.rail),
+            (News::Broken, RailState::Connecting | RailState::Ready | RailState::Rebuilding) => {
+                self.wind_down(told.rail)
+            }
+            (News::Broken, _) => {}
+            (News::Quiet, RailState::Degraded) if rail.quiesce_asked => {
+                rail.quiet_since_ns.get_or_insert(self.now_ns);
+                self.attend(told.rail);
+            }
+            (News::Reset, RailState::Degraded) if rail.reset_asked => self.rebuild(told.rail),
+            (News::Connected { credits }, RailState::Connecting | RailState::Rebuilding)
+                if !rail.connect_due =>
+            {
+                rail.credits.connect(credits);
+                rail.state = RailState::Ready;
+                self.attend(told.rail);
+            }
+            _ => self.counts.stale_news += 1,
+        }
+    }
+
+    /// Starts a life of a queue pair, which is in INIT.
+    pub(super) fn begin(&mut self, number: u16, receives: u32) {
+        let rail = &mut self.rails[usize::from(number)];
+        rail.epoch = rail.epoch.wrapping_add(1);
+        rail.credits.restart(receives);
+        rail.connect_due = true;
+        rail.marker_posted = false;
+        rail.chain_answers = false;
+        rail.unsignaled = 0;
+        rail.starved = false;
+        rail.stuck_since_ns = None;
+        rail.quiesce_asked = false;
+        rail.quiet_since_ns = None;
+        rail.reset_asked = false;
+        self.attend(number);
+    }
+
+    /// A rail is in doubt: no new work, and both ends are to fall quiet at once.
+    pub(super) fn degrade(&mut self, number: u16) {
+        self.wind_down(number);
+        let rail = &mut self.rails[usize::from(number)];
+        if rail.state == RailState::Degraded && !rail.quiesce_asked {
+            rail.quiesce_asked = true;
+            self.ask(number, Ask::Quiesce);
+        }
+    }
+
+    /// The other end has failed: no new work; what is posted gets a while to end by itself, since
+    /// the answer that says which request was at fault may be on its way.
+    pub(super) fn wind_down(&mut self, number: u16) {
+        let rail = &mut self.rails[usize::from(number)];
+        let open =
+            matches!(rail.state, RailState::Connecting | RailState::Ready | RailState::Rebuilding);
+        if !open {
+            return;
+        }
+        rail.state = RailState::Degraded;
+        rail.connect_due = false;
+        rail.degraded_ns = self.now_ns;
+        self.counts.degraded += 1;
+        self.wishes.retain(|wish| wish.rail != number);
+        self.attend(number);
+    }
+
+    /// The completion queue is broken: every rail is in doubt.
+    pub(super) fn degrade_all(&mut self) {
+        for number in 0..self.config.rails_max {
+            self.degrade(number);
+        }
+    }
+
+    fn ask(&mut self, rail: u16, ask: Ask) {
+        let epoch = self.rails[usize::from(rail)].epoch;
+        self.wishes.push_back(Wish { rail, epoch, ask });
+    }
+
+    /// Does what a rail on the list needs.
+    pub(super) fn look_after(&mut self, number: u16) {
+        match self.rails[usize::from(number)].state {
+            RailState::Absent | RailState::Dead => {}
+            RailState::Connecting | RailState::Rebuilding => {
+                self.post_receives(number);
+                let rail = &mut self.rails[usize::from(number)];
+                if rail.connect_due && rail.credits.missing() == 0 {
+                    rail.connect_due = false;
+                    self.ask(number, Ask::Connect);
+                }
+            }
+            RailState::Ready => {
+                self.post_receives(number);
+                self.pump(number);
+                self.settle(number);
+            }
+            RailState::Degraded => self.drain(number),
+        }
+    }
+
+    fn post_receives(&mut self, number: u16) {
+        let rail = &mut self.rails[usize::from(number)];
+        let missing = rail.credits.missing();
+        if missing == 0 {
+            return;
+        }
+        let id = WrId::new(rail.epoch, number, WrId::RECEIVE);
+        match self.provider.post_receives(number, id.0, missing) {
+            Ok(()) => rail.credits.posted(missing),
+            Err(bad) => match bad.taken.filter(|taken| *taken < missing) {
+                Some(taken) => {
+                    rail.credits.posted(taken);
+                    self.attend(number);
+                }
+                None => self.degrade(number),
+            },
+        }
+    }
+
+    /// Waits for the end of a degraded rail's work, then asks for its reset. Work whose end the
+    /// device would not tell has a marker put behind it, which is flushed after it.
+    fn drain(&mut self, number: u16) {
+        let rail = &self.rails[usize::from(number)];
+        if !rail.quiesce_asked {
+            let waited_ns = self.now_ns.saturating_sub(rail.degraded_ns);
+            if rail.works.is_empty() || waited_ns > self.config.grace_ns {
+                self.degrade(number);
+            } else {
+                self.attend(number);
+            }
+            return;
+        }
+        let Some(since) = rail.quiet_since_ns.filter(|_| !rail.reset_asked) else { return };
+        let over = self.now_ns.saturating_sub(since) > self.config.drain_ns;
+        if rail.works.is_empty() || over {
+            self.rails[usize::from(number)].reset_asked = true;
+            self.ask(number, Ask::Reset);
+            return;
+        }
+        let last = rail.works[rail.works.tail().wrapping_sub(1)];
+        if !rail.marker_posted && (!last.signaled || last.doubt) {
+            self.post_marker(number);
+        }
+        self.attend(number);
+    }
+
+    fn rebuild(&mut self, number: u16) {
+        self.converge(number, None);
+        let rail = &mut self.rails[usize::from(number)];
+        rail.state = RailState::Rebuilding;
+        let receives = rail.credits.receives();
+        self.begin(number, receives);
+    }
+
+    /// The peer is gone.
+    fn end(&mut self, number: u16) {
+        self.converge(number, Some((Fault::Path, EHOSTDOWN)));
+        self.wishes.retain(|wish| wish.rail != number);
+        let rail = &mut self.rails[usize::from(number)];
+        rail.state = RailState::Dead;
+        rail.connect_due = false;
+        rail.credits.restart(0);
+    }
+
+    /// Decides about every request of a queue pair that neither end can use any more: reports
+    /// what is over, and lays out anew what is repeated. With `verdict` nothing is repeated.
+    fn converge(&mut self, number: u16, verdict: Option<(Fault, i32)>) {
+        let attempts_max = self.config.attempts_max;
+        let rail = &mut self.rails[usize::from(number)];
+        rail.abandon();
+        rail.credits.unreserve_all();
+        let (first, end) = (rail.taken.head(), rail.taken.tail());
+        let (mut at, mut keep, mut broken) = (first, first, false);
+        rail.used = 0;
+        while at != end {
+            let mut taken = rail.taken[at];
+            let whole = taken.over() && taken.failure.is_none();
+            let hurt = taken.failure.is_some_and(|(fault, _)| fault == Fault::Path);
+            if !whole && taken.chained() && broken {
+                taken.failure = Some(super::rail::Rail::CANCELLED);
+            } else if !whole && taken.failure.is_none() {
+                taken.failure = verdict;
+            } else if hurt && taken.errno() != crate::abi::errno::ECANCELED {
+                let again = taken.repeatable() && taken.attempts < attempts_max;
+                taken.failure = match verdict {
+                    Some(verdict) => Some(verdict),
+                    None => taken.failure.filter(|_| !again),
+                };
+            }
+            if whole || taken.failure.is_some() {
+                broken = taken.failure.is_some();
+                self.finished.push_back(taken.done());
+                self.live -= 1;
+            } else {
+                broken = false;
+                rail.taken[keep] = taken;
+                if hurt {
+                    let works = super::post::works(&self.regions, &self.config, &taken.request);
+                    rail.rewind(keep, works.unwrap_or(1));
+                    self.counts.repeats += 1;
+                }
+                rail.used += rail.taken[keep].works;
+                if taken.notifies() && rail.taken[keep].stage != Stage::Whole {
+                    rail.credits.reserve();
+                }
+                keep = keep.wrapping_add(1);
+            }
+            at = at.wrapping_add(1);
+        }
+        // If the last one walked is not the last one taken, that one was cut in an earlier failure.
+        rail.chain_broken |= broken;
+        rail.taken.cut(keep);
+        rail.next = first;
+    }
+}

@@ -1,0 +1,380 @@
+//! A provider of verbs in memory, with virtual time: queue pairs of one process, joined.
+//!
+//! [`Net`] is the wire and the clock; [`Net::device`] adds a device to it, which is a
+//! [`Provider`] and a [`ProviderControl`], as a card is. Bytes are moved between real mappings,
+//! when virtual time comes to it. It does what a reliable connection does, and no more than it
+//! promises:
+//!
+//! * A send queue's entry is free again only when a completion at or behind it was polled.
+//! * The bytes of a WRITE are fetched when it starts, and it starts while earlier READs and
+//!   atomics are still under way: only the fence keeps it back.
+//! * READs and atomics are carried out at the responder in order, their answers land later.
+//! * After an error the queue pair is in ERROR, and everything posted is flushed; a remote access
+//!   error takes the responder's queue pair along.
+//!
+//! A test plants faults by hand: partial posts with a right, wrong or missing `bad_wr`
+//! ([`Net::plan_post`]), failures of the n-th work request ([`Net::plan_work`]), a dead queue
+//! pair ([`Net::kill`]), completions that belong to nothing ([`Net::inject`]).
+//!
+//! **Deliberately absent**: any chance of its own. What is random is drawn by the test.
+
+mod device;
+mod wire;
+
+use std::cell::{Ref, RefCell, RefMut};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+
+pub use device::{SimControl, SimProvider};
+
+use super::provider::{
+    Access, Caps, DeviceLimits, Link, MESSAGE_BYTES, PairState, Wc, WcKind, WcStatus, Wr,
+};
+use crate::shm::Mapping;
+
+/// What a simulated device can do, and how long it takes.
+#[derive(Clone, Copy, Debug)]
+pub struct SimConfig {
+    /// What it says of itself.
+    pub limits: DeviceLimits,
+    /// What it really gives a queue pair, whatever is asked for.
+    pub caps_max: Caps,
+    /// From one end of a wire to the other, ns.
+    pub latency_ns: u64,
+    /// Between the starts of two work requests, ns.
+    pub gap_ns: u64,
+}
+
+impl SimConfig {
+    /// A small device.
+    pub const DEFAULT: Self = Self {
+        limits: DeviceLimits {
+            pairs_max: 1024,
+            depth_max: 16_384,
+            completions_max: 65_536,
+            registrations_max: 1024,
+            registration_bytes_max: 1 << 40,
+            message_bytes_max: 1 << 30,
+            reads_in_max: 16,
+            reads_out_max: 16,
+            mtu_bytes: 1024,
+            atomics: true,
+        },
+        caps_max: Caps { sends: 16_384, receives: 16_384, inline_bytes: 256 },
+        latency_ns: 1_000,
+        gap_ns: 50,
+    };
+}
+
+/// What a device says about the place where a post stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Say {
+    /// The truth.
+    Right,
+    /// Nothing: `bad_wr` is null.
+    Missing,
+    /// Another place than the true one.
+    Wrong(u32),
+}
+
+/// A post that stops.
+#[derive(Clone, Copy, Debug)]
+pub struct PostPlan {
+    /// How many of the list are posted.
+    pub taken: u32,
+    /// What is said about it.
+    pub say: Say,
+    /// The errno that is given.
+    pub errno: i32,
+}
+
+/// A work request that fails.
+#[derive(Clone, Copy, Debug)]
+pub struct WorkPlan {
+    /// How many of the queue pair's work requests reach the responder before it.
+    pub after: u32,
+    /// How it fails.
+    pub status: WcStatus,
+    /// It takes effect all the same.
+    pub effect: bool,
+}
+
+/// A simulated wire, all devices on it, and the time. Clones are the same wire.
+#[derive(Clone, Debug, Default)]
+pub struct Net(Rc<RefCell<World>>);
+
+#[derive(Debug, Default)]
+struct World {
+    now_ns: u64,
+    devices: Vec<Device>,
+    /// By number.
+    pairs: Vec<Pair>,
+    /// By id.
+    memories: Vec<Option<Registered>>,
+    next_key: u32,
+    next_psn: u32,
+}
+
+#[derive(Debug)]
+struct Device {
+    config: SimConfig,
+    completions: VecDeque<Wc>,
+    completions_max: usize,
+    overrun: bool,
+    armed: bool,
+    /// The queue pair's number, by rail.
+    rails: Vec<Option<u32>>,
+}
+
+#[derive(Debug)]
+struct Pair {
+    device: usize,
+    state: PairState,
+    caps: Caps,
+    psn: u32,
+    link: Option<Link>,
+    sends: VecDeque<Sent>,
+    receives: VecDeque<u64>,
+    /// Entries of the send queue that no polled completion has freed.
+    occupied: VecDeque<u64>,
+    occupied_most: usize,
+    last_start_ns: u64,
+    dead: bool,
+    destroyed: bool,
+    rnr_count: u32,
+    latency_ns: u64,
+    post_plans: VecDeque<PostPlan>,
+    receive_plans: VecDeque<PostPlan>,
+    work_plans: VecDeque<WorkPlan>,
+    /// Every work request that was really posted, oldest first.
+    posted: Vec<Wr>,
+}
+
+#[derive(Debug)]
+struct Sent {
+    wr: Wr,
+    /// Its bytes, once they were fetched; the answer's, once it was made.
+    payload: Vec<u8>,
+    phase: Phase,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Posted at this time.
+    Waiting(u64),
+    /// Reaches the responder at this time.
+    Flying(u64),
+    /// The answer is back at this time.
+    Answered(u64, WcStatus),
+}
+
+#[derive(Debug)]
+struct Registered {
+    device: usize,
+    mapping: Arc<Mapping>,
+    access: Access,
+    keys: Box<[super::provider::Key]>,
+}
+
+/// Addresses of a registration start at its id, shifted by this.
+const ADDRESS_SHIFT: u32 = 40;
+
+impl Net {
+    /// A wire without devices, at time 0.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a device with a completion queue of `completions` entries.
+    #[must_use]
+    pub fn device(&self, config: SimConfig, completions: u32) -> (SimProvider, SimControl) {
+        let mut world = self.world();
+        let device = world.devices.len();
+        world.devices.push(Device {
+            config,
+            completions: VecDeque::new(),
+            completions_max: completions as usize,
+            overrun: false,
+            armed: false,
+            rails: Vec::new(),
+        });
+        drop(world);
+        (SimProvider::new(self.clone(), device), SimControl::new(self.clone(), device))
+    }
+
+    /// Lets time pass: whatever is due by then happens, in order.
+    pub fn advance(&self, ns: u64) {
+        let mut world = self.world();
+        let until_ns = world.now_ns + ns;
+        while world.step(until_ns) {}
+        world.now_ns = until_ns;
+    }
+
+    /// The time, ns.
+    #[must_use]
+    pub fn now_ns(&self) -> u64 {
+        self.look().now_ns
+    }
+
+    /// True if nothing will happen any more, however long one waits.
+    #[must_use]
+    pub fn is_still(&self) -> bool {
+        self.look().next_event().is_none()
+    }
+
+    /// The next posts of a queue pair stop as planned, one plan a post.
+    pub fn plan_post(&self, number: u32, plan: PostPlan) {
+        self.pair(number).post_plans.push_back(plan);
+    }
+
+    /// The next posts of receives stop as planned, one plan a post.
+    pub fn plan_receives(&self, number: u32, plan: PostPlan) {
+        self.pair(number).receive_plans.push_back(plan);
+    }
+
+    /// A work request of a queue pair fails; plans follow each other.
+    pub fn plan_work(&self, number: u32, plan: WorkPlan) {
+        self.pair(number).work_plans.push_back(plan);
+    }
+
+    /// Takes back every plan that has not struck yet.
+    pub fn calm(&self) {
+        for pair in &mut self.world().pairs {
+            pair.post_plans.clear();
+            pair.receive_plans.clear();
+            pair.work_plans.clear();
+        }
+    }
+
+    /// A queue pair's host is gone: it neither sends nor answers.
+    pub fn kill(&self, number: u32) {
+        self.pair(number).dead = true;
+    }
+
+    /// Sets how long a queue pair's packets are under way, ns.
+    pub fn delay(&self, number: u32, latency_ns: u64) {
+        self.pair(number).latency_ns = latency_ns;
+    }
+
+    /// Moves a queue pair to ERROR, as a device does that has had enough.
+    pub fn break_pair(&self, number: u32) {
+        self.world().fail_pair(number as usize);
+    }
+
+    /// Has a completion arrive that belongs to nothing, at the queue pair's device.
+    pub fn inject(&self, number: u32, wc: Wc) {
+        let mut world = self.world();
+        let device = world.pairs[number as usize].device;
+        world.complete(device, wc);
+    }
+
+    /// What was really posted on a queue pair, oldest first.
+    #[must_use]
+    pub fn posted(&self, number: u32) -> Vec<Wr> {
+        self.look().pairs[number as usize].posted.clone()
+    }
+
+    /// The most entries of its send queue that were ever in use.
+    #[must_use]
+    pub fn occupied_most(&self, number: u32) -> usize {
+        self.look().pairs[number as usize].occupied_most
+    }
+
+    /// Work requests posted on a queue pair that have not completed.
+    #[must_use]
+    pub fn pending(&self, number: u32) -> usize {
+        self.look().pairs[number as usize].sends.len()
+    }
+
+    fn world(&self) -> RefMut<'_, World> {
+        self.0.borrow_mut()
+    }
+
+    fn look(&self) -> Ref<'_, World> {
+        self.0.borrow()
+    }
+
+    fn pair(&self, number: u32) -> RefMut<'_, Pair> {
+        RefMut::map(self.world(), |world| &mut world.pairs[number as usize])
+    }
+}
+
+impl World {
+    /// Puts a completion into a device's queue.
+    fn complete(&mut self, device: usize, wc: Wc) {
+        let device = &mut self.devices[device];
+        device.armed = false;
+        if device.completions.len() >= device.completions_max {
+            device.overrun = true;
+            return;
+        }
+        device.completions.push_back(wc);
+    }
+
+    /// Moves a queue pair to ERROR: everything posted is flushed.
+    fn fail_pair(&mut self, number: usize) {
+        let pair = &mut self.pairs[number];
+        let (device, dead) = (pair.device, pair.dead);
+        if pair.state == PairState::Error || pair.state == PairState::Reset {
+            return;
+        }
+        pair.state = PairState::Error;
+        let sends = std::mem::take(&mut pair.sends);
+        let receives = std::mem::take(&mut pair.receives);
+        if dead {
+            return;
+        }
+        for sent in sends {
+            let wc = work_completion(number, sent.wr.wr_id, WcStatus::Flushed);
+            self.complete(device, wc);
+        }
+        for wr_id in receives {
+            let wc = work_completion(number, wr_id, WcStatus::Flushed);
+            self.complete(device, Wc { kind: WcKind::Receive, ..wc });
+        }
+    }
+
+    /// The mapping and offset behind an address, if the key admits the range.
+    fn admitted(&self, device: usize, key: u32, address: u64, bytes: u64) -> Option<Place> {
+        let id = usize::try_from((address >> ADDRESS_SHIFT).checked_sub(1)?).ok()?;
+        let memory = self.memories.get(id)?.as_ref()?;
+        let piece = memory.keys.iter().find(|piece| piece.lkey == key || piece.rkey == key)?;
+        let into = address.checked_sub(piece.address)?;
+        let inside = into.checked_add(bytes).is_some_and(|end| end <= piece.bytes);
+        (inside && memory.device == device).then(|| Place {
+            mapping: Arc::clone(&memory.mapping),
+            offset: piece.offset + into,
+            access: memory.access,
+            local: piece.lkey == key,
+        })
+    }
+}
+
+/// A range that a key admits.
+#[derive(Debug)]
+struct Place {
+    mapping: Arc<Mapping>,
+    offset: u64,
+    access: Access,
+    /// The key is a local one.
+    local: bool,
+}
+
+fn work_completion(number: usize, wr_id: u64, status: WcStatus) -> Wc {
+    Wc {
+        wr_id,
+        number: u32::try_from(number).unwrap_or(u32::MAX),
+        status,
+        kind: WcKind::Work,
+        bytes: 0,
+        message: [0; 2],
+        vendor_error: 0,
+    }
+}
+
+fn receive_completion(number: usize, wr_id: u64, message: [u64; 2]) -> Wc {
+    let wc = work_completion(number, wr_id, WcStatus::Success);
+    Wc { kind: WcKind::Receive, bytes: MESSAGE_BYTES, message, ..wc }
+}

@@ -1,0 +1,246 @@
+//! What happens on the simulated wire, event by event.
+
+use std::sync::atomic::Ordering;
+
+use super::super::provider::{PairState, WcStatus, Wr, WrVerb};
+use super::{Phase, Place, World, receive_completion, work_completion};
+
+/// How long a receiver that is not ready is given, ns.
+const RNR_NS: u64 = 10_000;
+
+/// Something that happens to a queue pair's work request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Event {
+    at_ns: u64,
+    pair: usize,
+    kind: Kind,
+    index: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Complete,
+    Arrive,
+    Start,
+}
+
+impl World {
+    /// The next thing that happens anywhere.
+    pub(super) fn next_event(&self) -> Option<Event> {
+        (0..self.pairs.len()).filter_map(|pair| self.next_of(pair)).min()
+    }
+
+    fn next_of(&self, number: usize) -> Option<Event> {
+        let pair = &self.pairs[number];
+        if pair.state != PairState::ReadyToSend || pair.dead {
+            return None;
+        }
+        let gap_ns = self.devices[pair.device].config.gap_ns;
+        let mut found: Option<Event> = None;
+        let mut offer = |event: Event| {
+            found = Some(found.map_or(event, |other| other.min(event)));
+        };
+        let mut answers = false;
+        for (index, sent) in pair.sends.iter().enumerate() {
+            match sent.phase {
+                Phase::Answered(at_ns, status) => {
+                    if index == 0 {
+                        offer(Event { at_ns, pair: number, kind: Kind::Complete, index });
+                    }
+                    if status != WcStatus::Success {
+                        break;
+                    }
+                }
+                Phase::Flying(at_ns) => {
+                    let before = index.checked_sub(1).map(|before| pair.sends[before].phase);
+                    if before.is_none_or(|phase| matches!(phase, Phase::Answered(..))) {
+                        offer(Event { at_ns, pair: number, kind: Kind::Arrive, index });
+                    }
+                }
+                Phase::Waiting(posted_ns) => {
+                    if !(sent.wr.fence && answers) {
+                        let at_ns = posted_ns.max(pair.last_start_ns + gap_ns);
+                        offer(Event { at_ns, pair: number, kind: Kind::Start, index });
+                    }
+                    break;
+                }
+            }
+            answers |= sent.wr.verb.answers();
+        }
+        found
+    }
+
+    /// Lets the next thing happen, if it is due; false if there is none.
+    pub(super) fn step(&mut self, until_ns: u64) -> bool {
+        let Some(event) = self.next_event().filter(|event| event.at_ns <= until_ns) else {
+            return false;
+        };
+        self.now_ns = self.now_ns.max(event.at_ns);
+        match event.kind {
+            Kind::Start => self.start(event.pair, event.index),
+            Kind::Arrive => self.arrive(event.pair, event.index),
+            Kind::Complete => self.finish(event.pair),
+        }
+        true
+    }
+
+    /// A work request leaves: its local range is looked at, and a WRITE's bytes are fetched.
+    fn start(&mut self, number: usize, index: usize) {
+        let pair = &self.pairs[number];
+        let wr = pair.sends[index].wr;
+        let (device, latency_ns) = (pair.device, pair.latency_ns);
+        let mut phase = Phase::Flying(self.now_ns + latency_ns);
+        let mut payload = None;
+        if wr.bytes > 0 && wr.verb != WrVerb::Send && !wr.inline {
+            match self.admitted(device, wr.lkey, wr.address, u64::from(wr.bytes)) {
+                Some(place) if place.local => {
+                    payload = (wr.verb == WrVerb::Write).then(|| read(&place, wr.bytes));
+                }
+                _ => phase = Phase::Answered(self.now_ns, WcStatus::LocalProtection),
+            }
+        }
+        let pair = &mut self.pairs[number];
+        pair.last_start_ns = self.now_ns;
+        pair.sends[index].phase = phase;
+        if let Some(payload) = payload {
+            pair.sends[index].payload = payload;
+        }
+    }
+
+    /// A work request reaches the responder.
+    fn arrive(&mut self, number: usize, index: usize) {
+        let pair = &mut self.pairs[number];
+        let (wr, latency_ns) = (pair.sends[index].wr, pair.latency_ns);
+        let now_ns = self.now_ns;
+        let Some(link) = pair.link else { return };
+        let peer = link.peer.number as usize;
+        let planned = pair.work_plans.front_mut().and_then(|plan| {
+            let due = plan.after == 0;
+            plan.after = plan.after.saturating_sub(1);
+            due.then_some(*plan)
+        });
+        if planned.is_some() {
+            pair.work_plans.pop_front();
+        }
+        let answers = self.pairs.get(peer).is_some_and(|peer| {
+            let state = matches!(peer.state, PairState::ReadyToReceive | PairState::ReadyToSend);
+            let ours = peer.link.is_some_and(|theirs| {
+                theirs.peer.number as usize == number && theirs.peer.psn == link.own.psn
+            });
+            state && ours && !peer.dead
+        });
+        let pair = &mut self.pairs[number];
+        if !answers {
+            let once_ns = 4_096_u64 << link.settings.timeout.min(31);
+            let wait_ns = once_ns * (u64::from(link.settings.retry) + 1);
+            pair.sends[index].phase = Phase::Answered(now_ns + wait_ns, WcStatus::RetryExceeded);
+            return;
+        }
+        let status = match planned {
+            Some(plan) if !plan.effect => plan.status,
+            _ => match self.carry_out(peer, number, index, &wr) {
+                Some(status) => planned.map_or(status, |plan| plan.status),
+                None => {
+                    self.not_ready(number, index, link.settings.rnr_retry);
+                    return;
+                }
+            },
+        };
+        if matches!(status, WcStatus::RemoteAccess | WcStatus::RemoteInvalid) {
+            self.fail_pair(peer);
+        }
+        let at_ns = now_ns + latency_ns;
+        // A pair that is joined to itself has just been flushed.
+        if let Some(sent) = self.pairs[number].sends.get_mut(index) {
+            sent.phase = Phase::Answered(at_ns, status);
+        }
+    }
+
+    /// The responder has no receive: the request comes again, or fails.
+    fn not_ready(&mut self, number: usize, index: usize, rnr_retry: u8) {
+        let now_ns = self.now_ns;
+        let pair = &mut self.pairs[number];
+        pair.rnr_count += 1;
+        pair.sends[index].phase = if rnr_retry < 7 && pair.rnr_count > u32::from(rnr_retry) {
+            Phase::Answered(now_ns, WcStatus::ReceiverNotReady)
+        } else {
+            Phase::Flying(now_ns + RNR_NS)
+        };
+    }
+
+    /// What a work request does at the responder; `None` if it needs a receive and there is none.
+    fn carry_out(&mut self, peer: usize, number: usize, index: usize, wr: &Wr) -> Option<WcStatus> {
+        let device = self.pairs[peer].device;
+        if wr.verb == WrVerb::Send {
+            let wr_id = self.pairs[peer].receives.pop_front()?;
+            self.pairs[number].rnr_count = 0;
+            self.complete(device, receive_completion(peer, wr_id, wr.arg));
+            return Some(WcStatus::Success);
+        }
+        if wr.bytes == 0 {
+            return Some(WcStatus::Success);
+        }
+        let place = self.admitted(device, wr.rkey, wr.remote_address, u64::from(wr.bytes));
+        let may = |place: &Place| {
+            !place.local
+                && match wr.verb {
+                    WrVerb::Write => place.access.write,
+                    WrVerb::Read => place.access.read,
+                    _ => place.access.atomics,
+                }
+        };
+        let Some(place) = place.filter(may) else { return Some(WcStatus::RemoteAccess) };
+        if matches!(wr.verb, WrVerb::FetchAdd | WrVerb::CmpSwap)
+            && (wr.bytes != 8 || !place.offset.is_multiple_of(8))
+        {
+            return Some(WcStatus::RemoteInvalid);
+        }
+        let payload = &mut self.pairs[number].sends[index].payload;
+        match wr.verb {
+            WrVerb::Write => place.mapping.write(place.offset, payload),
+            WrVerb::Read => *payload = read(&place, wr.bytes),
+            WrVerb::FetchAdd => {
+                let word = place.mapping.word64(place.offset);
+                *payload = word.fetch_add(wr.arg[0], Ordering::AcqRel).to_le_bytes().to_vec();
+            }
+            WrVerb::CmpSwap => {
+                let word = place.mapping.word64(place.offset);
+                let [expected, new] = wr.arg;
+                let old = word
+                    .compare_exchange(expected, new, Ordering::AcqRel, Ordering::Acquire)
+                    .unwrap_or_else(|seen| seen);
+                *payload = old.to_le_bytes().to_vec();
+            }
+            WrVerb::Send => {}
+        }
+        Some(WcStatus::Success)
+    }
+
+    /// The oldest work request is over: an answer lands, and a completion may be given.
+    fn finish(&mut self, number: usize) {
+        let pair = &mut self.pairs[number];
+        let device = pair.device;
+        let Some(sent) = pair.sends.pop_front() else { return };
+        let Phase::Answered(_, status) = sent.phase else { return };
+        let wr = sent.wr;
+        if status == WcStatus::Success && wr.verb.answers() && wr.bytes > 0 {
+            let place = self.admitted(device, wr.lkey, wr.address, u64::from(wr.bytes));
+            if let Some(place) = place {
+                place.mapping.write(place.offset, &sent.payload);
+            }
+        }
+        if wr.signaled || status != WcStatus::Success {
+            let wc = work_completion(number, wr.wr_id, status);
+            self.complete(device, super::Wc { bytes: wr.bytes, ..wc });
+        }
+        if status != WcStatus::Success {
+            self.fail_pair(number);
+        }
+    }
+}
+
+pub(super) fn read(place: &Place, bytes: u32) -> Vec<u8> {
+    let mut payload = vec![0; bytes as usize];
+    place.mapping.read(place.offset, &mut payload);
+    payload
+}

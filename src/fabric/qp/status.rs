@@ -1,0 +1,60 @@
+//! What a failed work request means: whose fault it is, and the errno of the request that ends
+//! by it.
+
+use crate::abi::errno;
+
+use super::provider::WcStatus;
+
+/// Input or output error: the device or the peer's device failed.
+pub const EIO: i32 = 5;
+/// The peer did not answer in the time that the path's settings allow.
+pub const ETIMEDOUT: i32 = 110;
+/// The peer is gone.
+pub const EHOSTDOWN: i32 = 112;
+
+/// Whose fault a failure is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// The request's own: to repeat it would fail again.
+    Request,
+    /// Of the path, the peer or the queue pair: the request may do better on a fresh one.
+    Path,
+}
+
+/// Judges a failed work request.
+pub(super) fn judge(status: WcStatus) -> (Fault, i32) {
+    match status {
+        WcStatus::Success => unreachable!("a success was judged as a failure"),
+        WcStatus::LocalLength | WcStatus::LocalOperation | WcStatus::RemoteInvalid => {
+            (Fault::Request, errno::EINVAL)
+        }
+        WcStatus::LocalProtection | WcStatus::LocalAccess | WcStatus::RemoteAccess => {
+            (Fault::Request, errno::EACCES)
+        }
+        WcStatus::RemoteOperation | WcStatus::BadResponse | WcStatus::Other(_) => {
+            (Fault::Request, EIO)
+        }
+        WcStatus::RetryExceeded | WcStatus::ReceiverNotReady | WcStatus::ResponseTimeout => {
+            (Fault::Path, ETIMEDOUT)
+        }
+        WcStatus::Flushed | WcStatus::RemoteAborted | WcStatus::Fatal => (Fault::Path, EIO),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_number_of_libibverbs_has_a_verdict() {
+        for number in 1..64 {
+            let status = WcStatus::from_ibv(number);
+            assert_ne!(status, WcStatus::Success);
+            let (fault, errno) = judge(status);
+            assert!(errno > 0, "{status:?} {fault:?}");
+        }
+        assert_eq!(judge(WcStatus::from_ibv(5)), (Fault::Path, EIO), "flushed");
+        assert_eq!(judge(WcStatus::from_ibv(10)), (Fault::Request, errno::EACCES), "rkey");
+        assert_eq!(judge(WcStatus::from_ibv(12)), (Fault::Path, ETIMEDOUT), "no answer");
+    }
+}

@@ -1,0 +1,140 @@
+//! What arrives: WRITE, READ, atomics, messages, in order, inline or not, and with an event.
+
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use verbring::fabric::qp::provider::{Provider, WcKind, WcStatus, WrId, WrVerb};
+
+use super::side::{RAIL, Side, both_ways, noise};
+
+const SUCCESS: WcStatus = WcStatus::Success;
+
+#[test]
+#[ignore = "needs two RDMA ports: tests/run vm"]
+fn writes_and_reads_move_exactly_their_bytes() {
+    both_ways(|[mut a, b]| {
+        let sent = noise(40_000, 1);
+        a.memory.write(0, &sent);
+        let mut wr = a.wr(WrVerb::Write, 30_001, b.key());
+        (wr.address, wr.remote_address) = (wr.address + 7, wr.remote_address + 1000);
+        assert_eq!(a.run_one(wr), SUCCESS);
+        assert_eq!(b.read(1000, 30_001), sent[7..30_008]);
+        assert_eq!(b.read(0, 1000), [0; 1000], "before the range");
+        assert_eq!(b.read(31_001, 1000), [0; 1000], "behind the range");
+
+        b.memory.write(0, &noise(5000, 2));
+        let wr = a.wr(WrVerb::Read, 5000, b.key());
+        assert_eq!(a.run_one(wr), SUCCESS);
+        assert_eq!(a.read(0, 5000), noise(5000, 2));
+        assert_eq!(a.read(5000, 1000), sent[5000..6000]);
+
+        let mut empty = a.wr(WrVerb::Write, 0, b.key());
+        (empty.lkey, empty.rkey) = (0, 0);
+        assert_eq!(a.run_one(empty), SUCCESS, "0 bytes need no key");
+        a.close();
+        b.close();
+    });
+}
+
+#[test]
+#[ignore = "needs two RDMA ports: tests/run vm"]
+fn inline_bytes_are_those_at_the_time_of_the_post() {
+    both_ways(|[mut a, b]| {
+        assert_eq!(a.caps.inline_bytes, 64);
+        a.memory.fill(0, 64, 0x11);
+        let mut wr = a.wr(WrVerb::Write, 64, b.key());
+        wr.inline = true;
+        a.provider.post(RAIL, &[wr]).expect("posted");
+        a.memory.fill(0, 64, 0x22);
+        assert_eq!(a.wait(1, WcKind::Work)[0].status, SUCCESS);
+        assert_eq!(b.read(0, 64), [0x11; 64]);
+        // More than may be inline goes the ordinary way.
+        let mut wr = a.wr(WrVerb::Write, 65, b.key());
+        wr.inline = true;
+        assert_eq!(a.run_one(wr), SUCCESS);
+        assert_eq!(b.read(0, 65), [vec![0x22; 64], vec![0]].concat());
+    });
+}
+
+#[test]
+#[ignore = "needs two RDMA ports: tests/run vm"]
+fn atomics_change_the_word_and_bring_back_the_old_one() {
+    both_ways(|[mut a, b]| {
+        let word = |side: &Side| u64::from_le_bytes(side.read(0, 8).try_into().expect("8 bytes"));
+        b.memory.write(0, &u64::to_le_bytes(u64::MAX - 1));
+        let mut add = a.wr(WrVerb::FetchAdd, 8, b.key());
+        add.arg = [43, 0];
+        assert_eq!(a.run_one(add), SUCCESS);
+        assert_eq!((word(&a), word(&b)), (u64::MAX - 1, 41));
+        for (compare, old, new) in [(7, 41, 41), (41, 41, 99)] {
+            let mut swap = a.wr(WrVerb::CmpSwap, 8, b.key());
+            swap.arg = [compare, 99];
+            assert_eq!(a.run_one(swap), SUCCESS);
+            assert_eq!((word(&a), word(&b)), (old, new));
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs two RDMA ports: tests/run vm"]
+fn messages_arrive_in_order_behind_the_bytes_posted_before_them() {
+    both_ways(|[mut a, mut b]| {
+        // More rounds than receives: buffers are used again, each message once.
+        for round in 0..40_u64 {
+            a.memory.write(0, &noise(3000, round));
+            let mut write = a.wr(WrVerb::Write, 3000, b.key());
+            write.signaled = false;
+            let mut send = a.wr(WrVerb::Send, 16, b.key());
+            send.arg = [round << 32 | 5, !round];
+            assert_eq!(a.run(&[write, send]), [SUCCESS], "one of two is signalled");
+            let wc = b.wait(1, WcKind::Receive)[0];
+            assert_eq!((wc.status, wc.bytes, wc.message), (SUCCESS, 16, send.arg));
+            assert_eq!(b.read(0, 3000), noise(3000, round));
+            let id = WrId(wc.wr_id);
+            assert_eq!((id.rail(), id.slot()), (RAIL, WrId::RECEIVE));
+            b.provider.post_receives(RAIL, wc.wr_id, 1).expect("the place is free again");
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs two RDMA ports: tests/run vm"]
+fn a_fenced_write_carries_what_the_read_before_it_brought() {
+    both_ways(|[mut a, b]| {
+        for round in 0..20 {
+            let fresh = noise(4096, round);
+            b.memory.write(0, &fresh);
+            let mut read = a.wr(WrVerb::Read, 4096, b.key());
+            read.signaled = false;
+            let mut write = a.wr(WrVerb::Write, 4096, b.key());
+            write.fence = true;
+            write.remote_address += 8192;
+            assert_eq!(a.run(&[read, write]), [SUCCESS]);
+            assert_eq!(b.read(8192, 4096), fresh, "round {round}");
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs two RDMA ports: tests/run vm"]
+fn an_armed_queue_gives_one_event() {
+    both_ways(|[mut a, b]| {
+        let readable = |side: &Side, wait: Duration| {
+            let mut fds = [PollFd::new(side.provider.channel(), PollFlags::POLLIN)];
+            let wait = PollTimeout::try_from(wait).expect("a short time");
+            poll(&mut fds, wait).expect("polled") == 1
+        };
+        a.provider.arm().expect("armed");
+        assert!(!readable(&a, Duration::ZERO));
+        let wr = a.wr(WrVerb::Write, 8, b.key());
+        a.provider.post(RAIL, &[wr]).expect("posted");
+        assert!(readable(&a, Duration::from_secs(30)), "the completion woke us");
+        assert_eq!(a.provider.take_events(), 1);
+        assert_eq!(a.wait(1, WcKind::Work)[0].wr_id, wr.wr_id);
+        // Not armed again: a completion alone wakes nobody.
+        let wr = a.wr(WrVerb::Write, 8, b.key());
+        assert_eq!(a.run_one(wr), SUCCESS);
+        assert!(!readable(&a, Duration::ZERO));
+        assert_eq!(a.provider.take_events(), 0);
+    });
+}

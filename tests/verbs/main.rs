@@ -1,0 +1,15 @@
+//! The verbs provider on real devices: that bytes arrive, that what may not be done ends as an
+//! error of the guilty request alone, and that a queue pair in error comes back.
+//!
+//! `VERBRING_TEST_DEVICE` names two ports that reach each other, and the index of their GIDs:
+//! `rxe0:1:1,rxe1:1:1`. The tests are ignored elsewhere; `tests/run vm` runs them over Soft-RoCE
+//! in a virtual machine. Each is tried from a port to itself and to the other. Two openings of
+//! devices stand for two engines; nothing but keys, addresses and endpoints passes between them.
+
+#[cfg(feature = "sim")]
+mod conformance;
+mod data;
+mod errors;
+mod rights;
+mod side;
+mod sizes;

@@ -1,7 +1,7 @@
 //! The tests that every fabric must pass, whatever moves its bytes.
 //!
 //! A fabric shows itself by a [`Harness`]: two memories, a way to let the world go on, and the
-//! fabric at the near one. [`CASES`] names each test; [`conformance!`] makes a `#[test]` of each,
+//! fabric at the near one. [`cases`] names each test; `conformance!` makes a `#[test]` of each,
 //! and [`run_all`] runs them all where a test harness is not to be had.
 //!
 //! What is asked for: one completion for each request, never more; a prefix where depth ends; all

@@ -71,6 +71,7 @@ pub struct Config {
     /// Region indices are below this.
     pub regions_max: u32,
     /// How often a request is repeated on a rebuilt queue pair before it ends.
+    /// With fewer than 3, innocents may end with a guilty one whose refusal was lost.
     pub attempts_max: u8,
     /// A rail that can post nothing, with nothing in flight, for so long is rebuilt, ns.
     pub stuck_ns: u64,

@@ -1,7 +1,7 @@
 //! A provider of verbs in memory, with virtual time: queue pairs of one process, joined.
 //!
 //! [`Net`] is the wire and the clock; [`Net::device`] adds a device to it, which is a
-//! [`Provider`] and a [`ProviderControl`], as a card is. Bytes are moved between real mappings,
+//! `Provider` and a `ProviderControl`, as a card is. Bytes are moved between real mappings,
 //! when virtual time comes to it. It does what a reliable connection does, and no more than it
 //! promises:
 //!

@@ -182,6 +182,21 @@ fn innocents_are_repeated_and_what_cannot_be_is_maybe_done() {
 }
 
 #[test]
+fn only_the_guilty_ends_even_if_the_cause_is_always_lost() {
+    // Answers take far longer than work is given when the other end fails.
+    let config = super::Config { grace_ns: 0, ..CONFIG };
+    let mut two = Two::new(Shape { config, ..Shape::DEFAULT });
+    two.net.delay(two.join.number(0, 0), 20_000);
+    let mut batch: Vec<_> = (0..16).map(write).collect();
+    batch[5].remote = FORGED;
+    assert_eq!(two.near.post(&batch), 16);
+    let done = ends(&mut two, 16);
+    let failed: Vec<_> = done.iter().filter(|end| end.errno != 0).collect();
+    assert_eq!(failed, [&Done { ticket: 5, errno: super::super::EIO, flags: DONE_FLUSHED }]);
+    assert!(two.near.at_rest());
+}
+
+#[test]
 fn a_request_is_not_repeated_for_ever() {
     let mut two = two();
     for _ in 0..50 {

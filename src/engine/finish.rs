@@ -7,7 +7,7 @@ use crate::abi::{
 use crate::fabric::Fabric;
 use crate::ids::{RingId, SessionId};
 use crate::ledger::{List, NIL, RING, Record, State};
-use crate::ring::Memory;
+use crate::ring::{Bell, EngineEnd, Memory};
 
 use super::Engine;
 use super::tables::Phase;
@@ -227,20 +227,44 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     }
 
     /// Publishes what this turn wrote: one release a ring, then its fate entries are free.
+    ///
+    /// Bells that were asked for while the turn before published are found now: by now its stores
+    /// have left the core, and one fence serves all rings.
     pub(super) fn publish(&mut self) {
+        self.look_at_bells();
         while let Some(id) = self.dirty.pop() {
             let Some(ring) = self.rings[id as usize].as_mut() else { continue };
             ring.dirty = false;
-            let rings_bell = !ring.faulted && ring.end.publish();
+            let bell = if ring.faulted { Bell::Silent } else { ring.end.publish_first() };
             for place in ring.frees.drain(..) {
                 ring.end.fate_freed(place);
                 ring.fates.push(place);
             }
-            if rings_bell {
-                self.bells.push(id);
-                self.sessions[ring.session.0 as usize].count(Counter::BellsRung, 1);
+            match bell {
+                Bell::Silent => {}
+                Bell::Unsure => self.unsure.push(id),
+                Bell::Due => self.ring_bell(id),
             }
         }
+    }
+
+    fn look_at_bells(&mut self) {
+        if self.unsure.is_empty() {
+            return;
+        }
+        EngineEnd::<M>::order_bells();
+        while let Some(id) = self.unsure.pop() {
+            let Some(ring) = self.rings[id as usize].as_mut() else { continue };
+            if !ring.faulted && ring.end.bell_due() {
+                self.ring_bell(id);
+            }
+        }
+    }
+
+    fn ring_bell(&mut self, id: u32) {
+        self.bells.push(id);
+        let session = self.ring(RingId(id)).session;
+        self.sessions[session.0 as usize].count(Counter::BellsRung, 1);
     }
 
     /// Gives a ring's last CQEs out before it leaves.

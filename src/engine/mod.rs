@@ -130,6 +130,9 @@ pub struct Engine<F: Fabric, M> {
     blocked_ns: u64,
     /// Rings with CQEs or frees to publish.
     dirty: Vec<u32>,
+    /// Rings that were published in the last turn, and whose bells may have been asked for
+    /// meanwhile.
+    unsure: Vec<u32>,
     /// Rings being wound up.
     winding: Vec<u32>,
     /// Regions being taken back that have ARMs.
@@ -160,6 +163,8 @@ pub struct Engine<F: Fabric, M> {
 
 /// Replies that may wait for the host; commands are not taken beyond.
 const REPLIES_MAX: usize = 1024;
+/// With more rings in the poll set, a whole turn is made to look at them.
+const STIRRED_MAX: usize = 8;
 /// Rings looked at in one turn.
 const RINGS_PER_TURN: usize = 256;
 /// A ring that sleeps with SQEs is looked at again after this long, if anything is awake.
@@ -193,9 +198,11 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             blocked: Vec::with_capacity(rings),
             blocked_ns: 0,
             dirty: Vec::with_capacity(rings),
+            unsure: Vec::with_capacity(rings),
             winding: Vec::with_capacity(rings),
             disarming: Vec::with_capacity(limits.regions_max as usize),
-            bells: Vec::with_capacity(rings),
+            // At most one of this turn's publication, and one of the last one's.
+            bells: Vec::with_capacity(2 * rings),
             flushes: List::default(),
             query: None,
             // Beside those to commands just taken: one for each ring and region that is going.
@@ -240,6 +247,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     fn busy(&self) -> bool {
         !self.lanes.is_empty()
             || self.window.ops() > 0
+            || !self.unsure.is_empty()
             || !self.flushes.is_empty()
             || !self.winding.is_empty()
             || !self.disarming.is_empty()
@@ -261,6 +269,22 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     /// The next thing that happened unasked.
     pub fn event(&mut self) -> Option<Event> {
         self.events.pop_front()
+    }
+
+    /// True if there is a reply or an event to be heard.
+    #[inline]
+    pub fn has_news(&self) -> bool {
+        !self.replies.is_empty() || !self.events.is_empty()
+    }
+
+    /// True if a turn may find new SQEs: a look at the tails alone, of a few rings.
+    #[inline]
+    pub fn stirred(&self) -> bool {
+        self.polled.len() > STIRRED_MAX
+            || self.polled.iter().any(|&id| {
+                let ring = self.rings[id as usize].as_ref();
+                ring.is_some_and(|ring| !ring.fenceless && ring.end.stirred())
+            })
     }
 
     /// True if another command can be taken.

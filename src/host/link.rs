@@ -122,6 +122,11 @@ impl Link {
         Some(ring)
     }
 
+    /// True if there is neither a command nor a bell for the engine thread.
+    pub(crate) fn nothing_to_hear(&self) -> bool {
+        self.orders.is_empty() && self.rung.is_empty()
+    }
+
     /// Rings noted and not yet looked at.
     pub(crate) fn bells_noted(&self) -> usize {
         self.rung.len()

@@ -32,6 +32,17 @@ impl Fault {
     }
 }
 
+/// What [`EngineEnd::publish_first`] knows of the client's bell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bell {
+    /// Nothing was published.
+    Silent,
+    /// It must be rung.
+    Due,
+    /// It need not be, unless the client asks for it at this moment.
+    Unsure,
+}
+
 /// The engine's private view of one ring.
 ///
 /// CQ slots are reserved before an SQE is taken and used one by one, so the CQ cannot overflow:
@@ -49,6 +60,8 @@ pub struct EngineEnd<M> {
     cq_tail: u32,
     /// `cq_tail` as last published.
     cq_published: u32,
+    /// A bell asked for at a CQE before this one has been rung, or was looked for in vain.
+    bell_from: u32,
     /// The last `cq_head` seen and found possible.
     cq_head: u32,
     /// Slots promised to SQEs taken whose CQEs are not yet written.
@@ -78,6 +91,7 @@ impl<M: Memory> EngineEnd<M> {
             sq_tail: first,
             cq_tail: first,
             cq_published: first,
+            bell_from: first,
             cq_head: first,
             reserved: 0,
             flags: 0,
@@ -108,6 +122,12 @@ impl<M: Memory> EngineEnd<M> {
         }
         self.sq_tail = tail;
         Ok(waiting)
+    }
+
+    /// True if the client's tail has moved since the last [`Self::look`].
+    #[inline]
+    pub fn stirred(&self) -> bool {
+        self.memory.word(Word::SqTail).load(Ordering::Relaxed) != self.sq_tail
     }
 
     /// SQEs that were seen and not yet taken, without another look.
@@ -240,12 +260,29 @@ impl<M: Memory> EngineEnd<M> {
     /// Publishes what was pushed; true if the client asked for its bell at one of these CQEs.
     #[inline]
     pub fn publish(&mut self) -> bool {
+        match self.publish_first() {
+            Bell::Silent => false,
+            Bell::Due => true,
+            Bell::Unsure => {
+                Self::order_bells();
+                self.bell_due()
+            }
+        }
+    }
+
+    /// The first half of [`Self::publish`]: CQEs are seen from here on, and a bell that was asked
+    /// for some time ago is found. After [`Bell::Unsure`] the second half must follow, which finds
+    /// one that is being asked for right now: [`Self::order_bells`], then [`Self::bell_due`].
+    ///
+    /// Between the two the stores of this half leave the core by themselves; the fence of the
+    /// second has to wait for those that have not, for as long as their lines travel.
+    #[inline]
+    pub fn publish_first(&mut self) -> Bell {
         self.show(RingCounter::Skipped);
         if self.cq_tail == self.cq_published {
-            return false;
+            return Bell::Silent;
         }
         self.write_staged();
-        let old = self.cq_published;
         self.cq_published = self.cq_tail;
         // sync: cqe-visible (release)
         self.memory.word(Word::CqTail).store(self.cq_tail, order::CQE_PUBLISH);
@@ -253,13 +290,34 @@ impl<M: Memory> EngineEnd<M> {
         for counter in [RingCounter::Heartbeat, RingCounter::Completed, RingCounter::Refused] {
             self.show(counter);
         }
+        if self.bell_asked() { Bell::Due } else { Bell::Unsure }
+    }
+
+    /// Orders publications, of all rings, before the looks at bells that follow.
+    #[inline]
+    pub fn order_bells() {
         // sync: client-sleep, the engine's half: cq_tail before, bell_at after.
         fences::engine_published();
+    }
+
+    /// True if the client asked for its bell at one of the CQEs published since the last call that
+    /// said so, or the last one after [`Self::order_bells`]: this one.
+    #[inline]
+    pub fn bell_due(&mut self) -> bool {
+        let due = self.bell_asked();
+        // Whoever asks for an earlier one from now on finds its CQE without a bell.
+        self.bell_from = self.cq_published;
+        due
+    }
+
+    #[inline]
+    fn bell_asked(&mut self) -> bool {
         let bell_at = self.memory.word(Word::BellAt).load(Ordering::Relaxed);
-        // The bell is due if `bell_at` lies in old..cq_tail; a stale one lies before: mute.
-        let due =
-            self.cq_tail.wrapping_sub(bell_at).wrapping_sub(1) < self.cq_tail.wrapping_sub(old);
+        // Due if `bell_at` lies in bell_from..cq_tail; a stale one lies before: mute.
+        let fresh = self.cq_published.wrapping_sub(self.bell_from);
+        let due = self.cq_published.wrapping_sub(bell_at).wrapping_sub(1) < fresh;
         if due {
+            self.bell_from = self.cq_published;
             self.count(RingCounter::BellsRung, 1);
             self.show(RingCounter::BellsRung);
         }

@@ -32,7 +32,7 @@ mod mapped;
 mod memory;
 
 pub use client_end::{ClientEnd, Verdict};
-pub use engine_end::{EngineEnd, Fault};
+pub use engine_end::{Bell, EngineEnd, Fault};
 #[cfg(not(verbring_loom))]
 pub use mapped::{BadSegment, Mapped};
 pub use memory::{Heap, Memory, Word};

@@ -90,13 +90,17 @@ impl Sleeper for EngineRig {
 impl Rig for EngineRig {
     #[inline]
     fn submit(&mut self, count: u32, tag: u64) -> Result<(), Failure> {
-        for _ in 0..count {
-            let sqe = Sqe::from_words(self.walk.next(tag));
-            while self.ring.push(sqe).is_none() {
-                // As many SQEs as slots are in flight: the engine has taken them, or soon will.
-                self.ring.submit();
-                self.check()?;
+        let mut left = count;
+        loop {
+            let walk = &mut self.walk;
+            let sqes = (0..left).map(|_| Sqe::from_words(walk.next(tag)));
+            left -= self.ring.push_all(sqes);
+            if left == 0 {
+                break;
             }
+            // As many SQEs as slots are in flight: the engine has taken them, or soon will.
+            self.ring.submit();
+            self.check()?;
         }
         self.ring.submit();
         Ok(())

@@ -9,6 +9,7 @@ use crate::abi::{CANCEL_BY_NUMBER, ENGINE_NEED_WAKEUP};
 use crate::engine::Limits;
 use crate::fabric::Local;
 use crate::ids::RingId;
+use crate::ring::Word;
 
 const IDLE: Limits = Limits { ring_idle_ns: 20 * STEP_NS, ..LIMITS };
 
@@ -83,7 +84,28 @@ fn rule_5_what_comes_while_the_ring_falls_asleep_is_seen() {
     assert!(!asleep(&pair, SENDER));
     pair.world.turn();
     assert_eq!(pair.world.pop(SENDER).len(), 1);
+    assert!(!pair.world.engine.fall_asleep(), "its bell is looked at once more");
+    pair.world.turn();
     assert!(pair.world.engine.fall_asleep());
+}
+
+/// A client that asks for its bell between publication and the engine's first look at it, or just
+/// after that, is rung within a turn.
+#[test]
+fn rule_5_a_bell_asked_for_at_the_moment_of_publication_is_rung() {
+    let mut pair = pair();
+    pair.world.settle();
+    pair.world.push(SENDER, nop());
+    pair.world.turn();
+    // As if the client had looked at cq_tail just before, and armed just after.
+    let client = &pair.world.clients[SENDER];
+    client.store(Word::BellAt, client.load(Word::CqTail).wrapping_sub(1));
+    let ring = client.ring;
+    assert!(pair.world.bells.is_empty());
+    pair.world.turn();
+    assert_eq!(pair.world.bells, [ring], "the bell of a CQE that was just published");
+    pair.world.turn();
+    assert_eq!(pair.world.bells, [ring], "once");
 }
 
 /// A notification is written into a ring that sleeps, and its client is rung.

@@ -25,16 +25,37 @@ pub struct Cqe {
 }
 
 impl Cqe {
-    /// Returns the entry as the four words that are stored into a slot.
+    /// Returns the entry as the four words that are stored into a slot: by shifts, as
+    /// [`Cqe::from_words`].
+    #[inline]
     #[must_use]
     pub fn to_words(self) -> [u64; 4] {
-        zerocopy::transmute!(self)
+        let [r0, r1, r2, r3] = self.res.to_le_bytes();
+        let [f0, f1] = self.flags.to_le_bytes();
+        let [d0, d1] = self.detail.to_le_bytes();
+        let outcome = u64::from_le_bytes([r0, r1, r2, r3, f0, f1, d0, d1]);
+        let times = u64::from(self.queued) | u64::from(self.service) << 32;
+        [self.user_data, self.record, outcome, times]
     }
 
     /// Reads an entry from the four words copied out of a slot.
+    ///
+    /// By shifts, not by a cast: a cast may go through memory, where a load of two words that were
+    /// just stored one by one has to wait for both to leave the core.
+    #[inline]
     #[must_use]
-    pub fn from_words(words: [u64; 4]) -> Self {
-        zerocopy::transmute!(words)
+    pub fn from_words([user_data, record, outcome, times]: [u64; 4]) -> Self {
+        let [r0, r1, r2, r3, f0, f1, d0, d1] = outcome.to_le_bytes();
+        let [queued, service] = [(times & 0xffff_ffff) as u32, (times >> 32) as u32];
+        Self {
+            user_data,
+            record,
+            res: i32::from_le_bytes([r0, r1, r2, r3]),
+            flags: u16::from_le_bytes([f0, f1]),
+            detail: u16::from_le_bytes([d0, d1]),
+            queued,
+            service,
+        }
     }
 }
 

@@ -66,18 +66,36 @@ impl Sqe {
     }
 
     /// Returns the entry as the eight words that are stored into a slot.
+    #[inline]
     #[must_use]
     pub fn to_words(self) -> [u64; 8] {
         zerocopy::transmute!(self)
     }
 
-    /// Reads an entry from the eight words copied out of a slot.
+    /// Reads an entry from the eight words copied out of a slot: by shifts, as
+    /// [`Cqe::from_words`](super::Cqe::from_words).
+    #[inline]
     #[must_use]
     pub fn from_words(words: [u64; 8]) -> Self {
-        zerocopy::transmute!(words)
+        let [opcode, class, f0, f1, e0, e1, g0, g1] = words[0].to_le_bytes();
+        Self {
+            opcode,
+            class,
+            flags: u16::from_le_bytes([f0, f1]),
+            edges: [u16::from_le_bytes([e0, e1]), u16::from_le_bytes([g0, g1])],
+            user_data: words[1],
+            local_region: low(words[2]),
+            remote_region: low(words[2] >> 32),
+            local_offset: words[3],
+            remote_offset: words[4],
+            bytes: low(words[5]),
+            immediate: low(words[5] >> 32),
+            arg: [words[6], words[7]],
+        }
     }
 }
 
+#[inline]
 const fn low(word: u64) -> u32 {
     (word & 0xffff_ffff) as u32
 }
@@ -166,6 +184,7 @@ impl Class {
     pub const ALL: [Self; 3] = [Self::High, Self::Medium, Self::Low];
 
     /// Reads a class byte, where 0 is the default; `None` beyond 3.
+    #[inline]
     #[must_use]
     pub fn from_byte(byte: u8) -> Option<Self> {
         match byte {
@@ -221,3 +240,25 @@ const _: () = {
     assert!(offset_of!(Sqe, remote_offset) == 32 && offset_of!(Sqe, bytes) == 40);
     assert!(offset_of!(Sqe, immediate) == 44 && offset_of!(Sqe, arg) == 48);
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shifts_and_casts_tell_the_same() {
+        // Every bit alone, so that none can be in another's place.
+        for bit in 0..512 {
+            let mut words = [0; 8];
+            words[bit / 64] = 1u64 << (bit % 64);
+            let sqe: Sqe = zerocopy::transmute!(words);
+            assert_eq!((Sqe::from_words(words), sqe.to_words()), (sqe, words));
+        }
+        for bit in 0..256 {
+            let mut words = [0; 4];
+            words[bit / 64] = 1u64 << (bit % 64);
+            let cqe: super::super::Cqe = zerocopy::transmute!(words);
+            assert_eq!((super::super::Cqe::from_words(words), cqe.to_words()), (cqe, words));
+        }
+    }
+}

@@ -125,6 +125,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     #[inline(always)]
     fn take_burst(&mut self, id: u32, waiting: u32, nops: &mut Nops) -> (u32, bool) {
         let Some(ring) = self.rings[id as usize].as_mut() else { return (0, false) };
+        ring.keep_sqes();
         let Ring { end, copied, routes, fates, ops, session, search, next_number, .. } =
             &mut **ring;
         let session = *session;
@@ -135,17 +136,17 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         if records == 0 || search.is_some() || fates.is_empty() {
             return (0, false);
         }
-        let burst = copied.fill(end);
-        let want = u32::try_from(burst.len()).unwrap_or(0).min(waiting).min(records);
+        let want = copied.count().min(waiting).min(records);
         let count = end.take_many(want).unwrap_or(0);
         let cq_entries = end.cq_entries();
         let mut sequence = self.sequence;
         let mut number = *next_number;
         let mut passed = 0;
-        for words in &burst[..count as usize] {
-            let sqe: &Sqe = zerocopy::transmute_ref!(words);
+        while passed < count {
+            let words = copied.entry(passed);
+            let sqe = &Sqe::from_words(words);
             if sqe.opcode == Opcode::Nop as u8 {
-                if !plain_nop(words, ceiling) {
+                if !plain_nop(&words, ceiling) {
                     break;
                 }
                 let Some(record) = self.ledger.pass_through() else { break };
@@ -203,8 +204,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             ceiling: state.ceiling,
             cq_entries: ring.end.cq_entries(),
         };
-        let words = *ring.copied.first(&ring.end);
-        let sqe = Sqe::from_words(words);
+        ring.keep_sqes();
+        let sqe = Sqe::from_words(ring.copied.entry(0));
         // A bad SQE needs no record, and is refused while there is none, too.
         let mut aside = Op::NOP;
         let op = self.ledger.vacant().unwrap_or(&mut aside);

@@ -3,7 +3,7 @@
 use crate::abi::{Class, Counter};
 use crate::ids::{RegionId, RingId, SessionId};
 use crate::ledger::{LANE, List, NIL, RING};
-use crate::ring::{EngineEnd, Memory};
+use crate::ring::{EngineEnd, KEPT, Kept, Memory};
 use crate::sched::credits::Grant;
 
 use super::search::Search;
@@ -76,7 +76,7 @@ pub struct Ring<M> {
     pub(super) ops: List<RING>,
     pub(super) next_number: u64,
     /// SQEs that were copied and are not taken yet.
-    pub(super) copied: Burst,
+    pub(super) copied: Kept<8>,
     /// Pairs of regions that its last SQEs named.
     pub(super) routes: [Route; Route::KEPT],
     /// Fate entries not in use.
@@ -108,7 +108,7 @@ impl<M: Memory> Ring<M> {
             faulted: false,
             ops: List::default(),
             next_number: 0,
-            copied: Burst::EMPTY,
+            copied: Kept::new(),
             routes: [Route::NONE; Route::KEPT],
             fates: (0..entries).rev().collect(),
             frees: Vec::with_capacity(entries as usize),
@@ -128,47 +128,16 @@ impl<M: Memory> Ring<M> {
     pub fn id(&self) -> RingId {
         self.id
     }
-}
 
-/// SQEs copied in one go. Their lines come from the client's cache one behind the other, but all
-/// are asked for before the first is needed; and none is read twice, however long it waits here.
-#[derive(Debug)]
-pub(super) struct Burst {
-    sqes: [[u64; 8]; Self::SQES as usize],
-    from: u32,
-    to: u32,
-}
-
-impl Burst {
-    /// Lines that a core can have on order at once, about.
-    const SQES: u32 = 16;
-
-    pub(super) const EMPTY: Self = Self { sqes: [[0; 8]; Self::SQES as usize], from: 0, to: 0 };
-
-    /// The SQE at the head of a ring: from here, or, with the next ones, from the ring. The caller
-    /// has seen that at least one waits.
+    /// Copies SQEs out of the ring, if none is kept and some wait: their lines come from the
+    /// client's cache, and all are asked for before the first is needed. None is read twice,
+    /// however long it is kept.
     #[inline]
-    pub(super) fn first<M: Memory>(&mut self, end: &EngineEnd<M>) -> &[u64; 8] {
-        &self.fill(end)[0]
-    }
-
-    /// All that are copied; if there is none, the next ones of the ring are.
-    #[inline]
-    pub(super) fn fill<M: Memory>(&mut self, end: &EngineEnd<M>) -> &[[u64; 8]] {
-        if self.from == self.to {
-            self.from = 0;
-            self.to = end.waiting().min(Self::SQES);
-            for (ahead, sqe) in (0..self.to).zip(&mut self.sqes) {
-                *sqe = end.peek(ahead);
-            }
+    pub(super) fn keep_sqes(&mut self) {
+        if self.copied.count() == 0 {
+            let Self { end, copied, .. } = self;
+            copied.keep(end.waiting().min(KEPT), |ahead| end.peek(ahead));
         }
-        &self.sqes[self.from as usize..self.to as usize]
-    }
-
-    /// Moves on: the first `count` have been taken.
-    #[inline]
-    pub(super) fn pass(&mut self, count: u32) {
-        self.from += count;
     }
 }
 

@@ -27,12 +27,14 @@
 
 mod client_end;
 mod engine_end;
+mod kept;
 #[cfg(not(verbring_loom))]
 mod mapped;
 mod memory;
 
 pub use client_end::{ClientEnd, Verdict};
 pub use engine_end::{Bell, EngineEnd, Fault};
+pub use kept::{KEPT, Kept};
 #[cfg(not(verbring_loom))]
 pub use mapped::{BadSegment, Mapped};
 pub use memory::{Heap, Memory, Word};

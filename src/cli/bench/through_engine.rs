@@ -108,18 +108,20 @@ impl Rig for EngineRig {
 
     #[inline]
     fn reap(&mut self) -> Result<(u32, u32), Failure> {
-        let ready = self.ring.ready().map_err(over)?;
-        let mut timed = 0;
-        for _ in 0..ready {
-            let Some(cqe) = self.ring.pop().map_err(over)? else { break };
-            if cqe.res != self.result {
-                let detail = verbring::abi::Detail::from_number(cqe.detail);
-                let text = format!("an op answered {} ({detail:?})", cqe.res);
-                return Err(Failure::Failed(text));
+        let (mut timed, mut wrong) = (0, None);
+        let result = self.result;
+        let popped = self.ring.pop_all(|cqe| {
+            if cqe.res != result {
+                wrong = Some(cqe);
             }
             timed += u32::from(cqe.user_data == TIMED);
+        });
+        if let Some(cqe) = wrong {
+            let detail = verbring::abi::Detail::from_number(cqe.detail);
+            let text = format!("an op answered {} ({detail:?})", cqe.res);
+            return Err(Failure::Failed(text));
         }
-        Ok((ready, timed))
+        Ok((popped.map_err(over)?, timed))
     }
 
     fn check(&mut self) -> Result<(), Failure> {

@@ -21,7 +21,7 @@ use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use loom::sync::{Condvar, Mutex};
 use loom::thread;
 use verbring::abi;
-use verbring::ring::{ClientEnd, EngineEnd, Fault, Heap, Memory, Verdict, Word};
+use verbring::ring::{self, ClientEnd, EngineEnd, Fault, Heap, Memory, Verdict, Word};
 
 /// Runs a model to its end, then demands that every outcome occurred.
 fn check<const OUTCOMES: usize>(
@@ -121,6 +121,34 @@ fn serve<M: Memory>(
         engine.push(cqe(number));
         published(engine.publish());
         number += 1;
+    }
+}
+
+/// Answers `count` SQEs that are there as the engine's turns do: a bell that was not found at
+/// publication is looked for once more before the next.
+fn serve_by_turns<M: Memory>(
+    engine: &mut EngineEnd<M>,
+    count: u64,
+    mut published: impl FnMut(bool),
+) {
+    let mut unsure = false;
+    for number in 0..=count {
+        if std::mem::take(&mut unsure) {
+            EngineEnd::<M>::order_bells();
+            published(engine.bell_due());
+        }
+        if number == count {
+            return;
+        }
+        engine.look().unwrap();
+        engine.take(1);
+        engine.push(cqe(number));
+        engine.publish_taken();
+        match engine.publish_first() {
+            ring::Bell::Due => published(true),
+            ring::Bell::Unsure => unsure = true,
+            ring::Bell::Silent => unreachable!("a CQE was pushed"),
+        }
     }
 }
 
@@ -428,7 +456,7 @@ fn the_engine_is_woken() {
 }
 
 /// The client waits for `want` CQEs at a time until it has all three.
-fn sleep_for(want: u32) {
+fn sleep_for(want: u32, by_turns: bool) {
     check(["slept", "CQEs came while falling asleep", "not rung"], move |tallies| {
         let memory = Arc::new(Heap::new(4, 4, FIRST_INDEX));
         let mut engine = EngineEnd::new(Arc::clone(&memory));
@@ -449,7 +477,11 @@ fn sleep_for(want: u32) {
                         muted += 1;
                     }
                 };
-                serve(&mut engine, 3, published, |_| unreachable!());
+                if by_turns {
+                    serve_by_turns(&mut engine, 3, published);
+                } else {
+                    serve(&mut engine, 3, published, |_| unreachable!());
+                }
                 muted
             })
         };
@@ -479,12 +511,18 @@ fn sleep_for(want: u32) {
 
 #[test]
 fn a_client_that_waits_for_one_is_woken() {
-    sleep_for(1);
+    sleep_for(1, false);
 }
 
 #[test]
 fn a_client_that_waits_for_two_is_woken() {
-    sleep_for(2);
+    sleep_for(2, false);
+}
+
+#[test]
+fn a_client_is_woken_by_an_engine_that_looks_at_bells_a_turn_later() {
+    sleep_for(1, true);
+    sleep_for(2, true);
 }
 
 // ---- Last words -------------------------------------------------------------------------------

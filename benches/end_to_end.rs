@@ -27,6 +27,8 @@ fn main() {
     divan::main();
 }
 
+/// Many, since what two threads do together varies more than what one does.
+const SAMPLES: u32 = 10_000;
 /// Ops in flight at once.
 const BATCHES: [u32; 2] = [1, 32];
 const WRITES: u32 = 32;
@@ -77,7 +79,7 @@ mod raw {
         }
     }
 
-    #[divan::bench(args = BATCHES)]
+    #[divan::bench(args = BATCHES, sample_count = SAMPLES)]
     fn nop(bencher: Bencher<'_, '_>, batch: u32) {
         let world = World::new();
         let mut ring = world.session.raw_ring(options()).expect("a ring");
@@ -85,7 +87,7 @@ mod raw {
         counted.bench_local(|| round(&mut ring, (0..batch).map(|_| Sqe::default()), batch));
     }
 
-    #[divan::bench(args = [WRITES])]
+    #[divan::bench(args = [WRITES], sample_count = SAMPLES)]
     fn write(bencher: Bencher<'_, '_>, batch: u32) {
         let world = World::new();
         let mut ring = world.session.raw_ring(options()).expect("a ring");
@@ -108,7 +110,7 @@ mod raw {
 mod typed {
     use super::*;
 
-    #[divan::bench(args = BATCHES)]
+    #[divan::bench(args = BATCHES, sample_count = SAMPLES)]
     fn nop(bencher: Bencher<'_, '_>, batch: u32) {
         let world = World::new();
         let mut ring = world.session.ring(options()).expect("a ring");
@@ -123,7 +125,7 @@ mod typed {
         });
     }
 
-    #[divan::bench(args = [WRITES])]
+    #[divan::bench(args = [WRITES], sample_count = SAMPLES)]
     fn write(bencher: Bencher<'_, '_>, batch: u32) {
         let world = World::new();
         let mut ring = world.session.ring(options()).expect("a ring");

@@ -19,6 +19,7 @@ pub enum Verdict {
 
 /// The client's private view of one ring.
 #[derive(Debug)]
+#[repr(align(128))]
 pub struct ClientEnd<M> {
     memory: M,
     /// SQEs pushed, as a number that does not wrap.

@@ -48,6 +48,7 @@ pub enum Bell {
 /// CQ slots are reserved before an SQE is taken and used one by one, so the CQ cannot overflow:
 /// `cq_tail - cq_head + reserved <= cq_entries`, always.
 #[derive(Debug)]
+#[repr(align(128))]
 pub struct EngineEnd<M> {
     memory: M,
     /// Taken so far, free-running; published as `sq_head`.

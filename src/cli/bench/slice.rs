@@ -58,7 +58,7 @@ pub(super) struct Counted {
 /// Runs one slice; latencies of its counted part go into `latencies`.
 ///
 /// `crowded`: several clients share this core, and whoever waits lets the others go on.
-#[inline(never)]
+#[inline(always)]
 pub(super) fn run(
     rig: &mut impl Rig,
     shape: &Shape,

@@ -392,6 +392,48 @@ mod tests {
     }
 
     #[test]
+    fn several_are_pushed_as_far_as_there_is_room() {
+        let (mut client, mut engine) = ends();
+        let sqes = |from: u64| (from..).map(|number| [number; 8]);
+        assert_eq!(client.push_all(sqes(0).take(3)), 3);
+        assert_eq!(client.push_all(sqes(3)), 1, "four slots");
+        assert_eq!((client.push_all(sqes(9)), client.pushed()), (0, 4));
+        client.publish();
+        engine.look().unwrap();
+        assert_eq!(engine.take_many(2), Ok(2));
+        engine.publish_taken();
+        assert_eq!(client.push_all(sqes(4)), 2, "two were taken");
+        client.publish();
+        engine.look().unwrap();
+        let seen = (0..4).map(|ahead| engine.peek(ahead)[7]).collect::<Vec<_>>();
+        assert_eq!(seen, [2, 3, 4, 5], "in order, and none was consumed in vain");
+    }
+
+    #[test]
+    fn all_are_popped_also_those_that_were_copied_before() {
+        let (mut client, mut engine) = ends();
+        let mut popped = Vec::new();
+        for round in 0..50 {
+            answer(&mut client, &mut engine, 4);
+            engine.publish();
+            // One by one copies all four out; the rest of them is handed out with the others.
+            if round % 2 == 0 {
+                popped.push(client.pop().unwrap().unwrap()[0]);
+                let rest = client.pop_all(|words| popped.push(words[0]));
+                assert_eq!(rest, Ok(3));
+            } else {
+                assert_eq!(client.pop_all(|words| popped.push(words[0])), Ok(4));
+            }
+            assert_eq!((client.ready(), client.pop_all(|_| unreachable!())), (Ok(0), Ok(0)));
+            client.release();
+            engine.observe_head().unwrap();
+        }
+        assert_eq!(popped, [0, 1, 2, 3].repeat(50));
+        set(&client, Word::CqTail, 1 << 20);
+        assert_eq!(client.pop_all(|_| unreachable!("a tail that cannot be")), Err(Fault::CqHead));
+    }
+
+    #[test]
     fn publishing_nothing_writes_nothing() {
         let (mut client, mut engine) = ends();
         assert_eq!(engine.fall_asleep(), Ok(true));

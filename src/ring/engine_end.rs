@@ -548,6 +548,28 @@ mod tests {
     }
 
     #[test]
+    fn several_are_taken_as_far_as_there_is_room_and_some_put_back() {
+        let mut end = end();
+        set(&end, Word::SqTail, 4);
+        end.look().unwrap();
+        assert_eq!(end.take_many(3), Ok(3));
+        end.put_back(1);
+        assert_eq!((end.waiting(), end.reserved()), (2, 2));
+        end.publish_taken();
+        assert_eq!(shown(&end, Word::SqHead), index(2));
+        assert!(refusal(|| end.put_back(1)).starts_with("assertion failed"), "published is taken");
+        for _ in 0..2 {
+            end.push([0; 4]);
+        }
+        end.publish();
+        set(&end, Word::SqTail, 6);
+        end.look().unwrap();
+        assert_eq!(end.take_many(4), Ok(2), "two CQEs are unread");
+        set(&end, Word::CqHead, 3);
+        assert_eq!(end.take_many(2), Err(Fault::CqHead));
+    }
+
+    #[test]
     fn a_full_sq_is_seen_whole() {
         let mut end = end();
         set(&end, Word::SqTail, 4);

@@ -39,8 +39,8 @@
 //!
 //! `cli` (default): the `verbring` command. Library users turn default features off.
 //!
-//! `ibverbs`: libibverbs through the crates `ibverbs` and `ibverbs-sys`, linked instead of loaded at
-//! run time. It takes cmake, pkg-config, libclang and the headers of libnl and libibverbs to build.
+//! `ibverbs`: libibverbs through the crates `ibverbs` and `ibverbs-sys`, linked instead of loaded
+//! at run time. It takes cmake, pkg-config, libclang and the headers of libnl and libibverbs.
 //!
 //! `sim`: a simulated queue pair provider, and the tests that every fabric must pass. For those
 //! who write a fabric or a provider; nothing in it is meant to run in production.

@@ -20,7 +20,7 @@ use nix::sys::socket::{
 };
 use thiserror::Error;
 
-pub use config::{Config, ConfigError, Quota};
+pub use config::{Config, ConfigError, NoVerbsDevice, Quota, VerbsDevice, VerbsUse};
 
 use crate::client::{ConnectError, ControlError, Session};
 use crate::control::Server;

@@ -1,5 +1,6 @@
 //! The control socket: messages, descriptors, and the server behind them.
 
+mod card;
 pub mod fds;
 mod jobs;
 mod objects;
@@ -8,4 +9,5 @@ mod server;
 mod sessions;
 pub mod wire;
 
+pub(crate) use card::{Card, CardAnswer, CardDone, CardOrder, CardWork};
 pub(crate) use server::{Ask, Server};

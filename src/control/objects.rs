@@ -555,6 +555,10 @@ impl Server {
     pub(super) fn import(&mut self, key: usize, request: &Import) -> Result<(), Refusal> {
         let name = wire::name(&request.name)?;
         check_rights(request.rights, false)?;
+        if request.peer != 0 {
+            let text = format!("peer {} is none of this session's; CONNECT first", request.peer);
+            return Err(Refusal::new(errno::EINVAL, Detail::Peer, text));
+        }
         let own = self.sessions.get(key).map_or(UID_OWN, |session| session.uid);
         let uid = if request.uid == UID_OWN { own } else { request.uid };
         let entry = self.exports.get(&(uid, name.to_string())).ok_or_else(|| {

@@ -95,6 +95,7 @@
 #define VR_CQE_TIME_UNIT_NS 16u
 #define VR_SECRET_BYTES 32u
 #define VR_NAME_BYTES 64u
+#define VR_URL_BYTES 128u
 #define VR_ERROR_TEXT_MAX 240u
 #define VR_MESSAGE_BYTES_MAX 512u
 
@@ -184,6 +185,7 @@ VR_AT_(vr_page, remote_offset, 8);
 /* A success's detail >> 8. */
 #define VR_FABRIC_NONE 0u  /* the engine itself */
 #define VR_FABRIC_LOCAL 1u /* the same-host copy fabric */
+#define VR_FABRIC_VERBS 2u /* queue pairs; the rail is from 1 */
 
 struct vr_cqe {
     uint64_t user_data;
@@ -204,6 +206,7 @@ VR_AT_(vr_cqe, service, 28);
 
 /* errno values of the ABI: Linux's, as fixed numbers. */
 #define VR_ENOENT 2
+#define VR_EIO 5
 #define VR_E2BIG 7
 #define VR_ENOMEM 12
 #define VR_EACCES 13
@@ -212,7 +215,10 @@ VR_AT_(vr_cqe, service, 28);
 #define VR_ETIME 62
 #define VR_EPROTO 71
 #define VR_EOPNOTSUPP 95
+#define VR_ENETUNREACH 101
 #define VR_ESHUTDOWN 108
+#define VR_ETIMEDOUT 110
+#define VR_EHOSTDOWN 112
 #define VR_EALREADY 114
 #define VR_ESTALE 116
 #define VR_EDQUOT 122
@@ -249,7 +255,11 @@ enum vr_detail {
     VR_DETAIL_QUOTA = 26,
     VR_DETAIL_RING = 27,
     VR_DETAIL_RELEASED = 28,
-    VR_DETAIL_FAULTED = 29
+    VR_DETAIL_FAULTED = 29,
+    VR_DETAIL_PEER = 30,
+    VR_DETAIL_URL = 31,
+    VR_DETAIL_REQUIRE = 32,
+    VR_DETAIL_WIRE = 33
 };
 
 /* The ring segment's header, written once before the client sees it. */
@@ -339,7 +349,7 @@ enum vr_kind {
     VR_KIND_REGION = 4,
     VR_KIND_EXPORT = 5,
     VR_KIND_IMPORT = 6,
-    VR_KIND_CONNECT = 7, /* reserved */
+    VR_KIND_CONNECT = 7,
     VR_KIND_RELEASE = 8,
     VR_KIND_PREPARE = 9, /* reserved */
     VR_KIND_PROBE = 10,
@@ -389,6 +399,8 @@ enum vr_counter {
 #define VR_WAIT_FABRIC 5u       /* the fabric works on it */
 #define VR_WAIT_EARLIER 6u      /* earlier ops on the region (FLUSH) */
 #define VR_WAIT_NOTIFY 7u       /* a peer's notification (ARM) */
+#define VR_WAIT_RAIL 8u         /* its rail takes nothing now */
+#define VR_WAIT_CREDIT 9u       /* its peer has no receive free for its notification */
 
 struct vr_head { /* starts every request */
     uint16_t kind;
@@ -492,9 +504,12 @@ struct vr_import {
     uint32_t uid;
     char name[VR_NAME_BYTES];
     uint8_t secret[VR_SECRET_BYTES];
+    uint32_t peer; /* 0: this engine; else a number that CONNECT brought */
+    uint32_t reserved;
 };
-VR_SIZE_(vr_import, 120);
+VR_SIZE_(vr_import, 128);
 VR_AT_(vr_import, secret, 88);
+VR_AT_(vr_import, peer, 120);
 
 struct vr_import_reply {
     struct vr_reply_head reply;
@@ -503,6 +518,25 @@ struct vr_import_reply {
     uint64_t bytes;
 };
 VR_SIZE_(vr_import_reply, 40);
+
+struct vr_connect {
+    struct vr_head head;
+    uint32_t require; /* the VR_FABRIC_* that must carry its ops; 0: any */
+    uint32_t reserved;
+    char url[VR_URL_BYTES]; /* unix:/path/of/the/other/engine's/socket */
+};
+VR_SIZE_(vr_connect, 152);
+VR_AT_(vr_connect, url, 24);
+
+struct vr_connect_reply {
+    struct vr_reply_head reply;
+    uint32_t peer; /* from 1: for IMPORT */
+    uint32_t fabric;
+    uint32_t rail;
+    uint32_t reserved;
+};
+VR_SIZE_(vr_connect_reply, 40);
+VR_AT_(vr_connect_reply, rail, 32);
 
 struct vr_release { /* answered when nothing touches the object any more */
     struct vr_head head;

@@ -9,7 +9,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::{NAME_BYTES, SECRET_BYTES};
+use super::{NAME_BYTES, SECRET_BYTES, URL_BYTES};
 
 macro_rules! layout {
     (
@@ -64,7 +64,7 @@ pub enum Kind {
     Export = 5,
     /// Takes up an export.
     Import = 6,
-    /// Reserved: connects to a peer engine.
+    /// Connects to a peer engine.
     Connect = 7,
     /// Gives back a ring, region or import; answered when nothing touches it any more.
     Release = 8,
@@ -297,18 +297,22 @@ pub const RIGHT_NOTIFY: u32 = 1 << 3;
 pub const RIGHTS_ALL: u32 = RIGHT_READ | RIGHT_WRITE | RIGHT_ATOMIC | RIGHT_NOTIFY;
 
 layout! {
-    /// IMPORT: takes up an export of any session of this engine.
-    Import = 120 {
+    /// IMPORT: takes up an export of any session of this engine, or of a peer.
+    Import = 128 {
         /// Kind [`Kind::Import`].
         head: Head,
         /// `RIGHT_*` bits wanted; 0 takes all that are offered.
         rights: u32,
-        /// The exporter's uid, or [`UID_OWN`].
+        /// The exporter's uid, at the peer if there is one, or [`UID_OWN`].
         uid: u32,
         /// The export's name.
         name: [u8; NAME_BYTES],
         /// The export's secret.
         secret: [u8; SECRET_BYTES],
+        /// 0: this engine. Else a number that CONNECT brought this session.
+        peer: u32,
+        /// Zero.
+        reserved: u32,
     }
 }
 
@@ -323,6 +327,36 @@ layout! {
         rights: u32,
         /// Bytes of the region.
         bytes: u64,
+    }
+}
+
+layout! {
+    /// CONNECT: reaches another engine, for this session's IMPORTs.
+    Connect = 152 {
+        /// Kind [`Kind::Connect`].
+        head: Head,
+        /// The `FABRIC_*` that must carry its ops; 0 takes any.
+        require: u32,
+        /// Zero.
+        reserved: u32,
+        /// `unix:` and the absolute path of the other engine's socket; UTF-8, zero padded.
+        url: [u8; URL_BYTES],
+    }
+}
+
+layout! {
+    /// Answers CONNECT.
+    ConnectReply = 40 {
+        /// See [`ReplyHead`].
+        reply: ReplyHead,
+        /// The peer's number, from 1, for IMPORT. The session's own, and never given again.
+        peer: u32,
+        /// The `FABRIC_*` that carries ops to it.
+        fabric: u32,
+        /// The rail that carries medium ops to it.
+        rail: u32,
+        /// Zero.
+        reserved: u32,
     }
 }
 
@@ -577,3 +611,7 @@ pub const WAIT_FABRIC: u16 = 5;
 pub const WAIT_EARLIER: u16 = 6;
 /// WHY wait: a peer's notification (ARM).
 pub const WAIT_NOTIFY: u16 = 7;
+/// WHY wait: its rail takes nothing now: it is full, being connected, or recovering.
+pub const WAIT_RAIL: u16 = 8;
+/// WHY wait: its peer has no receive free for its notification.
+pub const WAIT_CREDIT: u16 = 9;

@@ -16,7 +16,7 @@ pub struct Cqe {
     pub res: i32,
     /// `CQE_*` bits.
     pub flags: u16,
-    /// On failure a `DETAIL_*` code; on success fabric << 8 | rail.
+    /// On failure a `DETAIL_*` code; on success fabric << 8 | rail; rail 0 is this engine.
     pub detail: u16,
     /// Intake to first post, in units of 16 ns, saturating. In a NOTIFY CQE: the immediate.
     pub queued: u32,
@@ -78,6 +78,8 @@ pub const CQE_MORE: u16 = 1 << 6;
 pub const FABRIC_NONE: u8 = 0;
 /// `detail >> 8` of a success: the same-host copy fabric.
 pub const FABRIC_LOCAL: u8 = 1;
+/// `detail >> 8` of a success: queue pairs. `detail & 0xff` is the rail, from 1.
+pub const FABRIC_VERBS: u8 = 2;
 
 const _: () = {
     use core::mem::offset_of;

@@ -51,3 +51,5 @@ pub const CQE_TIME_UNIT_NS: u64 = 16;
 pub const SECRET_BYTES: usize = 32;
 /// Bytes in the name field of EXPORT and IMPORT; names are UTF-8, padded with zeros.
 pub const NAME_BYTES: usize = 64;
+/// Bytes in the URL field of CONNECT; URLs are UTF-8, padded with zeros.
+pub const URL_BYTES: usize = 128;

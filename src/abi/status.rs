@@ -8,6 +8,8 @@ use thiserror::Error;
 pub mod errno {
     /// No such op, name or region.
     pub const ENOENT: i32 = 2;
+    /// The wire or the device failed it.
+    pub const EIO: i32 = 5;
     /// More than could ever fit.
     pub const E2BIG: i32 = 7;
     /// A pool or quota is used up.
@@ -24,8 +26,14 @@ pub mod errno {
     pub const EPROTO: i32 = 71;
     /// Defined by the ABI, not served by this engine: ask PROBE.
     pub const EOPNOTSUPP: i32 = 95;
+    /// No way to the peer: nothing listens at its URL, or no port of ours reaches it.
+    pub const ENETUNREACH: i32 = 101;
     /// The session or the engine is closing.
     pub const ESHUTDOWN: i32 = 108;
+    /// The peer did not answer in time.
+    pub const ETIMEDOUT: i32 = 110;
+    /// The peer is gone.
+    pub const EHOSTDOWN: i32 = 112;
     /// Too late to cancel: posted.
     pub const EALREADY: i32 = 114;
     /// The region behind this import is gone or revoked.
@@ -131,11 +139,23 @@ pub enum Detail {
     /// The ring was faulted.
     #[error("faulted")]
     Faulted = 29,
+    /// IMPORT `peer`: not one of this session's; else: the peer is gone, or refused.
+    #[error("peer")]
+    Peer = 30,
+    /// CONNECT `url`.
+    #[error("url")]
+    Url = 31,
+    /// CONNECT `require`: no such fabric, or it is not in use between the two.
+    #[error("require")]
+    Require = 32,
+    /// The queue pair or the device failed it, by no rule of the engine's.
+    #[error("wire")]
+    Wire = 33,
 }
 
 impl Detail {
     /// All details, by number.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 34] = [
         Self::None,
         Self::Opcode,
         Self::Class,
@@ -166,6 +186,10 @@ impl Detail {
         Self::Ring,
         Self::Released,
         Self::Faulted,
+        Self::Peer,
+        Self::Url,
+        Self::Require,
+        Self::Wire,
     ];
 
     /// Reads a detail number; `None` for one that this version does not know.

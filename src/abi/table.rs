@@ -54,22 +54,23 @@ fn numbers(out: &mut Vec<(String, u64)>) {
         SQE_SKIP_SUCCESS SQE_REVOKE EDGE_ORDER_ONLY
         CANCEL_BY_USER_DATA CANCEL_BY_NUMBER CANCEL_BY_RECORD
         CQE_RETRYABLE CQE_MAYBE_DONE CQE_COALESCED CQE_DEP_FAILED CQE_FLUSHED CQE_NOTIFY CQE_MORE
-        FABRIC_NONE FABRIC_LOCAL
+        FABRIC_NONE FABRIC_LOCAL FABRIC_VERBS
         REPLY UID_OWN RING_FENCELESS OBJECT_RING OBJECT_REGION REGION_ALLOCATED REGION_MEMFD
         REGION_HUGE RIGHT_READ RIGHT_WRITE RIGHT_ATOMIC RIGHT_NOTIFY STATS_SESSION STATS_ENGINE
         STATE_QUEUED STATE_POSTED STATE_ARMED STATE_FLUSHING
         WAIT_NONE WAIT_LANE WAIT_CLASS WAIT_WINDOW_OPS WAIT_WINDOW_BYTES WAIT_FABRIC WAIT_EARLIER
-        WAIT_NOTIFY);
+        WAIT_NOTIFY WAIT_RAIL WAIT_CREDIT);
     out.push(("SECRET_BYTES".to_string(), SECRET_BYTES as u64));
     out.push(("NAME_BYTES".to_string(), NAME_BYTES as u64));
+    out.push(("URL_BYTES".to_string(), URL_BYTES as u64));
     out.push(("ERROR_TEXT_MAX".to_string(), ERROR_TEXT_MAX as u64));
     out.push(("MESSAGE_BYTES_MAX".to_string(), MESSAGE_BYTES_MAX as u64));
     out.push(("COUNTERS".to_string(), Counter::COUNT as u64));
     macro_rules! errnos {
         ($($name:ident)*) => { [$((stringify!($name), errno::$name)),*] };
     }
-    let errnos = errnos!(ENOENT E2BIG ENOMEM EACCES EEXIST EINVAL ETIME EPROTO EOPNOTSUPP ESHUTDOWN
-        EALREADY ESTALE EDQUOT ECANCELED);
+    let errnos = errnos!(ENOENT EIO E2BIG ENOMEM EACCES EEXIST EINVAL ETIME EPROTO EOPNOTSUPP
+        ENETUNREACH ESHUTDOWN ETIMEDOUT EHOSTDOWN EALREADY ESTALE EDQUOT ECANCELED);
     out.extend(
         errnos.iter().map(|(name, value)| (name.to_string(), u64::from(value.unsigned_abs()))),
     );
@@ -99,9 +100,10 @@ fn messages(out: &mut Vec<(String, u64)>) {
     message!("head" Head "reply_head" ReplyHead "hello" Hello "hello_reply" HelloReply
         "ring_request" RingRequest "ring_reply" RingReply "mapped" Mapped
         "region_request" RegionRequest "region_reply" RegionReply "export" Export
-        "export_reply" ExportReply "import" Import "import_reply" ImportReply "release" Release
-        "probe" Probe "probe_reply" ProbeReply "stats" Stats "stats_reply" StatsReply
-        "op_query" OpQuery "cancel_reply" CancelReply "why_reply" WhyReply);
+        "export_reply" ExportReply "import" Import "import_reply" ImportReply "connect" Connect
+        "connect_reply" ConnectReply "release" Release "probe" Probe "probe_reply" ProbeReply
+        "stats" Stats "stats_reply" StatsReply "op_query" OpQuery "cancel_reply" CancelReply
+        "why_reply" WhyReply);
 }
 
 /// `FetchAdd` to `FETCH_ADD`.

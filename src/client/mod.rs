@@ -223,7 +223,8 @@ impl Session {
         let name = padded(name).ok_or(ControlError::Name)?;
         let uid = uid.unwrap_or(abi::UID_OWN);
         let secret = *secret.as_bytes();
-        let request = |head| abi::Import { head, rights: 0, uid, name, secret };
+        let request =
+            |head| abi::Import { head, rights: 0, uid, name, secret, peer: 0, reserved: 0 };
         let (reply, []): (abi::ImportReply, _) = self.wire().call(Kind::Import, request, None)?;
         let rights = Rights::from_bits(reply.rights);
         Ok(Import::new(self.clone(), reply.region, rights, reply.bytes))

@@ -7,7 +7,9 @@
 //! [`ProviderControl`]: crate::fabric::qp::provider::ProviderControl
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::{Receiver, SendError, Sender};
+
+use nix::sys::eventfd::EventFd;
 
 use crate::fabric::qp::provider::{
     Access, Caps, Created, Endpoint, Move, PathSettings, ProviderError, Registration,
@@ -103,11 +105,44 @@ pub(crate) struct CardAnswer<P = VerbsPair> {
     pub(crate) done: CardDone<P>,
 }
 
+/// The way to the card's thread, which waits for its bell.
+#[derive(Debug)]
+pub(crate) struct CardOrders<P = VerbsPair> {
+    /// Taken only by `drop`.
+    sender: Option<Sender<CardOrder<P>>>,
+    bell: Arc<EventFd>,
+}
+
+impl<P> CardOrders<P> {
+    pub(crate) fn new(sender: Sender<CardOrder<P>>, bell: Arc<EventFd>) -> Self {
+        Self { sender: Some(sender), bell }
+    }
+
+    /// Asks for something. It is answered under its token.
+    ///
+    /// # Errors
+    /// If the card's thread is gone.
+    pub(crate) fn send(&self, order: CardOrder<P>) -> Result<(), SendError<CardOrder<P>>> {
+        let Some(sender) = &self.sender else { return Err(SendError(order)) };
+        sender.send(order)?;
+        let _ = self.bell.write(1);
+        Ok(())
+    }
+}
+
+impl<P> Drop for CardOrders<P> {
+    fn drop(&mut self) {
+        // Closed before the bell rings, so that whoever wakes finds the end.
+        drop(self.sender.take());
+        let _ = self.bell.write(1);
+    }
+}
+
 /// A card, as the control thread has it: there if verbs is in use.
 #[derive(Debug)]
 pub(crate) struct Card<P = VerbsPair> {
     /// To the card's thread, which ends when this is dropped.
-    pub(crate) orders: Sender<CardOrder<P>>,
+    pub(crate) orders: CardOrders<P>,
     /// From the card's thread.
     pub(crate) answers: Receiver<CardAnswer<P>>,
     /// How each class uses its path, high, medium, low: one queue pair a connection if they are

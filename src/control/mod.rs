@@ -6,9 +6,10 @@ mod jobs;
 mod objects;
 mod peers;
 mod places;
+mod registrations;
 mod server;
 mod sessions;
 pub mod wire;
 
-pub(crate) use card::{Card, CardAnswer, CardDone, CardOrder, CardWork};
+pub(crate) use card::{Card, CardAnswer, CardDone, CardOrder, CardOrders, CardWork};
 pub(crate) use server::{Ask, Server};

@@ -13,7 +13,7 @@ use super::fds::{self, Received};
 use super::jobs::Outcome;
 use super::server::{Asker, JobFor, Mark, Pending, Server};
 use super::wire::{self, Refusal, Request};
-use crate::abi::{self, Detail, Hello, HelloReply, Kind, errno};
+use crate::abi::{self, Connect, Detail, Hello, HelloReply, Kind, errno};
 use crate::clock;
 use crate::engine::{Command, Wind};
 use crate::host::link::RingBells;
@@ -337,6 +337,7 @@ impl Server {
             Request::Region(region) => self.make_region(key, region, descriptors),
             Request::Export(export) => self.export(key, export),
             Request::Import(import) => self.import(key, import),
+            Request::Connect(connect) => reach(connect),
             Request::Release(release) => self.release(key, release),
             Request::Probe(probe) => self.probe(key, probe),
             Request::Stats(stats) => self.stats(key, stats),
@@ -540,4 +541,15 @@ impl Server {
 /// A session's place in the core.
 pub(super) fn place(key: usize) -> SessionId {
     SessionId(u32::try_from(key).unwrap_or(u32::MAX))
+}
+
+/// Judges a CONNECT. Verbs is in use nowhere yet, and nothing else reaches another engine.
+fn reach(request: &Connect) -> Result<(), Refusal> {
+    let path = wire::url(&request.url)?;
+    if ![0, u32::from(abi::FABRIC_VERBS)].contains(&request.require) {
+        let text = format!("require is {}, but must be 0 (any) or 2 (verbs)", request.require);
+        return Err(Refusal::new(errno::EINVAL, Detail::Require, text));
+    }
+    let text = format!("verbs is not in use here, so that nothing reaches {}", path.display());
+    Err(Refusal::new(errno::EOPNOTSUPP, Detail::Require, text))
 }

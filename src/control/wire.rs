@@ -1,10 +1,12 @@
 //! Control messages as bytes: syntax only. Meaning is in `server`.
 
+use std::path::Path;
+
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::abi::{
-    self, Detail, ERROR_TEXT_MAX, Export, Head, Hello, Import, Kind, Mapped, OpQuery, Probe, REPLY,
-    RegionRequest, Release, ReplyHead, RingRequest, Stats, errno,
+    self, Connect, Detail, ERROR_TEXT_MAX, Export, Head, Hello, Import, Kind, Mapped, OpQuery,
+    Probe, REPLY, RegionRequest, Release, ReplyHead, RingRequest, Stats, errno,
 };
 
 /// A well-formed request.
@@ -17,6 +19,7 @@ pub enum Request {
     Region(RegionRequest),
     Export(Export),
     Import(Import),
+    Connect(Connect),
     Release(Release),
     Probe(Probe),
     Stats(Stats),
@@ -68,10 +71,6 @@ pub fn parse(bytes: &[u8]) -> Result<Request, Refusal> {
     let Some(kind) = Kind::from_number(head.kind) else {
         return Err(malformed(format!("kind {} is not known; 1 to 13 are", head.kind)));
     };
-    let unserved = |name: &str| {
-        let text = format!("{name} is defined but not served by this engine");
-        Err(Refusal::new(errno::EOPNOTSUPP, Detail::Message, text))
-    };
     let reserved = |value: u32| {
         if value == 0 { Ok(()) } else { Err(malformed(format!("reserved is {value}, must be 0"))) }
     };
@@ -89,7 +88,16 @@ pub fn parse(bytes: &[u8]) -> Result<Request, Refusal> {
         Kind::Mapped => Request::Mapped(exact(bytes)?),
         Kind::Region => Request::Region(exact(bytes)?),
         Kind::Export => Request::Export(exact(bytes)?),
-        Kind::Import => Request::Import(exact(bytes)?),
+        Kind::Import => {
+            let import: Import = exact(bytes)?;
+            reserved(import.reserved)?;
+            Request::Import(import)
+        }
+        Kind::Connect => {
+            let connect: Connect = exact(bytes)?;
+            reserved(connect.reserved)?;
+            Request::Connect(connect)
+        }
         Kind::Release => Request::Release(exact(bytes)?),
         Kind::Probe => Request::Probe(exact(bytes)?),
         Kind::Stats => {
@@ -99,8 +107,10 @@ pub fn parse(bytes: &[u8]) -> Result<Request, Refusal> {
         }
         Kind::Cancel => Request::Cancel(exact(bytes)?),
         Kind::Why => Request::Why(exact(bytes)?),
-        Kind::Connect => return unserved("CONNECT"),
-        Kind::Prepare => return unserved("PREPARE"),
+        Kind::Prepare => {
+            let text = "PREPARE is defined but not served by this engine";
+            return Err(Refusal::new(errno::EOPNOTSUPP, Detail::Message, text));
+        }
     })
 }
 
@@ -117,15 +127,32 @@ fn exact<T: FromBytes + Immutable + KnownLayout>(bytes: &[u8]) -> Result<T, Refu
 /// # Errors
 /// A [`Refusal`] if it is empty, not UTF-8, or has bytes behind its end.
 pub fn name(field: &[u8]) -> Result<&str, Refusal> {
-    let bad = |text: &str| Refusal::new(errno::EINVAL, Detail::Name, text);
+    text("name", Detail::Name, field)
+}
+
+/// Reads the URL of a CONNECT: returns the path behind `unix:`.
+///
+/// # Errors
+/// A [`Refusal`] as for a name, or if it is not `unix:` and an absolute path.
+pub fn url(field: &[u8]) -> Result<&Path, Refusal> {
+    let url = text("url", Detail::Url, field)?;
+    let path = url.strip_prefix("unix:").map(Path::new).filter(|path| path.is_absolute());
+    path.ok_or_else(|| {
+        let text = format!("url is {url:?}, but must be unix: and an absolute path");
+        Refusal::new(errno::EINVAL, Detail::Url, text)
+    })
+}
+
+fn text<'f>(what: &str, detail: Detail, field: &'f [u8]) -> Result<&'f str, Refusal> {
+    let bad = |text: String| Refusal::new(errno::EINVAL, detail, text);
     let end = field.iter().position(|&byte| byte == 0).unwrap_or(field.len());
     if end == 0 {
-        return Err(bad("the name is empty; give 1 to 64 bytes of UTF-8"));
+        return Err(bad(format!("the {what} is empty; give 1 to {} bytes of UTF-8", field.len())));
     }
     if field[end..].iter().any(|&byte| byte != 0) {
-        return Err(bad("the name has bytes behind its end; pad with zeros"));
+        return Err(bad(format!("the {what} has bytes behind its end; pad with zeros")));
     }
-    std::str::from_utf8(&field[..end]).map_err(|_| bad("the name is not UTF-8"))
+    std::str::from_utf8(&field[..end]).map_err(|_| bad(format!("the {what} is not UTF-8")))
 }
 
 /// The head of a successful reply whose whole layout is `T`.

@@ -73,7 +73,7 @@ fn request(wire: &mut Wire, which: u64, ids: [u32; 4], secret: [u8; 32]) -> Vec<
         4 => {
             let head = wire.head::<Import>(Kind::Import);
             let (rights, uid, name) = (0, verbring::abi::UID_OWN, padded("offered"));
-            Import { head, rights, uid, name, secret }.as_bytes().to_vec()
+            Import { head, rights, uid, name, secret, peer: 0, reserved: 0 }.as_bytes().to_vec()
         }
         5 => {
             let head = wire.head::<Release>(Kind::Release);

@@ -8,7 +8,7 @@ use super::raw::{Answer, Wire};
 use super::stage::Stage;
 
 /// Bytes of each kind's request, by kind from 1.
-const LENGTHS: [usize; 13] = [64, 32, 24, 32, 88, 120, 16, 24, 16, 16, 24, 32, 32];
+const LENGTHS: [usize; 13] = [64, 32, 24, 32, 88, 128, 152, 24, 16, 16, 24, 32, 32];
 
 /// A message of some kind whose fields behind the head are all zero.
 fn message(kind: u16, length: usize) -> Vec<u8> {
@@ -70,8 +70,8 @@ fn out_of_order() {
     let mut stage = Stage::set("messages out of order");
     while stage.goes_on() {
         for kind in Kind::ALL.into_iter().skip(1) {
-            // CONNECT and PREPARE are refused for what they are, and the session may go on.
-            if ![Kind::Connect, Kind::Prepare].contains(&kind) {
+            // PREPARE is refused for what it is, and the session may go on.
+            if kind != Kind::Prepare {
                 let bytes = message(kind as u16, LENGTHS[kind as usize - 1]);
                 let wire = stage.connect();
                 expect_the_end(&mut stage, wire, &bytes);
@@ -121,11 +121,50 @@ fn of_unknown_kinds() {
         let wire = stage.wire();
         expect_the_end(&mut stage, wire, &reserved);
         let mut wire = stage.wire();
-        for kind in [Kind::Connect, Kind::Prepare] {
-            let answer = wire.say(&message(kind as u16, 16), &[]);
-            stage.tally.answer(answer).refused(errno::EOPNOTSUPP, Detail::Message);
-        }
+        let answer = wire.say(&message(Kind::Prepare as u16, 16), &[]);
+        stage.tally.answer(answer).refused(errno::EOPNOTSUPP, Detail::Message);
         wire.probe().done();
+    }
+    stage.finish();
+}
+
+/// URLs and requirements that cannot be, peers that nobody connected, and an engine that reaches no
+/// other. None of it ends the session.
+#[test]
+fn of_peers() {
+    let mut stage = Stage::set("peers that are not there");
+    while stage.goes_on() {
+        let mut wire = stage.wire();
+        let long = [b'u'; abi::URL_BYTES];
+        let urls: [&[u8]; 8] = [
+            b"",
+            b"unix:",
+            b"unix:relative",
+            b"/no/scheme",
+            b"tcp:10.0.0.1:1",
+            b"unix:/a\0b",
+            b"unix:/\xff",
+            &long,
+        ];
+        for url in urls {
+            let answer = wire.ask_connect(0, url);
+            stage.tally.answer(answer).refused(errno::EINVAL, Detail::Url);
+        }
+        for require in [u32::from(abi::FABRIC_LOCAL), 3, 63, u32::MAX] {
+            let answer = wire.ask_connect(require, b"unix:/nobody/there");
+            stage.tally.answer(answer).refused(errno::EINVAL, Detail::Require);
+        }
+        for require in [0, u32::from(abi::FABRIC_VERBS)] {
+            let answer = wire.ask_connect(require, b"unix:/nobody/there");
+            stage.tally.answer(answer).refused(errno::EOPNOTSUPP, Detail::Require);
+        }
+        let (region, _memory) = wire.region(4096);
+        let export = wire.ask_export(region, abi::RIGHTS_ALL, "near").reply::<abi::ExportReply>().0;
+        for peer in [1, 2, u32::MAX] {
+            let answer = wire.ask_peer_import(peer, "near", export.secret);
+            stage.tally.answer(answer).refused(errno::EINVAL, Detail::Peer);
+        }
+        wire.ask_import("near", export.secret).done();
     }
     stage.finish();
 }

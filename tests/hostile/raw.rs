@@ -160,9 +160,21 @@ impl Wire {
     }
 
     pub(crate) fn ask_import(&mut self, name: &str, secret: [u8; 32]) -> Answer {
+        self.ask_peer_import(0, name, secret)
+    }
+
+    pub(crate) fn ask_peer_import(&mut self, peer: u32, name: &str, secret: [u8; 32]) -> Answer {
         let name = padded(name);
         let uid = abi::UID_OWN;
-        self.ask(Kind::Import, |head| abi::Import { head, rights: 0, uid, name, secret }, &[])
+        let import = |head| abi::Import { head, rights: 0, uid, name, secret, peer, reserved: 0 };
+        self.ask(Kind::Import, import, &[])
+    }
+
+    pub(crate) fn ask_connect(&mut self, require: u32, url: &[u8]) -> Answer {
+        let mut field = [0; abi::URL_BYTES];
+        field[..url.len()].copy_from_slice(url);
+        let connect = |head| abi::Connect { head, require, reserved: 0, url: field };
+        self.ask(Kind::Connect, connect, &[])
     }
 
     /// Exports a region of this session to itself; returns the import.

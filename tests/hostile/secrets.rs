@@ -101,7 +101,8 @@ fn rights_beyond_the_offer() {
         for wanted in 1..32 {
             let name = super::raw::padded(&name);
             let uid = abi::UID_OWN;
-            let import = |head| abi::Import { head, rights: wanted, uid, name, secret };
+            let (rights, peer) = (wanted, 0);
+            let import = |head| abi::Import { head, rights, uid, name, secret, peer, reserved: 0 };
             let answer = stage.tally.answer(wire.ask(Kind::Import, import, &[]));
             if wanted & 16 != 0 {
                 answer.refused(errno::EINVAL, Detail::Rights);

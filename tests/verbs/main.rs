@@ -9,6 +9,7 @@
 #[cfg(feature = "sim")]
 mod conformance;
 mod data;
+mod engine;
 mod errors;
 mod rights;
 mod side;

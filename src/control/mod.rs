@@ -4,6 +4,7 @@ mod card;
 pub mod fds;
 mod jobs;
 mod objects;
+mod peers;
 mod places;
 mod registrations;
 mod server;

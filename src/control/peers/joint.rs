@@ -1,0 +1,524 @@
+//! One rail to a peer: what its control does, as a function of what it hears.
+//!
+//! It hears the rail (wishes), the peer's control (what it says of its end), the card (how work
+//! came out) and the connection (its loss); it asks for messages, card work and news to the rail,
+//! as [`Act`]s. It holds no socket, queue pair or clock. A rail to oneself is the same: all that
+//! it says is said to itself.
+//!
+//! ```text
+//!  Connect wished -> endpoint from the card -> READY
+//!  both READY     -> RTR, RTS               -> UP
+//!  both UP        -> the rail is told Connected
+//!  Quiesce wished -> ERROR                  -> QUIET       (the other's rail is told Broken)
+//!  both QUIET     -> the rail is told Quiet
+//!  Reset wished   -> RESET, INIT            -> the rail is told Reset: a new life
+//!  lost           -> RESET                  -> the rail is told Gone
+//! ```
+//!
+//! **Lives.** A rail's epochs are its own, so what is said to the peer counts lives from 0 on. Both
+//! ends must be quiet before either begins a new life; so the peer is in the same life, or it has
+//! begun the next one and we are about to. Whatever else it says breaks the rules. Card work of a
+//! life that is over, or has fallen quiet, comes out and is not heeded.
+//!
+//! **A queue pair that cannot be connected** has its rail told Broken, which ends in a new life and
+//! a new attempt; a few of these in a row, and the rail has failed.
+//!
+//! **Tests**: `tests`, over rails in the simulator.
+
+use std::collections::VecDeque;
+
+use thiserror::Error;
+
+use crate::fabric::qp::provider::{Caps, Endpoint, Link, Move, PathSettings};
+use crate::fabric::qp::{Ask, News, RECEIVES_KEPT};
+
+/// What one end says of itself to the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Say {
+    /// It can be connected.
+    Ready {
+        /// Which life.
+        life: u32,
+        /// This end of it.
+        endpoint: Endpoint,
+    },
+    /// Its queue pair is in RTS.
+    Up {
+        /// Which life.
+        life: u32,
+    },
+    /// Its queue pair is in ERROR.
+    Quiet {
+        /// Which life.
+        life: u32,
+    },
+}
+
+/// What card work was for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// The queue pair.
+    Create,
+    /// This end of it, in a life.
+    Endpoint(u32),
+    /// RTR and RTS.
+    Up(u32),
+    /// ERROR.
+    Quiet(u32),
+    /// RESET and INIT.
+    Reset(u32),
+    /// RESET, for good.
+    End,
+    /// The queue pair's end.
+    Destroy,
+}
+
+/// Card work that a rail asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Job {
+    /// Makes the queue pair and brings it to INIT; answered by [`Joint::created`].
+    Create {
+        /// Sizes to ask for.
+        caps: Caps,
+    },
+    /// Asks for this end of it; answered by [`Joint::endpoint`].
+    Endpoint {
+        /// The queue pair's number.
+        number: u32,
+        /// Notifications that it has receives for.
+        credits: u32,
+    },
+    /// Moves it; answered by [`Joint::moved`].
+    Move {
+        /// The queue pair's number.
+        number: u32,
+        /// One after the other.
+        moves: Vec<Move>,
+    },
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Act {
+    /// Say this to the peer.
+    Send(Say),
+    /// Ask this of the card.
+    Card(Step, Job),
+    /// Tell the rail; the epoch is the one that it is about.
+    Tell(u32, News),
+    /// Take the queue pair back from the fabric, and destroy it.
+    Release,
+    /// The connection cannot go on.
+    Fail(&'static str),
+    /// It is all over: nothing of it is left anywhere.
+    Over,
+}
+
+/// The peer said what it could not say. The connection ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("{said} of life {life} came in life {current}, {why}")]
+pub(crate) struct Violation {
+    said: &'static str,
+    life: u32,
+    current: u32,
+    why: &'static str,
+}
+
+/// What this end has done in its life.
+#[derive(Clone, Copy, Debug, Default)]
+struct Own {
+    connect_wished: bool,
+    endpoint: Option<Endpoint>,
+    moving: bool,
+    up: bool,
+    connected: bool,
+    quiesce_wished: bool,
+    quiet: bool,
+}
+
+/// What the other end has said in its life.
+#[derive(Clone, Copy, Debug, Default)]
+struct Other {
+    life: u32,
+    endpoint: Option<Endpoint>,
+    up: bool,
+    quiet: bool,
+}
+
+/// How far the end has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    No,
+    /// It is lost; the rail's first wish is waited for, which says its epoch. It would never come
+    /// if the queue pair were reset under it: receives cannot be posted in RESET.
+    Waiting,
+    /// The queue pair is being reset.
+    Resetting,
+    /// The rail is dead, or never was.
+    Dead,
+    /// The queue pair is being taken back and destroyed.
+    Releasing,
+    Over,
+}
+
+/// Where the queue pair is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pair {
+    Creating,
+    None,
+    Adopted,
+    /// The fabric would not have it, or was never asked.
+    Refused,
+}
+
+/// A rail's state.
+#[derive(Debug)]
+pub(crate) struct Joint {
+    settings: PathSettings,
+    pair: Pair,
+    number: u32,
+    /// Receives for notifications.
+    credits: u32,
+    first_epoch: Option<u32>,
+    /// The rail's epoch, once it has wished anything.
+    epoch: u32,
+    life: u32,
+    own: Own,
+    other: Other,
+    end: End,
+    /// Lives in a row that ended before they were connected.
+    failures: u32,
+    acts: VecDeque<Act>,
+}
+
+/// Lives in a row that may end before they were connected.
+const FAILURES_MAX: u32 = 8;
+
+impl Joint {
+    /// Starts with a queue pair to be made, with room for `receives` notifications.
+    pub(crate) fn new(settings: PathSettings, caps: Caps, receives: u32) -> Self {
+        let create = Act::Card(Step::Create, Job::Create { caps });
+        Self {
+            settings,
+            pair: Pair::Creating,
+            number: 0,
+            credits: receives,
+            first_epoch: None,
+            epoch: 0,
+            life: 0,
+            own: Own::default(),
+            other: Other::default(),
+            end: End::No,
+            failures: 0,
+            acts: VecDeque::from([create]),
+        }
+    }
+
+    /// The next thing to be done, in order.
+    pub(crate) fn act(&mut self) -> Option<Act> {
+        self.acts.pop_front()
+    }
+
+    /// The queue pair's number on its device.
+    pub(crate) fn number(&self) -> Option<u32> {
+        matches!(self.pair, Pair::Adopted | Pair::Refused).then_some(self.number)
+    }
+
+    /// Both ends are connected, as far as this one knows.
+    pub(crate) fn ready(&self) -> bool {
+        self.own.connected && !self.own.quiesce_wished && self.end == End::No
+    }
+
+    /// The rail is dead, or there never was one: once nobody uses it, [`Joint::release`] it.
+    pub(crate) fn dead(&self) -> bool {
+        self.end == End::Dead
+    }
+
+    /// Nothing of it is left.
+    pub(crate) fn over(&self) -> bool {
+        self.end == End::Over
+    }
+
+    /// The queue pair was made, or could not be: `None`. True if the caller is to give it to the
+    /// fabric; else it keeps it until [`Act::Release`].
+    pub(crate) fn created(&mut self, made: Option<(u32, Caps)>) -> bool {
+        let lost = self.end != End::No;
+        let Some((number, caps)) = made else {
+            self.pair = Pair::None;
+            if lost {
+                self.end = End::Dead;
+            } else {
+                self.fail("no queue pair can be had");
+            }
+            return false;
+        };
+        self.number = number;
+        self.credits = self.credits.min(caps.receives.saturating_sub(RECEIVES_KEPT));
+        self.pair = if lost { Pair::Refused } else { Pair::Adopted };
+        if lost {
+            self.reset_for_good();
+        }
+        !lost
+    }
+
+    /// The fabric would not have the queue pair, which came back.
+    pub(crate) fn refused(&mut self) {
+        self.pair = Pair::Refused;
+        match self.end {
+            End::No => self.fail("the fabric cannot take another rail"),
+            End::Waiting => self.end = End::Dead,
+            _ => {}
+        }
+    }
+
+    /// The rail wishes something.
+    pub(crate) fn wish(&mut self, epoch: u32, ask: Ask) {
+        let first = *self.first_epoch.get_or_insert(epoch);
+        let life = epoch.wrapping_sub(first);
+        self.epoch = epoch;
+        if self.end == End::Waiting {
+            self.reset_for_good();
+        }
+        if self.end != End::No {
+            return;
+        }
+        if life != self.life {
+            self.failures = if self.own.connected { 0 } else { self.failures + 1 };
+            self.life = life;
+            self.own = Own::default();
+            if self.failures >= FAILURES_MAX {
+                return self.fail("a queue pair cannot be connected");
+            }
+        }
+        let number = self.number;
+        match ask {
+            Ask::Quiesce => {
+                self.own.quiesce_wished = true;
+                let moves = vec![Move::Error];
+                self.card(Step::Quiet(life), Job::Move { number, moves });
+            }
+            Ask::Reset => {
+                let moves = vec![Move::Reset, Move::Init(self.settings)];
+                self.card(Step::Reset(life), Job::Move { number, moves });
+            }
+            Ask::Connect => {
+                self.own.connect_wished = true;
+                if self.peer().quiet {
+                    // It failed before we came to it: this life is over before it began.
+                    self.tell(News::Broken);
+                } else {
+                    let credits = self.credits;
+                    self.card(Step::Endpoint(life), Job::Endpoint { number, credits });
+                }
+            }
+        }
+    }
+
+    /// The peer's control says something.
+    ///
+    /// # Errors
+    /// [`Violation`] if no peer that keeps the rules says that now.
+    pub(crate) fn heard(&mut self, say: &Say) -> Result<(), Violation> {
+        let (said, life) = match *say {
+            Say::Ready { life, .. } => ("READY", life),
+            Say::Up { life } => ("UP", life),
+            Say::Quiet { life } => ("QUIET", life),
+        };
+        let current = self.other.life;
+        let violation = |why| Err(Violation { said, life, current, why });
+        if life != current {
+            // It has heard that we are quiet, so we are, or have gone on before it.
+            let next = current.wrapping_add(1);
+            let ended = if self.life == current { self.own.quiet } else { self.life == next };
+            if life != next || !self.other.quiet || !ended {
+                return violation("which is not over");
+            }
+            self.other = Other { life, ..Other::default() };
+        }
+        if self.other.quiet {
+            return violation("which it had ended");
+        }
+        match *say {
+            Say::Ready { endpoint, .. } => {
+                if self.other.endpoint.is_some() {
+                    return violation("once too often");
+                }
+                self.other.endpoint = Some(endpoint);
+            }
+            Say::Up { .. } => {
+                let told = self.life == life && self.own.endpoint.is_some();
+                if self.other.up || self.other.endpoint.is_none() || !told {
+                    return violation("before both ends were ready");
+                }
+                self.other.up = true;
+            }
+            Say::Quiet { .. } => self.other.quiet = true,
+        }
+        if self.end == End::No {
+            self.heed(say);
+        }
+        Ok(())
+    }
+
+    fn heed(&mut self, say: &Say) {
+        match say {
+            Say::Ready { .. } => self.try_connect(),
+            Say::Up { .. } => self.try_ready(),
+            Say::Quiet { .. } if !self.peer().quiet => {}
+            Say::Quiet { .. } if self.own.quiet => self.tell(News::Quiet),
+            // Before it has wished anything, it is told when it does.
+            Say::Quiet { .. } if self.own.connect_wished && !self.own.quiesce_wished => {
+                self.tell(News::Broken);
+            }
+            Say::Quiet { .. } => {}
+        }
+    }
+
+    /// This end, as the card gave it; `None` if it could not.
+    pub(crate) fn endpoint(&mut self, life: u32, endpoint: Option<Endpoint>) {
+        if !self.heeds(life) {
+            return;
+        }
+        let Some(endpoint) = endpoint else { return self.tell(News::Broken) };
+        self.own.endpoint = Some(endpoint);
+        self.acts.push_back(Act::Send(Say::Ready { life, endpoint }));
+        self.try_connect();
+    }
+
+    /// Moves were made, or not.
+    pub(crate) fn moved(&mut self, step: Step, well: bool) {
+        match step {
+            Step::Up(life) if self.heeds(life) => {
+                if !well {
+                    return self.tell(News::Broken);
+                }
+                self.own.up = true;
+                self.acts.push_back(Act::Send(Say::Up { life }));
+                self.try_ready();
+            }
+            Step::Quiet(life) if self.end == End::No && life == self.life => {
+                if !well {
+                    return self.fail("a queue pair cannot be moved to ERROR");
+                }
+                self.own.quiet = true;
+                self.acts.push_back(Act::Send(Say::Quiet { life }));
+                if self.peer().quiet {
+                    self.tell(News::Quiet);
+                }
+            }
+            Step::Reset(life) if self.end == End::No && life == self.life => {
+                if !well {
+                    return self.fail("a queue pair cannot be reset");
+                }
+                self.tell(News::Reset);
+                // From there on the rail is in its next epoch.
+                self.epoch = self.epoch.wrapping_add(1);
+            }
+            Step::End if self.end == End::Resetting => {
+                self.end = End::Dead;
+                if self.pair == Pair::Adopted {
+                    self.tell(News::Gone);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The device says that the queue pair has failed.
+    pub(crate) fn broken(&mut self) {
+        if self.end == End::No && self.first_epoch.is_some() {
+            self.tell(News::Broken);
+        }
+    }
+
+    /// The peer cannot be reached any more, or is not to be: the rail comes to its end.
+    pub(crate) fn lose(&mut self) {
+        if self.end != End::No {
+            return;
+        }
+        self.end = End::Resetting;
+        match self.pair {
+            Pair::Creating => {}
+            Pair::None => self.end = End::Dead,
+            Pair::Adopted if self.first_epoch.is_none() => self.end = End::Waiting,
+            Pair::Adopted | Pair::Refused => self.reset_for_good(),
+        }
+    }
+
+    /// Nobody uses the dead rail any more: the queue pair is to be taken back and destroyed.
+    pub(crate) fn release(&mut self) {
+        if self.end != End::Dead {
+            return;
+        }
+        match self.pair {
+            Pair::None | Pair::Creating => self.finish(),
+            Pair::Adopted | Pair::Refused => {
+                self.end = End::Releasing;
+                self.acts.push_back(Act::Release);
+            }
+        }
+    }
+
+    /// The queue pair is destroyed.
+    pub(crate) fn destroyed(&mut self) {
+        if self.end == End::Releasing {
+            self.finish();
+        }
+    }
+
+    fn finish(&mut self) {
+        self.end = End::Over;
+        self.acts.push_back(Act::Over);
+    }
+
+    fn reset_for_good(&mut self) {
+        self.end = End::Resetting;
+        let (number, moves) = (self.number, vec![Move::Reset]);
+        self.card(Step::End, Job::Move { number, moves });
+    }
+
+    /// Work of this life, which is still to be connected, is heeded.
+    fn heeds(&self, life: u32) -> bool {
+        self.end == End::No && life == self.life && !self.own.quiesce_wished
+    }
+
+    /// What the peer has said of this life.
+    fn peer(&self) -> Other {
+        if self.other.life == self.life { self.other } else { Other::default() }
+    }
+
+    fn try_connect(&mut self) {
+        let (own, peer) = (self.own, self.peer());
+        let (Some(near), Some(far)) = (own.endpoint, peer.endpoint) else { return };
+        if own.moving || own.quiesce_wished || peer.quiet {
+            return;
+        }
+        self.own.moving = true;
+        let link = Link { own: near, peer: far, settings: self.settings };
+        let moves = vec![Move::ReadyToReceive(link), Move::ReadyToSend(link)];
+        let number = self.number;
+        self.card(Step::Up(self.life), Job::Move { number, moves });
+    }
+
+    fn try_ready(&mut self) {
+        let peer = self.peer();
+        let Some(far) = peer.endpoint else { return };
+        if !self.own.up || !peer.up || peer.quiet || self.own.connected {
+            return;
+        }
+        self.own.connected = true;
+        self.tell(News::Connected { credits: far.credits });
+    }
+
+    fn fail(&mut self, why: &'static str) {
+        self.acts.push_back(Act::Fail(why));
+    }
+
+    fn tell(&mut self, news: News) {
+        self.acts.push_back(Act::Tell(self.epoch, news));
+    }
+
+    fn card(&mut self, step: Step, job: Job) {
+        self.acts.push_back(Act::Card(step, job));
+    }
+}

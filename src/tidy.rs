@@ -25,6 +25,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("sched", &["abi", "ids", "ledger"]),
     ("fabric", &["abi", "ids"]),
     ("fabric::local", &["abi", "ids", "shm"]),
+    ("fabric::pair", &["abi", "ids", "shm"]),
     ("fabric::verbs", &["abi", "ids", "shm"]),
     ("fabric::qp", &["abi", "ids", "shm"]),
     ("fabric::conformance", &["abi", "ids", "shm", "random"]),
@@ -33,7 +34,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("client", &["abi", "sync", "ring", "shm", "control::fds"]),
     ("control::fds", &["abi"]),
     ("control::wire", &["abi"]),
-    ("control", &["abi", "ids", "clock", "shm", "ring", "engine", "host"]),
+    ("control", &["abi", "ids", "clock", "shm", "ring", "fabric", "engine", "host"]),
     (
         "host",
         &[
@@ -82,6 +83,7 @@ const CORE: &[&str] = &[
     "src/engine/",
     "src/fabric/mod.rs",
     "src/fabric/local.rs",
+    "src/fabric/pair.rs",
     "src/fabric/qp/",
 ];
 

@@ -18,10 +18,12 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         if op.flags & SQE_REVOKE != 0 {
             let region = &mut self.regions[op.local as usize];
             region.epoch = region.epoch.wrapping_add(1);
+            region.revocations = region.revocations.wrapping_add(1);
             self.withdrawn += 1;
             if let Some(id) = region.id {
                 self.events.push_back(Event::Revoked { region: id });
             }
+            self.purge();
         }
         self.flushes.push_back(&mut self.ledger, slot);
     }
@@ -54,7 +56,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let record = &self.ledger[slot];
         let (session, barrier, op) = (record.session, record.sequence, record.op);
         let region = &self.regions[op.local as usize];
-        if op.flags & SQE_REVOKE != 0 && region.remote_refs > 0 {
+        if op.flags & SQE_REVOKE != 0 && (region.remote_refs > 0 || region.lent != 0) {
             return false;
         }
         // The FLUSH itself is one of the references.

@@ -75,7 +75,71 @@ pub enum Command<Mem, M> {
         /// Comes back in the answer.
         token: u64,
     },
-    /// Takes back a region or import. Answered by RegionGone, once no op names it.
+    /// Makes an import of a peer's region live; what it names is itself. Answered by Done.
+    AddPeerImport {
+        /// Its id.
+        region: RegionId,
+        /// Whose it is.
+        session: SessionId,
+        /// The size of the region behind it.
+        bytes: u64,
+        /// `RIGHT_*` bits.
+        rights: u32,
+        /// The rails to the peer, by class: all three equal where one queue pair serves all.
+        rails: [u16; 3],
+        /// The peer's memory, as its keys admit it.
+        memory: Mem,
+        /// Comes back in the answer.
+        token: u64,
+    },
+    /// The peer withdraws what a peer import stands for: new ops and queued ones fail as revoked.
+    /// Answered by Done, once no op through it is under way.
+    Withdraw {
+        /// Which import.
+        region: RegionId,
+        /// Comes back in the answer.
+        token: u64,
+    },
+    /// Has an own region be known to a rail's peer; once more for the same rail widens it.
+    /// Answered by Done or Failed.
+    Lend {
+        /// Which region.
+        region: RegionId,
+        /// The rail whose peer may touch it.
+        rail: u16,
+        /// `RIGHT_*` bits: with RIGHT_NOTIFY its arrivals are believed. The others are the keys'.
+        rights: u32,
+        /// How many [`Event::Revoked`] of this region the caller has heard. If there are more, what
+        /// it decided was decided before the owner revoked it: the loan fails as revoked.
+        heard: u32,
+        /// Comes back in the answer.
+        token: u64,
+    },
+    /// A rail's peer cannot touch a region any more: it acknowledged that, or is gone, and the
+    /// keys are withdrawn. Answered by Done.
+    TakeBack {
+        /// Which region.
+        region: RegionId,
+        /// The rail that had it.
+        rail: u16,
+        /// Comes back in the answer.
+        token: u64,
+    },
+    /// From now on atomics of this engine's own sessions on a region go by a rail that leads back
+    /// to this host, not by the CPU. Comes before the region's first import with RIGHT_ATOMIC.
+    /// Answered by Done or Failed.
+    SetHome {
+        /// Which region.
+        region: RegionId,
+        /// The rail.
+        rail: u16,
+        /// The region's memory with keys that admit atomics by that rail.
+        memory: Mem,
+        /// Comes back in the answer.
+        token: u64,
+    },
+    /// Takes back a region or import. Answered by RegionGone, once no op names it and no rail has
+    /// it; if a rail has it, [`Event::Revoked`] asks for it back.
     RemoveRegion {
         /// Which.
         region: RegionId,
@@ -148,7 +212,8 @@ pub struct Why {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
-    /// A region's exports were revoked by its owner.
+    /// A region's exports were revoked by its owner, or it is removed while rails have it. What
+    /// rails have of it is to be taken back.
     Revoked {
         /// Which.
         region: RegionId,
@@ -183,6 +248,24 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             Command::AddImport { region, session, target, rights, token } => {
                 self.add_import(region, session, target, rights, token);
             }
+            Command::AddPeerImport { region, session, bytes, rights, rails, memory, token } => {
+                self.fabric.attach(region.index(), memory);
+                self.add_peer_import(region, session, bytes, (rights, rails));
+                self.replies.push_back(Reply::Done { token });
+            }
+            Command::Withdraw { region, token } => self.begin_withdraw(region, token),
+            Command::Lend { region, rail, rights, heard, token } => {
+                let outcome = self.lend(region, rail, rights, heard);
+                self.answer(outcome, token);
+            }
+            Command::TakeBack { region, rail, token } => {
+                self.take_loan_back(region, rail);
+                self.replies.push_back(Reply::Done { token });
+            }
+            Command::SetHome { region, rail, memory, token } => {
+                let outcome = self.set_home(region, rail, memory);
+                self.answer(outcome, token);
+            }
             Command::RemoveRegion { region, token } => self.remove_region(region, token),
             Command::Query { ring, by, target, cancel, token } => {
                 let first = self.rings.get(ring.0 as usize).and_then(Option::as_ref);
@@ -209,7 +292,20 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         self.replies.push_back(Reply::Done { token });
     }
 
-    fn add_region(&mut self, id: RegionId, session: SessionId, bytes: u64, kind: RegionKind) {
+    fn answer(&mut self, outcome: Result<(), (i32, Detail)>, token: u64) {
+        self.replies.push_back(match outcome {
+            Ok(()) => Reply::Done { token },
+            Err((errno, detail)) => Reply::Failed { token, errno, detail },
+        });
+    }
+
+    pub(super) fn add_region(
+        &mut self,
+        id: RegionId,
+        session: SessionId,
+        bytes: u64,
+        kind: RegionKind,
+    ) {
         let place = &mut self.regions[id.index() as usize];
         assert!(place.id.is_none(), "added a region twice");
         let epoch = place.epoch.wrapping_add(1);
@@ -244,7 +340,14 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             return;
         };
         region.removing = Some(token);
+        region.awaited = true;
+        if region.lent != 0 {
+            region.revocations = region.revocations.wrapping_add(1);
+            self.events.push_back(Event::Revoked { region: id });
+        }
         self.withdrawn += 1;
+        self.purge();
+        let region = &self.regions[index as usize];
         if region.idle() {
             self.remove_region_now(index);
         } else if !region.arms.is_empty() && !self.disarming.contains(&index) {

@@ -114,8 +114,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             } else {
                 region.refs -= count
             }
-            if region.removing.is_some() && region.idle() {
-                self.remove_region_now(index);
+            if region.awaited {
+                self.region_rested(index);
             }
         }
     }

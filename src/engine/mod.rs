@@ -14,6 +14,7 @@
 //! makes a command.
 //! **Deliberately absent**: clocks, threads, descriptors, locks, names, secrets.
 
+mod abroad;
 mod barrier;
 mod command;
 mod finish;
@@ -105,6 +106,17 @@ impl Turn {
     }
 }
 
+/// What wakes an engine that sleeps, beside bells and commands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Watch {
+    /// The completion of work on a rail, or an arrival: the host arms the device's channel, and
+    /// makes one more turn before it sleeps.
+    pub completions: bool,
+    /// Time itself: a rail is in doubt or being rebuilt, or a queued op has a deadline. The host
+    /// makes a turn every while.
+    pub timed: bool,
+}
+
 /// The core of one engine, over a fabric and a kind of ring memory.
 #[derive(Debug)]
 pub struct Engine<F: Fabric, M> {
@@ -156,6 +168,7 @@ pub struct Engine<F: Fabric, M> {
     /// count need not be checked again.
     withdrawn: u64,
     turns: u64,
+    strays: u64,
     /// Counters of sessions that are gone.
     departed: [u64; Counter::COUNT],
     now_ns: u64,
@@ -217,6 +230,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             sequence: 0,
             withdrawn: 0,
             turns: 0,
+            strays: 0,
             departed: [0; Counter::COUNT],
             now_ns: 0,
             limits,
@@ -291,6 +305,24 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     #[inline]
     pub fn accepts(&self) -> bool {
         self.query.is_none() && self.replies.len() < REPLIES_MAX / 2
+    }
+
+    /// The fabric, for whoever adopts, connects and releases its rails.
+    pub fn fabric_mut(&mut self) -> &mut F {
+        &mut self.fabric
+    }
+
+    /// What a host that sleeps must attend to beside bells and commands.
+    pub fn watches(&self) -> Watch {
+        Watch {
+            completions: self.fabric.rails() > 1,
+            timed: self.fabric.rails() > 1 && (self.fabric.restless() || self.deadlines > 0),
+        }
+    }
+
+    /// Notifications of peers that named what they were not lent. They were dropped.
+    pub fn strays(&self) -> u64 {
+        self.strays
     }
 
     /// Turns made.

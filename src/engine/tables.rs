@@ -195,8 +195,19 @@ pub(super) struct Region {
     /// Counts revocations and uses of this place; an import of an earlier epoch is stale. Ids alone
     /// do not tell: their generations go round.
     pub(super) epoch: u32,
-    /// Token of the RELEASE that waits for `refs` and `remote_refs`.
+    /// Token of the RELEASE that waits for `refs`, `remote_refs` and `lent`.
     pub(super) removing: Option<u64>,
+    /// Token of the Withdraw that waits for `remote_refs`.
+    pub(super) withdrawing: Option<u64>,
+    /// One of the two waits.
+    pub(super) awaited: bool,
+    /// Rails whose peers may touch it, a bit each; and those that may notify its owner.
+    pub(super) lent: u64,
+    pub(super) lent_notify: u64,
+    /// [`Event::Revoked`](super::Event::Revoked) of this use.
+    pub(super) revocations: u32,
+    /// The rail that carries atomics of own sessions; 0 if the CPU does.
+    pub(super) home: u16,
     pub(super) arms: List<LANE>,
     /// Notifications without an ARM: how many, and the last immediate.
     pub(super) pending: u32,
@@ -206,7 +217,17 @@ pub(super) struct Region {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RegionKind {
     Own,
-    Import { target: RegionId, epoch: u32, rights: u32 },
+    Import {
+        target: RegionId,
+        epoch: u32,
+        rights: u32,
+    },
+    /// A peer's region: what it names is itself. Its rails are by class.
+    Peer {
+        epoch: u32,
+        rights: u32,
+        rails: [u16; 3],
+    },
 }
 
 impl Region {
@@ -219,13 +240,19 @@ impl Region {
         remote_refs: 0,
         epoch: 0,
         removing: None,
+        withdrawing: None,
+        awaited: false,
+        lent: 0,
+        lent_notify: 0,
+        revocations: 0,
+        home: 0,
         arms: List::EMPTY,
         pending: 0,
         pending_immediate: 0,
     };
 
     pub(super) fn idle(&self) -> bool {
-        self.refs == 0 && self.remote_refs == 0
+        self.refs == 0 && self.remote_refs == 0 && self.lent == 0
     }
 }
 

@@ -277,9 +277,11 @@ impl Judge<'_> {
             return Err(invalid(Detail::LocalRegion));
         }
         let import = self.own(ids[1], Detail::RemoteRegion)?;
-        let RegionKind::Import { target, epoch, rights } = self.regions[import as usize].kind
-        else {
-            return Err(invalid(Detail::RemoteRegion));
+        let far = &self.regions[import as usize];
+        let (target, epoch, rights) = match far.kind {
+            RegionKind::Import { target, epoch, rights } => (target, epoch, rights),
+            RegionKind::Peer { epoch, rights, .. } => (RegionId(ids[1]), epoch, rights),
+            RegionKind::Own => return Err(invalid(Detail::RemoteRegion)),
         };
         if !current(self.regions, target, epoch) {
             return Err(refuse(errno::ESTALE, Detail::Revoked));

@@ -9,12 +9,16 @@ pub mod conformance;
 #[cfg(not(verbring_loom))]
 mod local;
 #[cfg(not(verbring_loom))]
+mod pair;
+#[cfg(not(verbring_loom))]
 pub mod qp;
 #[cfg(not(verbring_loom))]
 pub mod verbs;
 
 #[cfg(not(verbring_loom))]
 pub use local::Local;
+#[cfg(not(verbring_loom))]
+pub use pair::{Held, Pair};
 
 use crate::abi::Page;
 
@@ -197,4 +201,33 @@ pub trait Fabric {
     /// Appends notifications from peers, never beyond `out`'s capacity. Taking one lets its
     /// sender send another.
     fn arrivals(&mut self, _out: &mut Vec<Arrival>) {}
+
+    /// How many rails there may be; their numbers are below this. Constant. Rail 0 stays on this
+    /// host; the others lead to peers, or back to this host by a device, and carry
+    /// [`REQUEST_NOTIFY`] and [`REQUEST_CHAIN`].
+    #[inline]
+    fn rails(&self) -> u16 {
+        1
+    }
+
+    /// `FABRIC_*` of a rail, as in a CQE's detail.
+    #[inline]
+    fn fabric_of(&self, _rail: u16) -> u8 {
+        self.limits().fabric
+    }
+
+    /// Requests that a rail holds at once, at most.
+    fn depth_of(&self, _rail: u16) -> u32 {
+        self.limits().depth
+    }
+
+    /// Gives a region the keys by which requests of this host reach it over a rail that leads
+    /// back here.
+    fn set_home(&mut self, _region: u32, _memory: Self::Memory) {}
+
+    /// True if a later poll may move something though nothing completes until then: time itself
+    /// is waited for.
+    fn restless(&self) -> bool {
+        false
+    }
 }

@@ -11,6 +11,9 @@ pub struct Memory {
     /// Ours: where we can read page lists. Without it no request may use it as its local side.
     mapping: Option<Arc<Mapping>>,
     keys: Box<[Key]>,
+    /// Ours: keys that admit what requests of this host do to it by a queue pair to itself. None
+    /// if `keys` serve for that, too.
+    home: Option<Box<[Key]>>,
     /// What its owner calls it: the region of a notification.
     name: u32,
 }
@@ -32,20 +35,26 @@ impl Memory {
     pub fn own(mapping: Arc<Mapping>, registration: &Registration, name: u32) -> Self {
         let keys = registration.keys.clone();
         assert!(covers(&keys, Some(mapping.bytes())), "keys do not cover the mapping");
-        Self { mapping: Some(mapping), keys, name }
+        Self { mapping: Some(mapping), keys, home: None, name }
     }
 
     /// Memory of a peer, by the keys that it sent (`lkey` is not looked at); `name` is the peer's.
     /// `None` if the keys leave gaps, overlap, or wrap round.
     #[must_use]
     pub fn peer(keys: Box<[Key]>, name: u32) -> Option<Self> {
-        covers(&keys, None).then_some(Self { mapping: None, keys, name })
+        covers(&keys, None).then_some(Self { mapping: None, keys, home: None, name })
     }
 
     /// Its mapping, if it is ours.
     #[must_use]
     pub fn mapping(&self) -> Option<&Arc<Mapping>> {
         self.mapping.as_ref()
+    }
+
+    /// From now on requests of this host reach it as their remote side by `memory`'s keys.
+    pub(super) fn set_home(&mut self, memory: Self) {
+        assert!(memory.bytes() == self.bytes(), "keys of another memory");
+        self.home = Some(memory.keys);
     }
 
     pub(super) fn name(&self) -> u32 {
@@ -60,22 +69,28 @@ impl Memory {
         offset.checked_add(bytes).is_some_and(|end| end <= self.bytes())
     }
 
-    /// The piece that starts at an offset inside.
+    /// The piece that starts at an offset inside, of a local side.
     #[inline]
     pub(super) fn piece(&self, offset: u64) -> Piece {
-        let index = match self.keys.len() {
-            1 => 0,
-            _ => self.keys.partition_point(|key| key.offset <= offset) - 1,
-        };
-        let key = &self.keys[index];
-        let into = offset - key.offset;
-        Piece {
-            address: key.address + into,
-            lkey: key.lkey,
-            rkey: key.rkey,
-            bytes: key.bytes - into,
-        }
+        piece(&self.keys, offset)
     }
+
+    /// The piece that starts at an offset inside, of a remote side.
+    #[inline]
+    pub(super) fn far_piece(&self, offset: u64) -> Piece {
+        piece(self.home.as_ref().unwrap_or(&self.keys), offset)
+    }
+}
+
+#[inline]
+fn piece(keys: &[Key], offset: u64) -> Piece {
+    let index = match keys.len() {
+        1 => 0,
+        _ => keys.partition_point(|key| key.offset <= offset) - 1,
+    };
+    let key = &keys[index];
+    let into = offset - key.offset;
+    Piece { address: key.address + into, lkey: key.lkey, rkey: key.rkey, bytes: key.bytes - into }
 }
 
 /// True if keys follow each other from 0 on, and end where they should.

@@ -415,6 +415,28 @@ impl<P: Provider> Fabric for Rails<P> {
         self.report(done);
     }
 
+    fn rails(&self) -> u16 {
+        self.config.rails_max
+    }
+
+    fn fabric_of(&self, _rail: u16) -> u8 {
+        self.config.fabric
+    }
+
+    fn depth_of(&self, _rail: u16) -> u32 {
+        self.config.depth
+    }
+
+    fn set_home(&mut self, region: u32, memory: Memory) {
+        if let Some(Some(place)) = self.regions.get_mut(region as usize) {
+            place.set_home(memory);
+        }
+    }
+
+    fn restless(&self) -> bool {
+        !self.listed.is_empty()
+    }
+
     fn room(&self, rail: u16) -> Room {
         match self.rails.get(usize::from(rail)) {
             Some(rail) => rail.room(),

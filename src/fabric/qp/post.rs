@@ -253,7 +253,7 @@ impl Rail {
         let near = region(regions, request.local)?;
         let far = region(regions, request.remote)?;
         let near = near.piece(request.local_offset + u64::from(taken.cursor));
-        let far = far.piece(request.remote_offset + u64::from(taken.cursor));
+        let far = far.far_piece(request.remote_offset + u64::from(taken.cursor));
         let piece = near.bytes.min(far.bytes).min(u64::from(config.message_bytes_max));
         let left = request.bytes - taken.cursor;
         let bytes = left.min(u32::try_from(piece).unwrap_or(u32::MAX));
@@ -399,7 +399,7 @@ pub(super) fn works(
     let mut pieces = 0;
     while at < bytes {
         let near = near.piece(request.local_offset + at).bytes;
-        let far = far.piece(request.remote_offset + at).bytes;
+        let far = far.far_piece(request.remote_offset + at).bytes;
         at += near.min(far).min(u64::from(config.message_bytes_max));
         pieces += 1;
     }

@@ -34,7 +34,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("client", &["abi", "sync", "ring", "shm", "control::fds"]),
     ("control::fds", &["abi"]),
     ("control::wire", &["abi"]),
-    ("control", &["abi", "ids", "clock", "shm", "ring", "engine", "host"]),
+    ("control", &["abi", "ids", "clock", "shm", "ring", "fabric", "engine", "host"]),
     (
         "host",
         &[

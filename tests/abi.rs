@@ -1,7 +1,7 @@
 //! Claim: the ABI does not change by accident. `tests/abi.table` lists every offset, size and
 //! constant of ABI 1; the Rust definitions must print exactly that, and the C, C++ and Python ones
-//! are held to the same file by `tests/run c python`. Once version 1.0 is out, a deliberate change is
-//! a new ABI number and a new table.
+//! are held to the same file by `tests/run c python`. Once version 1.0 is out, a deliberate change
+//! is a new ABI number and a new table.
 
 #[test]
 fn the_frozen_table_is_what_the_crate_defines() {

@@ -17,7 +17,7 @@ use thiserror::Error;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 use verbring::abi::Class;
-use verbring::host::Config;
+use verbring::host::{Config, VerbsDevice, VerbsUse};
 
 use super::class_name;
 
@@ -329,6 +329,13 @@ enum Form {
     Path,
     /// A number or `none`.
     Cpu,
+    /// A number or `auto`.
+    Place,
+    /// A device's name, and perhaps its port behind a colon.
+    Device,
+    /// One number for all classes, or one for each.
+    PerClass,
+    Use,
     Class,
 }
 
@@ -365,6 +372,13 @@ impl Setting {
             Form::Mode => "permission bits in octal, 0000 to 0777".to_string(),
             Form::Path => "a path that is not empty".to_string(),
             Form::Cpu => "a CPU's number or none".to_string(),
+            Form::Place => "a number from 0 to 255 or auto".to_string(),
+            Form::Device => "DEVICE or DEVICE:PORT, with a port from 1 to 255".to_string(),
+            Form::PerClass => format!(
+                "a whole number, {}, or three of them, \"HIGH,MEDIUM,LOW\"",
+                range(u8::MAX.into())
+            ),
+            Form::Use => "off, auto or require".to_string(),
             Form::Class => "high, medium or low".to_string(),
         }
     }
@@ -374,9 +388,9 @@ impl Form {
     /// Whether an integer written in this radix will do. A mode in decimal is a slip of the pen.
     fn takes_integer(self, radix: u32) -> bool {
         match self {
-            Self::Number(_) | Self::Bytes(_) | Self::Cpu => true,
+            Self::Number(_) | Self::Bytes(_) | Self::Cpu | Self::Place | Self::PerClass => true,
             Self::Mode => radix == 8,
-            Self::Path | Self::Class => false,
+            Self::Path | Self::Device | Self::Use | Self::Class => false,
         }
     }
 
@@ -391,6 +405,10 @@ impl Form {
             Self::Mode => "MODE",
             Self::Path => "PATH",
             Self::Cpu => "CPU",
+            Self::Place => "INDEX",
+            Self::Device => "DEVICE[:PORT]",
+            Self::PerClass => "NUMBER[,NUMBER,NUMBER]",
+            Self::Use => "USE",
             Self::Class => "CLASS",
         }
     }
@@ -470,6 +488,49 @@ fn read_cpu(text: &OsStr) -> Option<Option<u32>> {
     u32::try_from(read_number(text)?).ok().map(Some)
 }
 
+fn read_place(text: &OsStr) -> Option<Option<u8>> {
+    if text == "auto" {
+        return Some(None);
+    }
+    u8::try_from(read_number(text)?).ok().map(Some)
+}
+
+fn read_device(text: &OsStr) -> Option<Option<VerbsDevice>> {
+    match text.to_str()? {
+        "auto" => Some(None),
+        text => text.parse().ok().map(Some),
+    }
+}
+
+/// Reads a number for all classes, or one for each of high, medium and low.
+fn read_per_class(text: &OsStr) -> Option<[u8; 3]> {
+    let read = |text: &str| u8::try_from(read_number(OsStr::new(text.trim()))?).ok();
+    let numbers: Vec<u8> = text.to_str()?.split(',').map(read).collect::<Option<_>>()?;
+    match numbers[..] {
+        [all] => Some([all; 3]),
+        [high, medium, low] => Some([high, medium, low]),
+        _ => None,
+    }
+}
+
+fn show_per_class(numbers: [u8; 3]) -> Shown {
+    match numbers {
+        [high, medium, low] if high == medium && medium == low => Shown::Number(high.into()),
+        [high, medium, low] => Shown::Text(format!("{high},{medium},{low}")),
+    }
+}
+
+const USES: [(VerbsUse, &str); 3] =
+    [(VerbsUse::Off, "off"), (VerbsUse::Auto, "auto"), (VerbsUse::Require, "require")];
+
+fn use_name(verbs: VerbsUse) -> &'static str {
+    USES.iter().find(|(known, _)| *known == verbs).map_or("", |(_, name)| name)
+}
+
+fn read_use(text: &OsStr) -> Option<VerbsUse> {
+    USES.iter().find(|(_, name)| text == *name).map(|(known, _)| *known)
+}
+
 /// Stores what was read, if it was and fits.
 fn store<T: TryFrom<U>, U>(field: &mut T, read: Option<U>) -> bool {
     match read.and_then(|value| T::try_from(value).ok()) {
@@ -503,12 +564,24 @@ macro_rules! table {
     (@read Cpu $field:expr) => {
         $field.map_or(Shown::Text("none".to_string()), |cpu| Shown::Number(cpu.into()))
     };
+    (@read Place $field:expr) => {
+        $field.map_or(Shown::Text("auto".to_string()), |place| Shown::Number(place.into()))
+    };
+    (@read Device $field:expr) => {
+        Shown::Text($field.as_ref().map_or("auto".to_string(), ToString::to_string))
+    };
+    (@read PerClass $field:expr) => { show_per_class($field) };
+    (@read Use $field:expr) => { Shown::Text(use_name($field).to_string()) };
     (@read Class $field:expr) => { Shown::Text(class_name($field).to_string()) };
     (@write Number $field:expr, $text:ident) => { store(&mut $field, read_number($text)) };
     (@write Bytes $field:expr, $text:ident) => { store(&mut $field, read_bytes($text)) };
     (@write Mode $field:expr, $text:ident) => { store(&mut $field, read_mode($text)) };
     (@write Path $field:expr, $text:ident) => { store(&mut $field, read_path($text)) };
     (@write Cpu $field:expr, $text:ident) => { store(&mut $field, read_cpu($text)) };
+    (@write Place $field:expr, $text:ident) => { store(&mut $field, read_place($text)) };
+    (@write Device $field:expr, $text:ident) => { store(&mut $field, read_device($text)) };
+    (@write PerClass $field:expr, $text:ident) => { store(&mut $field, read_per_class($text)) };
+    (@write Use $field:expr, $text:ident) => { store(&mut $field, read_use($text)) };
     (@write Class $field:expr, $text:ident) => { store(&mut $field, read_class($text)) };
 }
 
@@ -532,6 +605,25 @@ table! {
     "drain_ms" Number(u32) drain_ms, "Milliseconds that shutdown waits for posted ops";
     "first_index" Number(u32) first_index, "First value of every ring's cursors";
     "pin" Cpu pin, "CPU to pin the engine thread to";
+    "verbs" Use verbs, "Whether queue pairs of a card are used";
+    "verbs_device" Device verbs_device,
+        "The card's device and port; auto is what verbring devices calls chosen";
+    "verbs_gid" Place verbs_gid,
+        "Place in the port's table of GIDs; auto is what verbring devices calls chosen";
+    "verbs_depth" Number(u32) verbs_depth, "Work requests in flight on one rail";
+    "verbs_receives" Number(u32) verbs_receives,
+        "Notifications that a peer may send on one rail before any is handed out";
+    "verbs_timeout" Number(u8) verbs_timeout,
+        "Time to an acknowledgement: 4.096 us * 2^this";
+    "verbs_retry" Number(u8) verbs_retry, "Repeats without an acknowledgement";
+    "verbs_rnr_retry" Number(u8) verbs_rnr_retry,
+        "Repeats while the peer has no receive; 7 is without end";
+    "verbs_mtu" Number(u32) verbs_mtu, "Largest path MTU to use, bytes";
+    "verbs_service_level" PerClass verbs_service_level,
+        "Service level, of all classes or of high, medium and low";
+    "verbs_traffic_class" PerClass verbs_traffic_class,
+        "Traffic class (DSCP and ECN), of all classes or of high, medium and low";
+    "rails_max" Number(u16) rails_max, "Rails at once, this host among them";
     "quota.sessions" Number(u32) quota.sessions, "Sessions at once of one uid";
     "quota.rings" Number(u32) quota.rings, "Rings at once of one uid";
     "quota.regions" Number(u32) quota.regions, "Regions and imports at once of one uid";
@@ -643,12 +735,19 @@ mod tests {
             ("pin", "1"),
             ("window_bytes", "4MiB"),
             ("first_index", "0xffffffff"),
+            ("verbs", "require"),
+            ("verbs_device", "rxe0:1"),
+            ("verbs_gid", "3"),
+            ("verbs_service_level", "3, 2,1"),
+            ("verbs_traffic_class", "106"),
             ("quota.class_ceiling", "low"),
         ];
         let settings = Settings::layered(None, none, &flags(&given)).unwrap();
         assert_eq!(settings.config().socket_mode, 0o660);
         assert_eq!(settings.config().window_bytes, 4 << 20);
         assert_eq!(settings.config().first_index, u32::MAX);
+        assert_eq!(settings.config().verbs_service_level, [3, 2, 1]);
+        assert_eq!(settings.config().verbs_traffic_class, [106; 3]);
         let file = File::new(&settings.to_toml());
         let again = Settings::layered(Some(&file.0), none, &Flags::default()).unwrap();
         assert_eq!(settings.config(), again.config());
@@ -721,6 +820,23 @@ mod tests {
                 "FILE:1: window_bytes is the string \"1 MB\", but must be \
                 131072 to 1099511627776 bytes; KiB, MiB or GiB may follow",
             ),
+            ("verbs = true", "FILE:1: verbs is true, but must be off, auto or require"),
+            (
+                "verbs_device = \"rxe0:0\"",
+                "FILE:1: verbs_device is the string \"rxe0:0\", but must be DEVICE or \
+                DEVICE:PORT, with a port from 1 to 255",
+            ),
+            (
+                "verbs_mtu = 1500",
+                "FILE:1: verbs_mtu is 1500, but must be 256, 512, 1024, 2048 \
+                or 4096",
+            ),
+            (
+                "verbs_service_level = \"1,2\"",
+                "FILE:1: verbs_service_level is the string \"1,2\", but must be a whole number, \
+                0 to 15, or three of them, \"HIGH,MEDIUM,LOW\"",
+            ),
+            ("rails_max = 65", "FILE:1: rails_max is 65, but must be 2 to 64"),
             ("pin = true", "FILE:1: pin is true, but must be a CPU's number or none"),
             ("quota = 5", "FILE:1: quota is 5, but must be a table"),
             ("[records]", "FILE:1: records is a table, but must be a whole number, 64 to 16777216"),

@@ -1,11 +1,14 @@
 //! The control socket: messages, descriptors, and the server behind them.
 
+mod card;
 pub mod fds;
 mod jobs;
 mod objects;
 mod places;
+mod registrations;
 mod server;
 mod sessions;
 pub mod wire;
 
+pub(crate) use card::{Card, CardAnswer, CardDone, CardOrder, CardOrders, CardWork};
 pub(crate) use server::{Ask, Server};

@@ -17,6 +17,8 @@ use crate::abi::{
     SegmentHeader, Stats, StatsReply, UID_OWN, WhyReply, errno,
 };
 use crate::engine::{Command, Reply, Ring, Why, Wind};
+use crate::fabric::Held;
+use crate::fabric::qp::{self, provider::Registration};
 use crate::host::link::RingBells;
 use crate::ids::{RegionId, RingId};
 use crate::ring::Mapped;
@@ -70,6 +72,8 @@ pub(super) struct RegionPlace {
     pub(super) removing: bool,
     /// Keeps the memory until the engine has let go, so that it is unmapped here and not there.
     keep: Option<Arc<Mapping>>,
+    /// With the card, for the engine's own requests.
+    pub(super) registration: Option<Registration>,
 }
 
 /// A region offered under a name.
@@ -460,6 +464,7 @@ impl Server {
             live: false,
             removing: false,
             keep: None,
+            registration: None,
         };
         self.regions.insert(region.0, place);
         Ok(region)
@@ -494,7 +499,8 @@ impl Server {
         Ok(())
     }
 
-    fn add_region(
+    /// Makes a region known to the engine.
+    pub(super) fn admit_region(
         &mut self,
         key: usize,
         region: RegionId,
@@ -506,6 +512,9 @@ impl Server {
         entry.arriving = true;
         entry.keep = Some(Arc::clone(&memory));
         let bytes = entry.bytes;
+        let card = entry.registration.as_ref();
+        let card = card.map(|card| qp::Memory::own(Arc::clone(&memory), card, region.0));
+        let memory = Held { mapping: Some(memory), card };
         let pending = Pending::RegionLive { session: key, region: region.0, tag, kind };
         let token = self.pending.insert(pending) as u64;
         self.hold(key);
@@ -667,6 +676,12 @@ impl Server {
         }
     }
 
+    /// `FABRIC_*` bits of what is in use.
+    fn fabrics(&self) -> u64 {
+        let verbs = u64::from(self.card.is_some()) << abi::FABRIC_VERBS;
+        1 << abi::FABRIC_LOCAL | verbs
+    }
+
     pub(super) fn probe(&mut self, key: usize, request: &Probe) -> Result<(), Refusal> {
         let quota = &self.config.quota;
         let reply = ProbeReply {
@@ -674,7 +689,7 @@ impl Server {
             opcodes: crate::engine::OPCODES_SERVED,
             sqe_flags: u64::from(crate::engine::FLAGS_SERVED),
             features: abi::FEATURES,
-            fabrics: 1 << abi::FABRIC_LOCAL,
+            fabrics: self.fabrics(),
             op_bytes_max: abi::OP_BYTES_MAX,
             pages_max: abi::PAGES_MAX,
             entries_max: abi::ENTRIES_MAX,
@@ -746,7 +761,7 @@ impl Server {
     }
 
     /// The engine has answered a command.
-    pub(super) fn continue_with(&mut self, pending: Pending, reply: Reply<Arc<Mapping>, Mapped>) {
+    pub(super) fn continue_with(&mut self, pending: Pending, reply: Reply<Held, Mapped>) {
         match pending {
             Pending::RingLive { session, ring, tag } => {
                 if let Some(place) = self.rings[ring as usize].as_mut() {
@@ -768,11 +783,7 @@ impl Server {
             }
             Pending::RegionRemoved { session, region, tag } => {
                 drop(reply);
-                self.forget_region(session, RegionId(region));
-                if self.settle(session) {
-                    let head = wire::reply_head::<ReplyHead>(Kind::Release, tag.unwrap_or(0));
-                    self.answer(session, &head, &[]);
-                }
+                self.let_region_go(session, RegionId(region), tag);
             }
             Pending::Cancel { session, tag } => {
                 self.answer_query(session, Kind::Cancel, tag, &reply)
@@ -812,7 +823,7 @@ impl Server {
         region: RegionId,
         rights: u32,
         tag: u64,
-        reply: &Reply<Arc<Mapping>, Mapped>,
+        reply: &Reply<Held, Mapped>,
     ) {
         if let Reply::Failed { errno, detail, .. } = *reply {
             self.forget_region(session, region);
@@ -834,13 +845,7 @@ impl Server {
         }
     }
 
-    fn ring_wound(
-        &mut self,
-        session: usize,
-        ring: u32,
-        asker: Asker,
-        reply: Reply<Arc<Mapping>, Mapped>,
-    ) {
+    fn ring_wound(&mut self, session: usize, ring: u32, asker: Asker, reply: Reply<Held, Mapped>) {
         // Done: a later command took this one's place, and will bring the ring. Failed: an earlier
         // one has brought it, and its number may be another session's by now.
         let gone = matches!(reply, Reply::RingGone { .. });
@@ -862,13 +867,7 @@ impl Server {
         }
     }
 
-    fn answer_query(
-        &mut self,
-        session: usize,
-        kind: Kind,
-        tag: u64,
-        reply: &Reply<Arc<Mapping>, Mapped>,
-    ) {
+    fn answer_query(&mut self, session: usize, kind: Kind, tag: u64, reply: &Reply<Held, Mapped>) {
         if !self.settle(session) {
             return;
         }

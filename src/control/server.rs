@@ -16,15 +16,18 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use slab::Slab;
 use tracing::{info, warn};
 
+use super::card::Card;
 use super::fds;
 use super::jobs::{Finished, Jobs};
 use super::objects::{ExportEntry, RegionPlace, RingMade, RingPlace};
 use super::places::{Places, RegionIds};
+use super::registrations::CardFor;
 use super::sessions::{Owner, Session};
 use super::wire::Refusal;
 use crate::abi::{Detail, Kind, SegmentHeader};
 use crate::clock;
 use crate::engine::{Command, Event, Reply, Wind};
+use crate::fabric::Held;
 use crate::host::Config;
 use crate::host::link::{Answer, Link, Order, RingBells};
 use crate::ids::RingId;
@@ -160,6 +163,8 @@ pub(crate) struct Server {
     pub(super) pending: Slab<Pending>,
     pub(super) jobs_for: Slab<JobFor>,
     pub(super) jobs: Jobs,
+    pub(super) card: Option<Card>,
+    pub(super) card_for: Slab<CardFor>,
     /// Commands that found the queue full.
     backlog: VecDeque<Order>,
     pub(super) evicted: u64,
@@ -187,6 +192,7 @@ impl Server {
         boot_id: [u64; 2],
         listener: Option<(OwnedFd, PathBuf)>,
         asks: std::sync::mpsc::Receiver<Ask>,
+        card: Option<Card>,
     ) -> Result<Self, Errno> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let interest = EpollFlags::EPOLLIN;
@@ -207,6 +213,8 @@ impl Server {
             pending: Slab::new(),
             jobs_for: Slab::new(),
             jobs: Jobs::new(Arc::new(move || waker.kick_control())),
+            card,
+            card_for: Slab::new(),
             backlog: VecDeque::new(),
             evicted: 0,
             accepts: Accepts::Now,
@@ -314,16 +322,17 @@ impl Server {
     }
 
     /// Sends the engine a command.
-    pub(super) fn order(&mut self, command: Command<Arc<Mapping>, Mapped>) {
+    pub(super) fn order(&mut self, command: Command<Held, Mapped>) {
         self.order_with(command, None);
     }
 
-    pub(super) fn order_with(
-        &mut self,
-        command: Command<Arc<Mapping>, Mapped>,
-        bells: Option<RingBells>,
-    ) {
-        self.backlog.push_back(Order { command, bells });
+    pub(super) fn order_with(&mut self, command: Command<Held, Mapped>, bells: Option<RingBells>) {
+        self.pass(Order::Command { command, bells });
+    }
+
+    /// Sends the engine thread an order, behind those that wait for room.
+    pub(super) fn pass(&mut self, order: Order) {
+        self.backlog.push_back(order);
         self.forward();
     }
 
@@ -352,6 +361,7 @@ impl Server {
                 job => self.job_finished(job, outcome),
             }
         }
+        self.hear_card();
         while let Some(answer) = self.link.answers.pop() {
             match answer {
                 Answer::Reply(reply) => self.answered(reply),
@@ -366,6 +376,7 @@ impl Server {
                         self.evict(session, Detail::Descriptors, "descriptors came over a bell");
                     }
                 }
+                Answer::Wish(_) | Answer::NotAdopted { .. } | Answer::Released { .. } => {}
             }
         }
         if !self.backlog.is_empty() {
@@ -377,7 +388,7 @@ impl Server {
         self.rings[ring.0 as usize].as_ref().map(|place| place.session)
     }
 
-    fn answered(&mut self, reply: Reply<Arc<Mapping>, Mapped>) {
+    fn answered(&mut self, reply: Reply<Held, Mapped>) {
         let token = match &reply {
             Reply::Done { token }
             | Reply::Failed { token, .. }

@@ -1,6 +1,8 @@
 //! What can be set about an engine: plain values with ranges; checked before anything starts.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use thiserror::Error;
 
@@ -44,6 +46,31 @@ pub struct Config {
     pub first_index: u32,
     /// CPU to pin the engine thread to.
     pub pin: Option<u32>,
+    /// Whether queue pairs of a card are used.
+    pub verbs: VerbsUse,
+    /// The device, and its port; `None` takes what `verbring devices` calls chosen.
+    pub verbs_device: Option<VerbsDevice>,
+    /// Place in the port's table of GIDs; `None` takes what `verbring devices` calls chosen.
+    pub verbs_gid: Option<u8>,
+    /// Work requests posted and not completed on one rail; 1 to 8,192. The device may give less.
+    pub verbs_depth: u32,
+    /// Notifications that a peer may send on one rail before any is handed out; 1 to 4,096.
+    pub verbs_receives: u32,
+    /// Time to an acknowledgement: 4.096 us * 2^this; 1 to 31. A silent peer is given up after
+    /// about `verbs_retry` + 1 times that.
+    pub verbs_timeout: u8,
+    /// Repeats without an acknowledgement; 0 to 7.
+    pub verbs_retry: u8,
+    /// Repeats while the peer has no receive; 0 to 7, where 7 is without end.
+    pub verbs_rnr_retry: u8,
+    /// Largest path MTU to use, bytes: 256, 512, 1024, 2048 or 4096.
+    pub verbs_mtu: u32,
+    /// Service level of each class, high, medium and low; 0 to 15.
+    pub verbs_service_level: [u8; 3],
+    /// Traffic class (DSCP and ECN, for RoCE) of each class, high, medium and low.
+    pub verbs_traffic_class: [u8; 3],
+    /// Rails at once, this host among them; 2 to 64. Fewer if the device has no room for them.
+    pub rails_max: u16,
     /// What one uid may use.
     pub quota: Quota,
 }
@@ -68,6 +95,58 @@ pub struct Quota {
     pub class_ceiling: Class,
 }
 
+/// Whether an engine uses queue pairs of a card.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VerbsUse {
+    /// No card is looked for.
+    Off,
+    /// Where a device can be used, it is; where not, one line of the log says why.
+    Auto,
+    /// An engine without a device does not start.
+    Require,
+}
+
+/// A device of a card, and its port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VerbsDevice {
+    /// Its name, as `verbring devices` shows it.
+    pub name: String,
+    /// Its port, from 1; `None` takes the best.
+    pub port: Option<u8>,
+}
+
+impl FromStr for VerbsDevice {
+    type Err = NoVerbsDevice;
+
+    fn from_str(text: &str) -> Result<Self, NoVerbsDevice> {
+        let (name, port) = match text.split_once(':') {
+            None => (text, None),
+            Some((name, port)) => match port.parse() {
+                Ok(port) if port > 0 => (name, Some(port)),
+                _ => return Err(NoVerbsDevice),
+            },
+        };
+        if name.is_empty() || name.contains('/') {
+            return Err(NoVerbsDevice);
+        }
+        Ok(Self { name: name.to_string(), port })
+    }
+}
+
+impl fmt::Display for VerbsDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.port {
+            Some(port) => write!(f, "{}:{port}", self.name),
+            None => f.write_str(&self.name),
+        }
+    }
+}
+
+/// A text that names no device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("not DEVICE or DEVICE:PORT, with a port from 1 to 255")]
+pub struct NoVerbsDevice;
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -88,6 +167,18 @@ impl Default for Config {
             drain_ms: 5_000,
             first_index: u32::MAX - 40,
             pin: None,
+            verbs: VerbsUse::Auto,
+            verbs_device: None,
+            verbs_gid: None,
+            verbs_depth: 128,
+            verbs_receives: 64,
+            verbs_timeout: 14,
+            verbs_retry: 7,
+            verbs_rnr_retry: 7,
+            verbs_mtu: 4_096,
+            verbs_service_level: [0; 3],
+            verbs_traffic_class: [0; 3],
+            rails_max: 32,
             quota: Quota::default(),
         }
     }
@@ -126,7 +217,8 @@ impl Config {
     /// [`ConfigError`] names the first that is outside.
     pub fn check(&self) -> Result<(), ConfigError> {
         let quota = &self.quota;
-        let ranges: [(&'static str, u64, u64, u64); 18] = [
+        let service_level = self.verbs_service_level.into_iter().max().unwrap_or_default();
+        let ranges: [(&'static str, u64, u64, u64); 25] = [
             ("records", self.records.into(), 64, 1 << 24),
             ("list_blocks", self.list_blocks.into(), 64, 1 << 20),
             ("sessions_max", self.sessions_max.into(), 1, 4_096),
@@ -139,6 +231,13 @@ impl Config {
             ("spin_us", self.spin_us.into(), 0, 1_000_000),
             ("ring_idle_ms", self.ring_idle_ms.into(), 1, 60_000),
             ("drain_ms", self.drain_ms.into(), 0, 600_000),
+            ("verbs_depth", self.verbs_depth.into(), 1, 8_192),
+            ("verbs_receives", self.verbs_receives.into(), 1, 4_096),
+            ("verbs_timeout", self.verbs_timeout.into(), 1, 31),
+            ("verbs_retry", self.verbs_retry.into(), 0, 7),
+            ("verbs_rnr_retry", self.verbs_rnr_retry.into(), 0, 7),
+            ("verbs_service_level", service_level.into(), 0, 15),
+            ("rails_max", self.rails_max.into(), 2, 64),
             ("quota.sessions", quota.sessions.into(), 1, 4_096),
             ("quota.rings", quota.rings.into(), 1, 65_536),
             ("quota.regions", quota.regions.into(), 1, 1 << 20),
@@ -151,9 +250,16 @@ impl Config {
                 return Err(ConfigError { field, value, limit: format!("{low} to {high}") });
             }
         }
+        if !MTUS.contains(&self.verbs_mtu) {
+            let limit = "256, 512, 1024, 2048 or 4096".to_string();
+            return Err(ConfigError { field: "verbs_mtu", value: self.verbs_mtu.into(), limit });
+        }
         Ok(())
     }
 }
+
+/// Path MTUs that there are, bytes.
+const MTUS: [u32; 5] = [256, 512, 1024, 2048, 4096];
 
 #[cfg(test)]
 mod tests {
@@ -169,5 +275,23 @@ mod tests {
         );
         let config = Config { window_bytes: 1, ..Config::default() };
         assert_eq!(config.check().unwrap_err().field, "window_bytes");
+        let config = Config { verbs_service_level: [0, 16, 3], ..Config::default() };
+        let text = "verbs_service_level is 16, but must be 0 to 15";
+        assert_eq!(config.check().unwrap_err().to_string(), text);
+        let config = Config { verbs_mtu: 1500, ..Config::default() };
+        let text = "verbs_mtu is 1500, but must be 256, 512, 1024, 2048 or 4096";
+        assert_eq!(config.check().unwrap_err().to_string(), text);
+    }
+
+    #[test]
+    fn devices_are_read_and_shown_alike() {
+        for (text, name, port) in [("mlx5_0", "mlx5_0", None), ("rxe0:2", "rxe0", Some(2))] {
+            let device: VerbsDevice = text.parse().unwrap();
+            assert_eq!((device.name.as_str(), device.port), (name, port));
+            assert_eq!(device.to_string(), text);
+        }
+        for bad in ["", ":1", "mlx5_0:", "mlx5_0:0", "mlx5_0:x", "mlx5_0:256", "../x"] {
+            assert!(bad.parse::<VerbsDevice>().is_err(), "{bad}");
+        }
     }
 }

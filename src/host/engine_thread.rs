@@ -7,11 +7,13 @@ use std::sync::atomic::{Ordering, fence};
 use nix::errno::Errno;
 use nix::sys::epoll::{EpollEvent, EpollTimeout};
 
-use super::link::{Answer, ENGINE_BELL, Link, Order, RingBells};
+use super::link::{Answer, COMPLETIONS, ENGINE_BELL, Link, Order, RingBells};
 use crate::clock;
 use crate::control::fds::{Heard, hear_bell, ring_bell};
 use crate::engine::{Command, Engine, Reply};
-use crate::fabric::Local;
+use crate::fabric::Pair;
+use crate::fabric::qp::Rails;
+use crate::fabric::verbs::VerbsProvider;
 use crate::ids::RingId;
 use crate::ring::Mapped;
 
@@ -27,12 +29,19 @@ impl Drop for Obituary {
     }
 }
 
+/// The core in production.
+pub(super) type Core = Engine<Pair<VerbsProvider>, Mapped>;
+
 /// What the engine thread owns.
 pub(super) struct EngineThread {
-    engine: Engine<Local, Mapped>,
+    engine: Core,
     link: Arc<Link>,
     bells: Vec<Option<RingBells>>,
     spin_ns: u64,
+    /// There is a card.
+    verbs: bool,
+    /// The card was asked for an event, which may have come.
+    armed: bool,
     /// When this stretch of being awake began, and whether the watcher knows of it.
     woke_ns: u64,
     watched: bool,
@@ -52,18 +61,19 @@ const POLITE_AFTER_NS: u64 = 2_000;
 /// First and last nap while a ring sleeps with SQEs that could not be taken.
 const NAP_MS: std::ops::RangeInclusive<u8> = 1..=128;
 
+/// The longest nap while time itself is waited for: by a rail in doubt, or for a deadline.
+const TIMED_NAP_MS: u8 = 8;
+
 /// A stretch of being awake that lasts longer has the bells of sleeping rings watched.
 const WATCH_AFTER_NS: u64 = 20_000;
 
 impl EngineThread {
-    pub(super) fn new(
-        engine: Engine<Local, Mapped>,
-        link: Arc<Link>,
-        rings_max: u32,
-        spin_ns: u64,
-    ) -> Self {
+    pub(super) fn new(mut engine: Core, link: Arc<Link>, rings_max: u32, spin_ns: u64) -> Self {
         let bells = (0..rings_max).map(|_| None).collect();
-        Self { engine, link, bells, spin_ns, woke_ns: 0, watched: false, nap_ms: *NAP_MS.start() }
+        let verbs = engine.fabric_mut().rails_mut().is_some();
+        let nap_ms = *NAP_MS.start();
+        let (armed, watched, woke_ns) = (false, false, 0);
+        Self { engine, link, bells, spin_ns, verbs, armed, woke_ns, watched, nap_ms }
     }
 
     /// Runs until told to stop.
@@ -88,10 +98,11 @@ impl EngineThread {
                 return;
             }
             if now_ns.saturating_sub(idle_since) < self.spin_ns {
-                now_ns = self.look_around(idle_since);
+                // What comes by a rail, only a turn finds.
+                now_ns = if self.verbs { clock::now_ns() } else { self.look_around(idle_since) };
                 continue;
             }
-            if self.engine.fall_asleep() {
+            if self.engine.fall_asleep() && !self.stirs_when_armed() {
                 self.sleep(&mut events);
                 self.woke_ns = clock::now_ns();
                 idle_since = self.woke_ns;
@@ -130,15 +141,74 @@ impl EngineThread {
             self.answer_bell(ring);
             heard = true;
         }
-        while self.engine.accepts() {
-            let Some(Order { command, bells }) = self.link.orders.pop() else { break };
-            if let (Command::AddRing { ring, .. }, Some(bells)) = (&command, bells) {
-                self.bells[ring.id().0 as usize] = Some(bells);
+        while self.engine.accepts() && self.link.answers.len() + 2 < self.link.answers.capacity() {
+            let Some(order) = self.link.orders.pop() else { break };
+            match order {
+                Order::Command { command, bells } => {
+                    if let (Command::AddRing { ring, .. }, Some(bells)) = (&command, bells) {
+                        self.bells[ring.id().0 as usize] = Some(bells);
+                    }
+                    self.engine.command(command);
+                }
+                Order::Adopt { .. } | Order::Tell(_) | Order::Release { .. } => self.rail(order),
             }
-            self.engine.command(command);
             heard = true;
         }
         heard
+    }
+
+    fn rails(&mut self) -> Option<&mut Rails<VerbsProvider>> {
+        self.engine.fabric_mut().rails_mut()
+    }
+
+    /// Does what the control side says of a rail. Room for the answer there is: [`Self::listen`].
+    fn rail(&mut self, order: Order) {
+        let Some(rails) = self.rails() else { return };
+        let answer = match order {
+            Order::Adopt { rail, pair, caps } => match rails.adopt(rail, pair, caps) {
+                Ok(()) => return,
+                Err((error, pair)) => Answer::NotAdopted { rail, pair, error },
+            },
+            Order::Tell(told) => return rails.tell(told),
+            Order::Release { rail } => Answer::Released { rail, pair: rails.release(rail) },
+            Order::Command { .. } => return,
+        };
+        let _ = self.link.answers.push(answer);
+        self.link.kick_control();
+    }
+
+    /// Passes on what rails want of the control side. True if they want anything.
+    fn pass_wishes(&mut self) -> bool {
+        let mut wished = false;
+        while self.link.answers.len() + 2 < self.link.answers.capacity() {
+            let Some(wish) = self.rails().and_then(Rails::wish) else { break };
+            let _ = self.link.answers.push(Answer::Wish(wish));
+            wished = true;
+        }
+        if wished {
+            self.link.kick_control();
+        }
+        wished
+    }
+
+    /// Has the card ring at the next completion, and looks whether one came before that: true if
+    /// there is something to do. False without a card.
+    fn stirs_when_armed(&mut self) -> bool {
+        if !self.verbs {
+            return false;
+        }
+        let armed = self.armed;
+        let Some(rails) = self.rails() else { return false };
+        let came = rails.provider().take_events() > 0;
+        if armed && !came {
+            // Asked before, and nothing has completed since.
+            return false;
+        }
+        self.armed = rails.arm().is_ok();
+        let turn = self.engine.turn(clock::now_ns());
+        self.ring_bells();
+        let told = self.tell();
+        turn.worked() || told || !self.engine.fall_asleep()
     }
 
     fn answer_bell(&mut self, ring: u32) {
@@ -172,9 +242,9 @@ impl EngineThread {
 
     /// Passes on what the engine has to say. True if it said anything.
     fn tell(&mut self) -> bool {
-        let mut told = false;
+        let mut told = self.verbs && self.pass_wishes();
         if !self.engine.has_news() {
-            return false;
+            return told;
         }
         while self.link.answers.len() + 2 < self.link.answers.capacity() {
             if let Some(reply) = self.engine.reply() {
@@ -217,10 +287,17 @@ impl EngineThread {
         self.link.asleep.store(true, Ordering::Relaxed);
         // Pairs with `Link::kick_engine`.
         fence(Ordering::SeqCst);
-        let blocked = self.engine.blocked();
-        let timeout = if blocked { EpollTimeout::from(self.nap_ms) } else { EpollTimeout::NONE };
+        // A card that cannot be asked for an event is looked at now and then.
+        let timed = self.verbs && (!self.armed || self.engine.watches().timed);
+        let nap_ms = if timed { self.nap_ms.min(TIMED_NAP_MS) } else { self.nap_ms };
+        let naps = timed || self.engine.blocked();
+        let timeout = if naps { EpollTimeout::from(nap_ms) } else { EpollTimeout::NONE };
         let link = &self.link;
-        if link.orders.is_empty() && link.bells_noted() == 0 && !link.stop.load(Ordering::Relaxed) {
+        let nothing = link.orders.is_empty()
+            && link.bells_noted() == 0
+            && !link.completed.swap(false, Ordering::Relaxed)
+            && !link.stop.load(Ordering::Relaxed);
+        if nothing {
             link.sleeps.fetch_add(1, Ordering::Relaxed);
             let count = loop {
                 match link.bells.wait(events, timeout) {
@@ -229,7 +306,7 @@ impl EngineThread {
                 }
             };
             self.link.asleep.store(false, Ordering::Relaxed);
-            if count == 0 && blocked {
+            if count == 0 && naps {
                 self.nap_ms = self.nap_ms.saturating_mul(2).min(*NAP_MS.end());
             }
             for event in &events[..count] {
@@ -238,6 +315,7 @@ impl EngineThread {
                 } else if let Ok(ring) = u32::try_from(event.data()) {
                     self.answer_bell(ring);
                 }
+                // A completion's event is taken before the card is asked for another.
             }
         }
         self.link.asleep.store(false, Ordering::Relaxed);
@@ -262,6 +340,8 @@ pub(super) fn watch(link: &Link) {
                 if event.data() == ENGINE_BELL {
                     // Meant for a sleeping engine thread: pass it on below.
                     let _ = link.engine_bell.read();
+                } else if event.data() == COMPLETIONS {
+                    link.completed.store(true, Ordering::Relaxed);
                 } else if let Ok(ring) = u32::try_from(event.data()) {
                     link.note_bell(ring);
                 }

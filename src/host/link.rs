@@ -4,8 +4,7 @@
 //! rings' bells and on `engine_bell`; `asleep` tells others whether to write to that. The handshake
 //! is the rings' own: whoever sleeps says so, fences, and looks once more.
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 use crossbeam_queue::ArrayQueue;
@@ -14,15 +13,28 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::engine::{Command, Event, Reply};
+use crate::fabric::Held;
+use crate::fabric::qp::provider::Caps;
+use crate::fabric::qp::{AdoptError, Told, Wish};
+use crate::fabric::verbs::VerbsPair;
 use crate::ids::RingId;
 use crate::ring::Mapped;
-use crate::shm::Mapping;
 
-/// A command, and the descriptors that the engine thread keeps for a ring.
+/// What the engine thread is to do between two turns.
 #[derive(Debug)]
-pub(crate) struct Order {
-    pub(crate) command: Command<Arc<Mapping>, Mapped>,
-    pub(crate) bells: Option<RingBells>,
+#[expect(
+    clippy::large_enum_variant,
+    reason = "most are commands; boxes would be freed by the engine"
+)]
+pub(crate) enum Order {
+    /// A command, and the descriptors that the engine thread keeps for a ring.
+    Command { command: Command<Held, Mapped>, bells: Option<RingBells> },
+    /// Make a queue pair, which is in INIT, a rail. A wish follows, or [`Answer::NotAdopted`].
+    Adopt { rail: u16, pair: VerbsPair, caps: Caps },
+    /// News of a rail.
+    Tell(Told),
+    /// Hand back the queue pair of a rail that is dead: [`Answer::Released`].
+    Release { rail: u16 },
 }
 
 /// A ring's bells, the engine's ends.
@@ -44,12 +56,25 @@ impl From<RingBells> for Vec<OwnedFd> {
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "boxing would allocate on the engine thread")]
 pub(crate) enum Answer {
-    Reply(Reply<Arc<Mapping>, Mapped>),
+    Reply(Reply<Held, Mapped>),
     Event(Event),
     /// A ring's bells, to be closed off the engine thread.
     Bells(RingId, RingBells),
     /// A client has sent descriptors over this ring's bell.
     Strays(RingId),
+    /// A rail wants something of the control side.
+    Wish(Wish),
+    /// A queue pair cannot be a rail; here it is, to be destroyed.
+    NotAdopted {
+        rail: u16,
+        pair: VerbsPair,
+        error: AdoptError,
+    },
+    /// A rail's queue pair, to be destroyed; none if the rail is not dead, or there is no such.
+    Released {
+        rail: u16,
+        pair: Option<VerbsPair>,
+    },
 }
 
 /// What the threads of one engine share.
@@ -66,8 +91,10 @@ pub(crate) struct Link {
     /// The engine thread is gone.
     pub(crate) dead: AtomicBool,
     pub(crate) sleeps: AtomicU64,
-    /// All rings' bells and `engine_bell`.
+    /// All rings' bells, `engine_bell`, and the completion channel of a card.
     pub(crate) bells: Epoll,
+    /// The watcher saw the completion channel's event, which was meant for the engine thread.
+    pub(crate) completed: AtomicBool,
     pub(crate) engine_bell: EventFd,
     pub(crate) control_bell: EventFd,
     pub(crate) watcher_bell: EventFd,
@@ -75,6 +102,8 @@ pub(crate) struct Link {
 
 /// `engine_bell`'s mark in the epoll set; rings are marked by their number.
 pub(crate) const ENGINE_BELL: u64 = u64::MAX;
+/// The mark of a card's completion channel.
+pub(crate) const COMPLETIONS: u64 = u64::MAX - 1;
 
 impl Link {
     pub(crate) fn new(rings_max: u32) -> Result<Self, Errno> {
@@ -94,6 +123,7 @@ impl Link {
             dead: AtomicBool::new(false),
             sleeps: AtomicU64::new(0),
             bells,
+            completed: AtomicBool::new(false),
             engine_bell,
             control_bell: EventFd::from_flags(flags)?,
             watcher_bell: EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?,
@@ -104,6 +134,12 @@ impl Link {
     pub(crate) fn watch(&self, ring: u32, bells: &RingBells) -> Result<(), Errno> {
         let interest = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
         self.bells.add(bells.from_client.as_fd(), EpollEvent::new(interest, u64::from(ring)))
+    }
+
+    /// Watches a card's completion channel from now on.
+    pub(crate) fn watch_completions(&self, channel: BorrowedFd<'_>) -> Result<(), Errno> {
+        let interest = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+        self.bells.add(channel, EpollEvent::new(interest, COMPLETIONS))
     }
 
     /// Notes that a ring's bell has rung. A client may ring faster than the engine looks: the

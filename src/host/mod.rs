@@ -1,11 +1,16 @@
 //! Engines on threads: what runs a core in production.
 //!
 //! Three threads an engine: the engine thread (turns), the control thread (sessions), and the
-//! watcher (bells of sleeping rings while the engine is busy).
+//! watcher (bells of sleeping rings while the engine is busy). With a card a fourth: the card's
+//! thread (queue pairs' states, registrations, what the device says).
 
+mod card_thread;
 mod config;
 mod engine_thread;
 pub(crate) mod link;
+#[cfg(test)]
+mod tests;
+mod verbs;
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
@@ -15,20 +20,27 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
 use nix::errno::Errno;
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket,
 };
 use thiserror::Error;
 
-pub use config::{Config, ConfigError, Quota};
+pub use config::{Config, ConfigError, NoVerbsDevice, Quota, VerbsDevice, VerbsUse};
 
 use crate::client::{ConnectError, ControlError, Session};
-use crate::control::Server;
+pub use verbs::{NoVerbs, Verbs};
+
 use crate::control::fds::control_pair;
+use crate::control::{Card, CardOrders, Server};
 use crate::engine;
-use crate::fabric::Local;
+use crate::fabric::qp::Rails;
+use crate::fabric::verbs::{VerbsControl, VerbsProvider};
+use crate::fabric::{Local, Pair};
+use card_thread::CardThread;
 use engine_thread::EngineThread;
 use link::Link;
+use verbs::Opened;
 
 pub(crate) use crate::control::Ask;
 
@@ -46,6 +58,12 @@ pub enum SpawnError {
         path: PathBuf,
         /// What is in the way, and what to do.
         why: String,
+    },
+    /// `verbs` is `require`, and no card can be used.
+    #[error("verbs is required, but cannot be used")]
+    Verbs {
+        /// What is in the way, and what to do.
+        source: NoVerbs,
     },
     /// A system call failed.
     #[error("{call} failed")]
@@ -109,6 +127,7 @@ impl Builder {
 #[derive(Debug)]
 pub struct Engine {
     config: Config,
+    verbs: Option<Verbs>,
     link: Arc<Link>,
     asks: Sender<Ask>,
     threads: Vec<(&'static str, JoinHandle<()>)>,
@@ -123,8 +142,35 @@ impl Engine {
 
     fn start(config: Config) -> Result<Self, SpawnError> {
         config.check()?;
+        // First, so that an engine that is not to be leaves nothing behind.
+        let opened = verbs::open_card(&config)?;
         let os = |call| move |errno: Errno| SpawnError::Os { call, source: errno.into() };
         let link = Arc::new(Link::new(config.rings_max).map_err(os("epoll_create"))?);
+        let (verbs, rails, card) = match opened {
+            Some(opened) => {
+                let channel = opened.provider.channel();
+                link.watch_completions(channel).map_err(os("epoll_ctl"))?;
+                let verbs = opened.verbs.clone();
+                let (rails, desk) = part(opened, &link).map_err(os("eventfd"))?;
+                (Some(verbs), Some(rails), Some(desk))
+            }
+            None => (None, None, None),
+        };
+        let (card, card_thread) = card.unzip();
+        let mut engine = Self { config, verbs, link, asks: channel().0, threads: Vec::new() };
+        engine.launch(rails, card, card_thread.map(|thread| move || thread.run()))?;
+        Ok(engine)
+    }
+
+    /// Starts the threads. The card's comes last: those before must not wait for it in vain.
+    fn launch(
+        &mut self,
+        rails: Option<Rails<VerbsProvider>>,
+        card: Option<Card>,
+        card_thread: Option<impl FnOnce() + Send + 'static>,
+    ) -> Result<(), SpawnError> {
+        let config = &self.config;
+        let os = |call| move |errno: Errno| SpawnError::Os { call, source: errno.into() };
         let listener = match &config.socket {
             Some(path) => Some((bind_at(path, config.socket_mode)?, path.clone())),
             None => None,
@@ -134,24 +180,26 @@ impl Engine {
             .map_err(|error| SpawnError::Os { call: "getrandom", source: error.into() })?;
         let boot_id = zerocopy::transmute!(boot);
         let (asks, heard) = channel();
-        let server = Server::new(config.clone(), Arc::clone(&link), boot_id, listener, heard)
+        self.asks = asks;
+        let link = Arc::clone(&self.link);
+        let server = Server::new(config.clone(), link, boot_id, listener, heard, card)
             .map_err(os("epoll_ctl"))?;
-        let mut engine = Self { config, link, asks, threads: Vec::new() };
-        engine.start_thread("engine", {
-            let thread = engine.engine_thread();
-            let pin = engine.config.pin;
-            move || {
-                pin_to(pin);
-                thread.run();
-            }
+        let thread = self.engine_thread(rails);
+        let pin = config.pin;
+        self.start_thread("engine", move || {
+            pin_to(pin);
+            thread.run();
         })?;
-        let link = Arc::clone(&engine.link);
-        engine.start_thread("watcher", move || engine_thread::watch(&link))?;
-        engine.start_thread("control", move || server.run())?;
-        Ok(engine)
+        let link = Arc::clone(&self.link);
+        self.start_thread("watcher", move || engine_thread::watch(&link))?;
+        self.start_thread("control", move || server.run())?;
+        match card_thread {
+            Some(run) => self.start_thread("card", run),
+            None => Ok(()),
+        }
     }
 
-    fn engine_thread(&self) -> EngineThread {
+    fn engine_thread(&self, rails: Option<Rails<VerbsProvider>>) -> EngineThread {
         let config = &self.config;
         let limits = engine::Limits {
             engine: config.engine,
@@ -166,8 +214,8 @@ impl Engine {
             intake_budget: config.intake_budget,
             ring_idle_ns: u64::from(config.ring_idle_ms) * 1_000_000,
         };
-        let fabric = Local::new(config.regions_max, config.window_ops, config.slice_bytes);
-        let core = engine::Engine::new(limits, fabric);
+        let local = Local::new(config.regions_max, config.window_ops, config.slice_bytes);
+        let core = engine::Engine::new(limits, Pair::new(local, rails));
         let spin_ns = u64::from(config.spin_us) * 1_000;
         EngineThread::new(core, Arc::clone(&self.link), config.rings_max, spin_ns)
     }
@@ -203,6 +251,12 @@ impl Engine {
         &self.config
     }
 
+    /// The card that carries what goes to other engines; `None` if none is used.
+    #[must_use]
+    pub fn verbs(&self) -> Option<&Verbs> {
+        self.verbs.as_ref()
+    }
+
     /// True once the engine thread is gone, by shutdown or by a panic.
     #[must_use]
     pub fn gone(&self) -> bool {
@@ -222,8 +276,9 @@ impl Engine {
         let _ = self.asks.send(Ask::Shutdown);
         self.link.kick_control();
         // The control thread tells the engine thread to stop, and that one's end ends the watcher.
+        // The card's thread has nobody to work for once the control thread is gone.
         let mut threads = std::mem::take(&mut self.threads);
-        let order = ["control", "engine", "watcher"];
+        let order = ["control", "engine", "watcher", "card"];
         threads.sort_by_key(|(name, _)| order.iter().position(|known| known == name));
         let mut outcome = Ok(());
         for (name, thread) in threads {
@@ -245,6 +300,33 @@ impl Drop for Engine {
             let _ = self.stop();
         }
     }
+}
+
+/// The thread of an open card.
+type Desk<K> = CardThread<VerbsControl, K>;
+
+/// Parts an open card among the threads: the engine's rails, and what the control thread knows of
+/// the card, with the card's own thread.
+fn part(
+    opened: Opened,
+    link: &Arc<Link>,
+) -> Result<(Rails<VerbsProvider>, (Card, Desk<impl Fn() + Send + 'static + use<>>)), Errno> {
+    let bell = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
+    let (orders, ordered) = channel();
+    let (said, answers) = channel();
+    let card = Card {
+        orders: CardOrders::new(orders, Arc::clone(&bell)),
+        answers,
+        paths: opened.paths,
+        caps: opened.rails.caps(),
+        receives: opened.rails.receives,
+        rails_max: opened.rails.rails_max,
+        name: format!("{} port {}", opened.verbs.device, opened.verbs.port),
+    };
+    let woken = Arc::clone(link);
+    let kick = move || woken.kick_control();
+    let thread = CardThread::new(opened.control, ordered, bell, said, kick);
+    Ok((Rails::new(opened.provider, opened.rails), (card, thread)))
 }
 
 fn pin_to(cpu: Option<u32>) {

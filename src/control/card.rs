@@ -1,0 +1,159 @@
+//! What the control thread asks of the thread that owns a card, and what it answers.
+//!
+//! Calls of a [`ProviderControl`] may block for milliseconds, so they are carried out elsewhere: by
+//! one thread, in the order in which they were asked for, each answered once under its token. What
+//! is in here is values: the same work is carried out over a simulator in tests.
+//!
+//! [`ProviderControl`]: crate::fabric::qp::provider::ProviderControl
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SendError, Sender};
+
+use nix::sys::eventfd::EventFd;
+
+use crate::fabric::qp::provider::{
+    Access, Caps, Created, Endpoint, Move, PathSettings, ProviderError, Registration,
+};
+use crate::fabric::verbs::{AsyncEvent, VerbsPair};
+use crate::shm::Mapping;
+
+/// Something to be done by the card's thread.
+#[derive(Debug)]
+pub(crate) enum CardWork<P = VerbsPair> {
+    /// Makes a queue pair and brings it to INIT. What cannot be brought there is destroyed.
+    /// Answered by [`CardDone::Created`].
+    Create {
+        /// Sizes to ask for.
+        caps: Caps,
+        /// How its path is to be used.
+        settings: PathSettings,
+    },
+    /// Asks for this end of a queue pair, with a fresh psn. Answered by [`CardDone::Endpoint`].
+    Endpoint {
+        /// The queue pair's number.
+        number: u32,
+        /// How its path is to be used.
+        settings: PathSettings,
+        /// Notifications that it has receives for.
+        credits: u32,
+    },
+    /// Moves a queue pair from state to state; the first move that fails is the last. Answered by
+    /// [`CardDone::Moved`].
+    Move {
+        /// The queue pair's number.
+        number: u32,
+        /// One after the other.
+        moves: Vec<Move>,
+    },
+    /// Destroys a queue pair. Answered by [`CardDone::Destroyed`].
+    Destroy {
+        /// Its number.
+        number: u32,
+        /// The data path's half, which has come back from there.
+        pair: P,
+    },
+    /// Registers memory. Answered by [`CardDone::Registered`].
+    Register {
+        /// All of it is registered.
+        memory: Arc<Mapping>,
+        /// What peers may do with it.
+        access: Access,
+    },
+    /// Ends a registration. Answered by [`CardDone::Deregistered`].
+    Deregister {
+        /// The registration's id.
+        id: u32,
+    },
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(crate) enum CardDone<P = VerbsPair> {
+    /// A queue pair is in INIT.
+    Created(Created<P>),
+    /// This end of a queue pair.
+    Endpoint(Endpoint),
+    /// All moves were made.
+    Moved,
+    /// The queue pair is gone.
+    Destroyed,
+    /// The memory is registered.
+    Registered(Registration),
+    /// No key of the registration admits anything any more.
+    Deregistered,
+    /// It cannot be done.
+    Failed(ProviderError),
+    /// Nothing that was asked for: the device says something by itself. The token is 0.
+    Event(AsyncEvent),
+}
+
+/// Work on its way to the card's thread. No token that is answered is 0.
+#[derive(Debug)]
+pub(crate) struct CardOrder<P = VerbsPair> {
+    /// Comes back in the answer.
+    pub(crate) token: u64,
+    /// What is to be done.
+    pub(crate) work: CardWork<P>,
+}
+
+/// An answer on its way back; whoever sends it kicks the control thread.
+#[derive(Debug)]
+pub(crate) struct CardAnswer<P = VerbsPair> {
+    /// The order's.
+    pub(crate) token: u64,
+    /// What came of it.
+    pub(crate) done: CardDone<P>,
+}
+
+/// The way to the card's thread, which waits for its bell.
+#[derive(Debug)]
+pub(crate) struct CardOrders<P = VerbsPair> {
+    /// Taken only by `drop`.
+    sender: Option<Sender<CardOrder<P>>>,
+    bell: Arc<EventFd>,
+}
+
+impl<P> CardOrders<P> {
+    pub(crate) fn new(sender: Sender<CardOrder<P>>, bell: Arc<EventFd>) -> Self {
+        Self { sender: Some(sender), bell }
+    }
+
+    /// Asks for something. It is answered under its token.
+    ///
+    /// # Errors
+    /// If the card's thread is gone.
+    pub(crate) fn send(&self, order: CardOrder<P>) -> Result<(), SendError<CardOrder<P>>> {
+        let Some(sender) = &self.sender else { return Err(SendError(order)) };
+        sender.send(order)?;
+        let _ = self.bell.write(1);
+        Ok(())
+    }
+}
+
+impl<P> Drop for CardOrders<P> {
+    fn drop(&mut self) {
+        // Closed before the bell rings, so that whoever wakes finds the end.
+        drop(self.sender.take());
+        let _ = self.bell.write(1);
+    }
+}
+
+/// A card, as the control thread has it: there if verbs is in use.
+#[derive(Debug)]
+pub(crate) struct Card<P = VerbsPair> {
+    /// To the card's thread, which ends when this is dropped.
+    pub(crate) orders: CardOrders<P>,
+    /// From the card's thread.
+    pub(crate) answers: Receiver<CardAnswer<P>>,
+    /// How each class uses its path, high, medium, low: one queue pair a connection if they are
+    /// all equal, else one a class.
+    pub(crate) paths: [PathSettings; 3],
+    /// Sizes to ask for, for each queue pair.
+    pub(crate) caps: Caps,
+    /// Receives for notifications of each rail, without those that are kept back.
+    pub(crate) receives: u32,
+    /// Rails that the fabric has room for, rail 0 among them.
+    pub(crate) rails_max: u16,
+    /// The device and its port, for people.
+    pub(crate) name: String,
+}

@@ -1,0 +1,169 @@
+//! Regions of an engine with a card, whose thread is played by the test: registered before they
+//! are live, let go after the core has forgotten them, and refused where they cannot be.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::*;
+use crate::abi::{Counter, errno};
+use crate::client::{RingOptions, Scope, Stats};
+use crate::control::{CardAnswer, CardDone, CardOrder, CardWork};
+use crate::fabric::qp::provider::{Access, Caps, Key, PathSettings, ProviderError, Registration};
+use crate::shm::Mapping;
+use crate::{Nop, Rights};
+
+/// Only a failure ever waits so long.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The card's thread, as a test plays it.
+struct Played {
+    ordered: Receiver<CardOrder>,
+    said: Sender<CardAnswer>,
+    link: Arc<Link>,
+}
+
+impl Played {
+    fn next(&self) -> CardOrder {
+        self.ordered.recv_timeout(PATIENCE).expect("an order in time")
+    }
+
+    fn say(&self, token: u64, done: CardDone) {
+        self.said.send(CardAnswer { token, done }).unwrap();
+        self.link.kick_control();
+    }
+
+    /// The next order, which must be to register; it is answered.
+    fn registers(&self, id: u32) -> Arc<Mapping> {
+        let CardOrder { token, work } = self.next();
+        let CardWork::Register { memory, access } = work else { panic!("{work:?}") };
+        assert_eq!(access, Access { write: false, read: false, atomics: false });
+        self.say(token, CardDone::Registered(registration(id, memory.bytes())));
+        memory
+    }
+
+    /// The next order, which must be to end a registration; it is answered.
+    fn deregisters(&self) -> u32 {
+        let CardOrder { token, work } = self.next();
+        let CardWork::Deregister { id } = work else { panic!("{work:?}") };
+        self.say(token, CardDone::Deregistered);
+        id
+    }
+}
+
+fn registration(id: u32, bytes: u64) -> Registration {
+    let key = Key { offset: 0, bytes, address: 0x1000, lkey: id, rkey: id };
+    Registration { id, keys: Box::new([key]) }
+}
+
+fn engine() -> (Engine, Played) {
+    let config = Config { verbs: VerbsUse::Off, ..Config::default() };
+    let link = Arc::new(Link::new(config.rings_max).unwrap());
+    let bell = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap());
+    let (orders, ordered) = channel();
+    let (said, answers) = channel();
+    let card = Card {
+        orders: CardOrders::new(orders, bell),
+        answers,
+        paths: [PathSettings::DEFAULT; 3],
+        caps: Caps { sends: 8, receives: 8, inline_bytes: 16 },
+        receives: 4,
+        rails_max: 2,
+        name: "card0 port 1".to_string(),
+    };
+    let played = Played { ordered, said, link: Arc::clone(&link) };
+    let mut engine = Engine { config, verbs: None, link, asks: channel().0, threads: Vec::new() };
+    engine.launch(None, Some(card), None::<fn()>).unwrap();
+    (engine, played)
+}
+
+fn uses(stats: &Stats) -> (u64, u64) {
+    (stats[Counter::Regions], stats[Counter::RegionBytes])
+}
+
+#[test]
+fn a_region_is_registered_before_it_is_live_and_let_go_after_its_end() {
+    let (engine, card) = engine();
+    let session = engine.connect().unwrap();
+    thread::scope(|scope| {
+        let alloc = scope.spawn(|| session.alloc(8192).unwrap());
+        let memory = card.registers(7);
+        assert_eq!(memory.bytes(), 8192);
+        let region = alloc.join().unwrap();
+        region.export("known", Rights::ALL).unwrap();
+        assert_eq!(uses(&session.stats(Scope::Session).unwrap()), (1, 8192));
+        let release = scope.spawn(|| region.release().unwrap());
+        assert_eq!(card.deregisters(), 7);
+        release.join().unwrap();
+        assert_eq!(uses(&session.stats(Scope::Session).unwrap()), (0, 0));
+        assert_eq!(Arc::strong_count(&memory), 1, "nobody else has it any more");
+    });
+}
+
+#[test]
+fn memory_that_cannot_be_locked_is_refused_and_charged_to_nobody() {
+    let (engine, card) = engine();
+    let session = engine.connect().unwrap();
+    thread::scope(|scope| {
+        let alloc = scope.spawn(|| session.alloc(1 << 20).unwrap_err());
+        let CardOrder { token, .. } = card.next();
+        let hint = "raise the limit of locked memory";
+        let error = ProviderError::Os { call: "ibv_reg_mr", errno: errno::ENOMEM, hint };
+        card.say(token, CardDone::Failed(error));
+        let error = alloc.join().unwrap();
+        let refusal = error.refusal().expect("an answer");
+        assert_eq!(refusal.errno, errno::ENOMEM);
+        for words in ["1048576 bytes", "card0 port 1", hint, "memlock", "verbs = off"] {
+            assert!(refusal.text.contains(words), "{}", refusal.text);
+        }
+        assert_eq!(uses(&session.stats(Scope::Session).unwrap()), (0, 0));
+        // The session goes on.
+        let alloc = scope.spawn(|| session.alloc(4096).unwrap());
+        drop(card.registers(8));
+        let region = alloc.join().unwrap();
+        let release = scope.spawn(|| region.release().unwrap());
+        assert_eq!(card.deregisters(), 8);
+        release.join().unwrap();
+    });
+}
+
+#[test]
+fn a_region_whose_session_ended_meanwhile_is_let_go() {
+    let (engine, card) = engine();
+    let session = engine.connect().unwrap();
+    thread::scope(|scope| {
+        // It asks, and is gone before the card has answered.
+        let asker = scope.spawn(move || {
+            let region = session.alloc(4096);
+            drop(session);
+            region.map(drop)
+        });
+        let CardOrder { token, work } = card.next();
+        let CardWork::Register { memory, .. } = work else { panic!("{work:?}") };
+        let _ = engine.asks.send(Ask::Shutdown);
+        engine.link.kick_control();
+        // Sessions end now, this one too; the answer comes after that.
+        assert!(asker.join().unwrap().is_err());
+        card.say(token, CardDone::Registered(registration(9, memory.bytes())));
+        assert_eq!(card.deregisters(), 9);
+    });
+    engine.shutdown().unwrap();
+}
+
+#[test]
+fn a_card_whose_thread_is_gone_refuses_and_the_engine_goes_on() {
+    let (engine, card) = engine();
+    let session = engine.connect().unwrap();
+    let link = Arc::clone(&card.link);
+    drop(card);
+    link.kick_control();
+    let error = session.alloc(4096).unwrap_err();
+    assert_eq!(error.refusal().map(|refusal| refusal.errno), Some(errno::ENOMEM), "{error}");
+    let mut ring = session.ring(RingOptions::new(8, 8)).unwrap();
+    ring.push(Nop::new()).unwrap();
+    ring.submit_and_wait(1, None).unwrap();
+    assert!(ring.reap().unwrap().is_some());
+}

@@ -1,0 +1,368 @@
+//! Which device an engine uses, and opening it: what `verbring devices` calls chosen, within what
+//! the settings ask for.
+//!
+//! **Tests**: here for the sizes and the choice; over a device in `tests/verbs`.
+
+use std::fmt;
+use std::net::Ipv6Addr;
+use std::path::Path;
+
+use nix::sched::sched_getcpu;
+use thiserror::Error;
+use tracing::{info, warn};
+
+use super::SpawnError;
+use super::config::{Config, VerbsUse};
+use crate::abi::FABRIC_VERBS;
+use crate::fabric::qp::provider::{DeviceLimits, PathSettings, Provider, ProviderControl};
+use crate::fabric::qp::{self, RECEIVES_KEPT, SENDS_KEPT};
+use crate::fabric::verbs::{
+    Card, Judged, Obstacle, VerbsControl, VerbsError, VerbsProvider, VerbsSettings, Wish, cards,
+    judge, numa_node_of, open, open_all,
+};
+
+/// The card that an engine uses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Verbs {
+    /// The device's name.
+    pub device: String,
+    /// Its port, from 1.
+    pub port: u8,
+    /// Place in the port's table of GIDs; 0 on InfiniBand without one.
+    pub gid_index: u8,
+    /// The address there.
+    pub address: Option<Ipv6Addr>,
+    /// Path MTU, bytes: the least of the port's and the setting.
+    pub mtu_bytes: u32,
+    /// Queue pairs at once.
+    pub pairs_max: u16,
+    /// Work requests in flight on each.
+    pub depth: u32,
+    /// Notifications that a peer may send on each before any is handed out.
+    pub receives: u32,
+}
+
+impl fmt::Display for Verbs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { device, port, gid_index, mtu_bytes, pairs_max, depth, receives, .. } = self;
+        write!(f, "{device} port {port} GID {gid_index}")?;
+        if let Some(address) = self.address {
+            write!(f, " ({address})")?;
+        }
+        write!(f, ", path MTU {mtu_bytes}, up to {pairs_max} queue pairs ")?;
+        write!(f, "of {depth} sends and {receives} receives")
+    }
+}
+
+/// Why no card can be used.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum NoVerbs {
+    /// The library, or the device, does not open.
+    #[error(transparent)]
+    Device(#[from] VerbsError),
+    /// The device that was asked for is not there.
+    #[error("there is no device {wished}: set verbs_device to one of {have}")]
+    Unknown {
+        /// What was asked for.
+        wished: String,
+        /// Those that are there.
+        have: String,
+    },
+    /// Nothing of what was asked for can be used.
+    #[error("{place} cannot be used: {why}")]
+    Obstacle {
+        /// The device, port and GID that came nearest.
+        place: String,
+        /// What is in its way, and what to do.
+        why: String,
+    },
+    /// Nothing fits what was asked for.
+    #[error(
+        "no port and address fits verbs_device and verbs_gid: verbring devices shows those that \
+         there are"
+    )]
+    NotFound,
+    /// Not even one queue pair fits.
+    #[error(
+        "{device} completes {entries} works at once, and one queue pair of {depth} sends and \
+         {receives} receives is more: lower verbs_depth or verbs_receives"
+    )]
+    Room {
+        /// The device.
+        device: String,
+        /// Entries of its completion queue.
+        entries: u32,
+        /// Of one queue pair.
+        depth: u32,
+        /// Of one queue pair.
+        receives: u32,
+    },
+}
+
+/// A card, open.
+pub(super) struct Opened {
+    pub(super) provider: VerbsProvider,
+    pub(super) control: VerbsControl,
+    /// Sizes and times of the fabric over it.
+    pub(super) rails: qp::Config,
+    /// How each class uses its path, high, medium, low.
+    pub(super) paths: [PathSettings; 3],
+    pub(super) verbs: Verbs,
+}
+
+/// A WRITE of at most so many bytes goes inline, where the device can.
+const INLINE_BYTES: u32 = 220;
+/// At least every so many work requests one is signalled.
+const SIGNAL_EVERY: u32 = 16;
+/// Repeats of a request on a rebuilt queue pair.
+const ATTEMPTS_MAX: u8 = 3;
+/// Beside the work's own time-outs: what the two control threads need to answer each other.
+const ANSWERS_NS: u64 = 500_000_000;
+
+/// Opens the card that the settings ask for. `None`, and a line in the log, where there is none
+/// and none is required.
+pub(super) fn open_card(config: &Config) -> Result<Option<Opened>, SpawnError> {
+    if config.verbs == VerbsUse::Off {
+        return Ok(None);
+    }
+    match open_chosen(config) {
+        Ok(opened) => {
+            let fewer = opened.verbs.pairs_max + 1 < config.rails_max;
+            let why = if fewer { ": fewer than rails_max, for want of completions" } else { "" };
+            info!("verbs: {}{why}", opened.verbs);
+            Ok(Some(opened))
+        }
+        Err(source) if config.verbs == VerbsUse::Require => Err(SpawnError::Verbs { source }),
+        // What was named is missed; what was not, most machines do not have.
+        Err(error) if config.verbs_device.is_some() => {
+            warn!("verbs is not used: {error}");
+            Ok(None)
+        }
+        Err(error) => {
+            info!("verbs is not used: {error}");
+            Ok(None)
+        }
+    }
+}
+
+fn open_chosen(config: &Config) -> Result<Opened, NoVerbs> {
+    let root = Path::new("/");
+    let mut cards = cards(root);
+    if cards.is_empty() {
+        return Err(VerbsError::NoDevice.into());
+    }
+    open_all(&mut cards)?;
+    let processor = config.pin.map(|cpu| cpu as usize).or_else(|| sched_getcpu().ok());
+    let numa_node = processor.and_then(|processor| numa_node_of(root, processor));
+    let chosen = choose(&cards, config, numa_node)?;
+    let (provider, control) = open_sized(config, &chosen)?;
+    let limits = control.limits();
+    let rails = sizes(config, &limits, provider.completions_max());
+    let device = chosen.device.clone();
+    if rails.rails_max < 2 {
+        let (entries, qp::Config { depth, receives, .. }) = (provider.completions_max(), rails);
+        return Err(NoVerbs::Room { device, entries, depth, receives });
+    }
+    let gid_index = chosen.gid_index.unwrap_or(0);
+    let verbs = Verbs {
+        device,
+        port: chosen.port,
+        gid_index,
+        address: address(&cards, &chosen),
+        mtu_bytes: limits.mtu_bytes.min(config.verbs_mtu),
+        pairs_max: rails.rails_max - 1,
+        depth: rails.depth,
+        receives: rails.receives,
+    };
+    let paths = paths(config, chosen.port, gid_index);
+    Ok(Opened { provider, control, rails, paths, verbs })
+}
+
+/// The best place of those that the settings admit.
+fn choose(cards: &[Card], config: &Config, numa_node: Option<u32>) -> Result<Judged, NoVerbs> {
+    let device = config.verbs_device.as_ref();
+    let wish = Wish {
+        device: device.map(|device| device.name.clone()),
+        port: device.and_then(|device| device.port),
+        gid_index: config.verbs_gid,
+        numa_node,
+    };
+    if let Some(wished) = &wish.device
+        && !cards.iter().any(|card| card.name == *wished)
+    {
+        let have: Vec<_> = cards.iter().map(|card| card.name.as_str()).collect();
+        return Err(NoVerbs::Unknown { wished: wished.clone(), have: have.join(", ") });
+    }
+    let judged = judge(cards, &wish);
+    let wished = |it: &&Judged| !it.obstacles.contains(&Obstacle::NotWished);
+    let Some(best) = judged.iter().find(wished) else { return Err(NoVerbs::NotFound) };
+    if best.obstacles.is_empty() {
+        return Ok(best.clone());
+    }
+    let gid = best.gid_index.map_or(String::new(), |index| format!(" GID {index}"));
+    let place = format!("{} port {}{gid}", best.device, best.port);
+    let why: Vec<_> = best.obstacles.iter().map(ToString::to_string).collect();
+    Err(NoVerbs::Obstacle { place, why: why.join("; ") })
+}
+
+fn address(cards: &[Card], chosen: &Judged) -> Option<Ipv6Addr> {
+    let card = cards.iter().find(|card| card.name == chosen.device)?;
+    let port = card.ports.iter().find(|port| port.number == chosen.port)?;
+    let gid = port.gids.iter().find(|gid| Some(gid.index) == chosen.gid_index)?;
+    Some(gid.address)
+}
+
+/// Opens a device with a completion queue for all rails; a smaller one where its memory may not be
+/// locked.
+fn open_sized(
+    config: &Config,
+    chosen: &Judged,
+) -> Result<(VerbsProvider, VerbsControl), VerbsError> {
+    let pair = config.verbs_depth + SENDS_KEPT + config.verbs_receives + RECEIVES_KEPT;
+    let mut settings = VerbsSettings::new(&chosen.device, chosen.port);
+    settings.completions = pair * u32::from(config.rails_max - 1);
+    loop {
+        match open(&settings) {
+            Err(VerbsError::LockedMemory { .. }) if settings.completions / 2 >= pair => {
+                settings.completions /= 2;
+            }
+            other => return other,
+        }
+    }
+}
+
+/// What fits the device: queue pairs within its depth, and as many as its completions allow.
+fn sizes(config: &Config, limits: &DeviceLimits, completions: u32) -> qp::Config {
+    let most = |kept: u32| limits.depth_max.saturating_sub(kept).max(1);
+    let depth = config.verbs_depth.min(most(SENDS_KEPT));
+    let receives = config.verbs_receives.min(most(RECEIVES_KEPT));
+    let pairs = completions / (depth + SENDS_KEPT + receives + RECEIVES_KEPT);
+    let pairs = pairs.min(limits.pairs_max).min(u32::from(config.rails_max - 1));
+    let timeout_ns = 4_096_u64 << config.verbs_timeout;
+    let silent_ns = timeout_ns.saturating_mul(u64::from(config.verbs_retry) + 1);
+    qp::Config {
+        fabric: FABRIC_VERBS,
+        rails_max: u16::try_from(pairs + 1).unwrap_or(config.rails_max),
+        depth,
+        receives,
+        inline_bytes: INLINE_BYTES,
+        signal_every: SIGNAL_EVERY.min(depth),
+        message_bytes_max: limits.message_bytes_max,
+        regions_max: config.regions_max,
+        attempts_max: ATTEMPTS_MAX,
+        stuck_ns: silent_ns.saturating_add(ANSWERS_NS),
+        grace_ns: timeout_ns.min(ANSWERS_NS / 4),
+        drain_ns: silent_ns.saturating_add(ANSWERS_NS),
+    }
+}
+
+fn paths(config: &Config, port: u8, gid_index: u8) -> [PathSettings; 3] {
+    let mut paths = [PathSettings {
+        port,
+        gid_index,
+        mtu_bytes_max: config.verbs_mtu,
+        timeout: config.verbs_timeout,
+        retry: config.verbs_retry,
+        rnr_retry: config.verbs_rnr_retry,
+        ..PathSettings::DEFAULT
+    }; 3];
+    let (levels, classes) = (config.verbs_service_level, config.verbs_traffic_class);
+    for ((path, service_level), traffic_class) in paths.iter_mut().zip(levels).zip(classes) {
+        (path.service_level, path.traffic_class) = (service_level, traffic_class);
+    }
+    paths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fabric::qp::sim::SimConfig;
+    use crate::fabric::verbs::{Gid, GidKind, Port};
+
+    fn config(device: &str, gid: Option<u8>) -> Config {
+        let verbs_device = Some(device.parse().unwrap());
+        Config { verbs_device, verbs_gid: gid, ..Config::default() }
+    }
+
+    fn card(name: &str, up: bool) -> Card {
+        let gid = |index, address: &str| Gid {
+            index,
+            address: address.parse().unwrap(),
+            kind: GidKind::RoceV2,
+            netdev: Some("wire0".to_string()),
+            up,
+        };
+        let gids = vec![gid(0, "fe80::1"), gid(1, "::ffff:10.99.0.1")];
+        let (state, mtu_bytes) = ("ACTIVE".to_string(), Some(1024));
+        let port = Port { number: 1, state, ethernet: true, rate: 100, mtu_bytes, gids };
+        Card { name: name.to_string(), numa_node: None, obstacle: None, ports: vec![port] }
+    }
+
+    #[test]
+    fn the_settings_choose_and_what_is_in_the_way_is_told() {
+        let cards = [card("rxe0", true), card("rxe1", false)];
+        let chosen = |config: &Config| {
+            choose(&cards, config, None)
+                .map(|it| (it.device, it.port, it.gid_index))
+                .map_err(|error| error.to_string())
+        };
+        let best = ("rxe0".to_string(), 1, Some(1));
+        assert_eq!(chosen(&Config::default()), Ok(best.clone()));
+        assert_eq!(chosen(&config("rxe0:1", Some(0))), Ok((best.0, 1, Some(0))));
+        let text = "there is no device mlx5_0: set verbs_device to one of rxe0, rxe1";
+        assert_eq!(chosen(&config("mlx5_0", None)), Err(text.to_string()));
+        let text = "rxe1 port 1 GID 1 cannot be used: wire0 is down: ip link set wire0 up";
+        assert_eq!(chosen(&config("rxe1", None)), Err(text.to_string()));
+        let refusal = chosen(&config("rxe0:2", None)).unwrap_err();
+        assert!(refusal.contains("verbs_device and verbs_gid"), "{refusal}");
+    }
+
+    #[test]
+    fn fewer_rails_where_completions_are_few() {
+        let limits = SimConfig::DEFAULT.limits;
+        let config = Config::default();
+        let each = 128 + SENDS_KEPT + 64 + RECEIVES_KEPT;
+        let all = sizes(&config, &limits, each * 31);
+        assert_eq!((all.rails_max, all.depth, all.receives), (32, 128, 64));
+        assert_eq!(all.caps().sends + all.caps().receives, each);
+        assert_eq!(sizes(&config, &limits, each * 5 - 1).rails_max, 5);
+        assert_eq!(sizes(&config, &limits, each - 1).rails_max, 1, "none but this host");
+        let small = DeviceLimits { depth_max: 32, pairs_max: 3, ..limits };
+        let few = sizes(&config, &small, 1 << 16);
+        assert_eq!((few.rails_max, few.depth), (4, 32 - SENDS_KEPT));
+        assert_eq!(few.receives, 32 - RECEIVES_KEPT);
+    }
+
+    #[test]
+    fn classes_have_their_own_levels() {
+        let config = Config {
+            verbs_service_level: [3, 2, 1],
+            verbs_traffic_class: [106, 0, 0],
+            verbs_mtu: 1024,
+            ..Config::default()
+        };
+        let [high, medium, low] = paths(&config, 2, 7);
+        assert_eq!((high.service_level, high.traffic_class), (3, 106));
+        assert_eq!((medium.service_level, low.service_level), (2, 1));
+        assert_eq!((low.port, low.gid_index, low.mtu_bytes_max), (2, 7, 1024));
+    }
+
+    #[test]
+    fn one_line_says_what_is_in_use() {
+        let verbs = Verbs {
+            device: "rxe0".to_string(),
+            port: 1,
+            gid_index: 1,
+            address: Some("::ffff:10.99.0.1".parse().unwrap()),
+            mtu_bytes: 1024,
+            pairs_max: 31,
+            depth: 128,
+            receives: 64,
+        };
+        let line = "rxe0 port 1 GID 1 (::ffff:10.99.0.1), path MTU 1024, up to 31 queue pairs of \
+                    128 sends and 64 receives";
+        assert_eq!(verbs.to_string(), line);
+    }
+}

@@ -157,6 +157,10 @@ pub struct Record {
     pub defers: u32,
     /// `WAIT_*` of the last time it found none.
     pub wait: u16,
+    /// The rail it goes by.
+    pub rail: u16,
+    /// It lacks only a credit for its notification, and stepped aside.
+    pub starved: bool,
 }
 
 /// All records of an engine.
@@ -207,6 +211,8 @@ impl Ledger {
             posted_ns: 0,
             defers: 0,
             wait: 0,
+            rail: 0,
+            starved: false,
         };
         let records = (0..capacity).map(blank).collect();
         Self { records, free: 0, free_last: capacity - 1, open: 0 }
@@ -220,8 +226,8 @@ impl Ledger {
     }
 
     /// Opens a record for the op that was written to [`Ledger::vacant`]; `None` if all are in use.
-    /// What [`Record`] has beside the op and the arguments, but for `fate`, `number`, `sequence`
-    /// and `checked`, begins at zero.
+    /// What [`Record`] has beside the op and the arguments, but for `fate`, `number`, `sequence`,
+    /// `checked`, `rail` and `starved`, begins at zero.
     #[inline]
     pub fn open(
         &mut self,

@@ -12,15 +12,13 @@
 //! **Deliberately absent**: names, secrets, keys, connections.
 
 use crate::abi::{Detail, RIGHT_NOTIFY, errno};
-use crate::fabric::Fabric;
+use crate::fabric::{Arrival, Fabric};
 use crate::ids::{RegionId, SessionId};
 use crate::ring::Memory;
 
+use super::rails::RAILS_MAX;
 use super::tables::{Region, RegionKind};
 use super::{Engine, Reply};
-
-/// Rails that a region's loans can name.
-pub(super) const RAILS_MAX: u16 = 64;
 
 impl<F: Fabric, M: Memory> Engine<F, M> {
     pub(super) fn add_peer_import(
@@ -128,6 +126,21 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         Ok(())
     }
 
-    /// Has queued ops looked through for those whose region is gone.
-    pub(super) fn purge(&mut self) {}
+    /// Hears what peers say they changed, a bounded number of times a turn.
+    pub(super) fn hear_arrivals(&mut self) {
+        let mut arrived = std::mem::take(&mut self.abroad.arrived);
+        arrived.clear();
+        self.fabric.arrivals(&mut arrived);
+        for arrival in &arrived {
+            let Arrival { rail, region, immediate } = *arrival;
+            let id = RegionId(region);
+            let lent = self.own(id).is_some_and(|region| region.lent_notify >> rail & 1 != 0);
+            if lent {
+                self.notify(id.index(), immediate);
+            } else {
+                self.strays += 1;
+            }
+        }
+        self.abroad.arrived = arrived;
+    }
 }

@@ -28,27 +28,33 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         self.flushes.push_back(&mut self.ledger, slot);
     }
 
-    /// Moves the flushes under way, each by a bounded number of steps.
-    pub(super) fn step_flushes(&mut self) {
+    /// Moves the flushes under way, each by a bounded number of steps. False if each waits for
+    /// an op, or for a rail that has its region.
+    pub(super) fn step_flushes(&mut self) -> bool {
         let mut budget = STEPS_PER_TURN;
+        let mut moved = false;
         let last = self.flushes.head();
         let mut first = true;
         while budget > 0 && !self.flushes.is_empty() {
             let slot = self.flushes.head();
             if slot == last && !first {
-                return;
+                return moved;
             }
             first = false;
             self.flushes.remove(&mut self.ledger, slot);
+            let before = self.ledger[slot].cursor;
             if self.step_flush(slot, &mut budget) {
+                moved = true;
                 self.finish(slot);
                 if slot == last {
-                    return;
+                    return moved;
                 }
             } else {
+                moved |= self.ledger[slot].cursor != before;
                 self.flushes.push_back(&mut self.ledger, slot);
             }
         }
+        moved || !self.flushes.is_empty()
     }
 
     /// True once nothing earlier on the region is under way.

@@ -43,8 +43,13 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 return;
             }
         } else if failed || record.op.flags & SQE_SKIP_SUCCESS == 0 {
-            let fabric = self.fabric.limits().fabric;
-            ring.end.push(final_cqe(record, fabric, self.now_ns).to_words());
+            let carrier = match &self.fabric {
+                fabric if fabric.rails() > 1 => {
+                    u16::from(fabric.fabric_of(record.rail)) << 8 | record.rail
+                }
+                fabric => u16::from(fabric.limits().fabric) << 8,
+            };
+            ring.end.push(final_cqe(record, carrier, self.now_ns).to_words());
             ring.end.count(RingCounter::Completed, 1);
         } else {
             ring.end.forgo(1);
@@ -141,7 +146,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     }
 
     /// Tells a region's owner: through its oldest ARM, or merged until the next.
-    fn notify(&mut self, target: u32, immediate: u32) {
+    pub(super) fn notify(&mut self, target: u32, immediate: u32) {
         let region = &mut self.regions[target as usize];
         region.pending = region.pending.saturating_add(1);
         region.pending_immediate = immediate;
@@ -309,7 +314,7 @@ pub(super) fn counter_of(class: Class) -> Counter {
 }
 
 #[inline]
-fn final_cqe(record: &Record, fabric: u8, now_ns: u64) -> Cqe {
+fn final_cqe(record: &Record, carrier: u16, now_ns: u64) -> Cqe {
     let units = |from: u64, to: u64| {
         u32::try_from(to.saturating_sub(from) / CQE_TIME_UNIT_NS).unwrap_or(u32::MAX)
     };
@@ -319,7 +324,7 @@ fn final_cqe(record: &Record, fabric: u8, now_ns: u64) -> Cqe {
         Some(failure) => (-failure.errno, failure.flags, failure.detail),
         None => {
             let bytes = i32::try_from(record.done_bytes).unwrap_or(i32::MAX);
-            (bytes, 0, u16::from(if moved { fabric } else { FABRIC_NONE }) << 8)
+            (bytes, 0, if moved { carrier } else { u16::from(FABRIC_NONE) << 8 })
         }
     };
     Cqe {

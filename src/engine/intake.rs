@@ -11,6 +11,7 @@ use crate::ring::{EngineEnd, Fault, Memory};
 
 use super::finish::counter_of;
 use super::pages::{BLOCK_PAGES, PagePool};
+use super::rails::rail_of;
 use super::search::Search;
 use super::tables::{Phase, Region, Ring, Session, Wind};
 use super::validate::{Judge, inside, plain_nop};
@@ -139,6 +140,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let want = copied.count().min(waiting).min(records);
         let count = end.take_many(want).unwrap_or(0);
         let cq_entries = end.cq_entries();
+        let abroad = self.fabric.rails() > 1;
         let mut sequence = self.sequence;
         let mut number = *next_number;
         let mut passed = 0;
@@ -170,8 +172,16 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 end.fate_accepted(fate, record.id().0, number);
                 let (named, late) = (record.op.names(), record.op.deadline_us > 0);
                 self.deadlines += u32::from(late);
+                let rail = if abroad { rail_of(&self.regions, &record.op) } else { 0 };
+                if abroad {
+                    record.rail = rail;
+                }
                 ops.push_back(&mut self.ledger, slot);
-                self.lanes.push(&mut self.ledger, slot);
+                if rail == 0 {
+                    self.lanes.push(&mut self.ledger, slot);
+                } else {
+                    self.abroad.push(&mut self.ledger, slot, rail);
+                }
                 refer(&mut self.regions, named);
             }
             number += 1;
@@ -276,7 +286,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             Opcode::Cancel => self.begin_cancel(slot),
             Opcode::Flush => self.begin_flush(slot),
             Opcode::Arm => self.begin_arm(slot),
-            _ => self.lanes.push(&mut self.ledger, slot),
+            _ => self.enqueue(slot),
         }
     }
 

@@ -20,6 +20,7 @@ mod command;
 mod finish;
 mod intake;
 mod pages;
+mod rails;
 mod schedule;
 mod search;
 mod tables;
@@ -45,6 +46,7 @@ pub(crate) use validate::{FLAGS_SERVED, OPCODES_SERVED};
 
 use finish::Leavers;
 use pages::PagePool;
+use rails::Abroad;
 use search::Query;
 use tables::{Owner, Posts, Region, Session, Share};
 
@@ -124,6 +126,7 @@ pub struct Engine<F: Fabric, M> {
     fabric: F,
     ledger: Ledger,
     lanes: Lanes,
+    abroad: Abroad,
     window: Window,
     posts: Posts,
     pages: PagePool,
@@ -194,11 +197,15 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         limits.check();
         let depth = fabric.limits().depth.min(limits.window_ops);
         let rings = limits.rings_max as usize;
+        let deepest = (1..fabric.rails()).map(|rail| fabric.depth_of(rail)).max().unwrap_or(0);
+        let batch = depth.max(deepest) as usize + 1;
+        let in_fabric = depth + Abroad::depth(&fabric);
         Self {
             ledger: Ledger::new(limits.engine, limits.records),
             lanes: Lanes::default(),
+            abroad: Abroad::new(&fabric, limits.window_bytes),
             window: Window::new(depth, limits.window_bytes),
-            posts: Posts::new(depth),
+            posts: Posts::new(in_fabric),
             pages: PagePool::new(limits.list_blocks),
             sessions: vec![Session::NONE; limits.sessions_max as usize],
             owners: vec![Owner::default(); limits.sessions_max as usize],
@@ -218,13 +225,15 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             bells: Vec::with_capacity(2 * rings),
             flushes: List::default(),
             query: None,
-            // Beside those to commands just taken: one for each ring and region that is going.
-            replies: VecDeque::with_capacity(REPLIES_MAX + rings + limits.regions_max as usize),
-            events: VecDeque::with_capacity(rings + limits.regions_max as usize),
+            // Beside those to commands just taken: one for each ring and region that is going, and
+            // for each import that is withdrawn.
+            replies: VecDeque::with_capacity(REPLIES_MAX + rings + 2 * limits.regions_max as usize),
+            // A region may be revoked, and then removed.
+            events: VecDeque::with_capacity(rings + 2 * limits.regions_max as usize),
             // One more than fits, so that it is the window that tells when it is full.
-            batch: vec![Request::NONE; depth as usize + 1].into(),
+            batch: vec![Request::NONE; batch].into(),
             leavers: Leavers::NONE,
-            done: Vec::with_capacity(depth as usize),
+            done: Vec::with_capacity(in_fabric as usize),
             deadlines: 0,
             sweep_from: 0,
             sequence: 0,
@@ -242,16 +251,26 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     pub fn turn(&mut self, now_ns: u64) -> Turn {
         self.now_ns = now_ns.max(self.now_ns);
         self.turns += 1;
+        let abroad = self.abroad();
+        let open = self.ledger.open_count();
         let mut turn = Turn { reaped: self.reap(), ..Turn::default() };
+        if abroad {
+            self.hear_arrivals();
+            self.step_purge();
+        }
         if self.blocked() {
             self.wake_blocked();
         }
         self.wind();
         self.step_query();
         turn.taken = self.intake();
-        self.step_flushes();
+        let flushed = self.step_flushes();
         self.sweep_deadlines();
         turn.posted = self.schedule();
+        if abroad {
+            turn.posted += self.schedule_abroad();
+            self.abroad.moved = flushed || self.ledger.open_count() != open;
+        }
         self.publish();
         turn.busy = self.busy();
         turn
@@ -259,14 +278,18 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 
     /// True if a further turn may move something that is already here.
     fn busy(&self) -> bool {
-        !self.lanes.is_empty()
+        let here = !self.lanes.is_empty()
             || self.window.ops() > 0
             || !self.unsure.is_empty()
-            || !self.flushes.is_empty()
-            || !self.winding.is_empty()
             || !self.disarming.is_empty()
             || self.query.is_some()
-            || !self.replies.is_empty()
+            || !self.replies.is_empty();
+        // Without peers whatever a FLUSH or a ring's end waits for is under way here.
+        here || if self.abroad() {
+            self.busy_abroad()
+        } else {
+            !self.flushes.is_empty() || !self.winding.is_empty()
+        }
     }
 
     /// The next ring whose client's bell must be rung.
@@ -315,8 +338,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     /// What a host that sleeps must attend to beside bells and commands.
     pub fn watches(&self) -> Watch {
         Watch {
-            completions: self.fabric.rails() > 1,
-            timed: self.fabric.rails() > 1 && (self.fabric.restless() || self.deadlines > 0),
+            completions: self.abroad(),
+            timed: self.abroad() && (self.fabric.restless() || self.deadlines > 0),
         }
     }
 

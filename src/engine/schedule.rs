@@ -6,9 +6,12 @@ use crate::abi::{
 use crate::fabric::{Fabric, Request, Verb};
 use crate::ledger::{Failure, NIL, Op, State};
 use crate::ring::Memory;
+use crate::sched::credits::Grant;
 
 use super::intake::order_fates;
 use super::pages::BLOCK_PAGES;
+use super::rails::note_failure;
+use super::tables::RegionKind;
 use super::validate::current;
 use super::{Engine, STEPS_PER_TURN};
 
@@ -16,7 +19,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     /// Collects completions: they give credits back and end ops.
     #[inline(never)]
     pub(super) fn reap(&mut self) -> u32 {
-        if self.window.ops() == 0 {
+        let abroad = self.abroad();
+        if self.window.ops() == 0 && !abroad {
             return 0;
         }
         let mut done = std::mem::take(&mut self.done);
@@ -25,14 +29,17 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         for completion in &done {
             // A completion for a post that is not open is stale: it moves nothing.
             let Some((slot, bytes, grant)) = self.posts.close(completion.ticket) else { continue };
-            self.window.give(grant);
             let record = &mut self.ledger[slot];
+            if abroad && record.rail != 0 {
+                self.abroad.give(record.rail, grant);
+            } else {
+                self.window.give(grant);
+            }
             record.in_fabric -= 1;
             if completion.errno == 0 {
                 record.done_bytes += u64::from(bytes);
-            } else if record.failure.is_none() {
-                let detail = Detail::None as u16;
-                record.failure = Some(Failure { errno: completion.errno, detail, flags: 0 });
+            } else {
+                note_failure(record, bytes, *completion);
             }
             if record.in_fabric == 0 && (record.posted_whole || record.failure.is_some()) {
                 self.end(slot);
@@ -65,8 +72,21 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 
     /// Takes an op out of its lane.
     pub(super) fn unqueue(&mut self, slot: u32) {
+        if self.abroad() && self.ledger[slot].rail != 0 {
+            self.leave_lane::<true>(slot);
+        } else {
+            self.leave_lane::<false>(slot);
+        }
+    }
+
+    #[inline]
+    fn leave_lane<const ABROAD: bool>(&mut self, slot: u32) {
         self.deadlines -= u32::from(self.ledger[slot].op.deadline_us > 0);
-        self.lanes.remove(&mut self.ledger, slot);
+        if ABROAD {
+            self.abroad.remove(&mut self.ledger, slot);
+        } else {
+            self.lanes.remove(&mut self.ledger, slot);
+        }
     }
 
     /// Posts what the window lets in, most urgent first; returns the number of requests. Only the
@@ -99,7 +119,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 
     /// An op at the head of its lane that must not be posted (any further): late, or its target is
     /// gone. Parts in the fabric are waited for.
-    fn settle_head(&mut self, slot: u32) {
+    pub(super) fn settle_head(&mut self, slot: u32) {
         if self.ledger[slot].in_fabric == 0 {
             self.settle(slot);
         } else {
@@ -110,7 +130,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 
     /// Why an op must not be posted any further.
     #[inline]
-    fn spoiled(&self, slot: u32) -> Option<Failure> {
+    pub(super) fn spoiled(&self, slot: u32) -> Option<Failure> {
         let record = &self.ledger[slot];
         if record.failure.is_some() {
             return record.failure;
@@ -154,6 +174,21 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 return false;
             }
         };
+        self.lay_slice::<false>(slot, place, bytes, grant);
+        true
+    }
+
+    /// Makes the request of an op's next slice, for which there is credit.
+    #[inline]
+    pub(super) fn lay_slice<const ABROAD: bool>(
+        &mut self,
+        slot: u32,
+        place: &mut Request,
+        bytes: u32,
+        grant: Grant,
+    ) {
+        let record = &mut self.ledger[slot];
+        let op = &record.op;
         let Some(ticket) = self.posts.open(slot, bytes, grant) else {
             unreachable!("more credits than posts");
         };
@@ -194,9 +229,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let whole = record.cursor >= record.op.bytes && record.op.pages == 0;
         if whole || self.advance(slot) {
             self.ledger[slot].posted_whole = true;
-            self.unqueue(slot);
+            self.leave_lane::<ABROAD>(slot);
         }
-        true
     }
 
     /// Moves an op's cursor past a page that is posted whole; true if nothing is left to post.
@@ -217,7 +251,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     }
 
     /// Gives a batch to the fabric. What it does not take goes back to where it was.
-    fn ring_doorbell(&mut self, batch: &[Request]) -> u32 {
+    pub(super) fn ring_doorbell(&mut self, batch: &[Request]) -> u32 {
         // Every entry of this batch is marked posted before any of it can take effect.
         order_fates::<M>();
         let taken = self.fabric.post(batch);
@@ -230,13 +264,17 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     /// Undoes [`Engine::post_slice`] for the youngest request of an op.
     fn take_back(&mut self, request: &Request) {
         let Some((slot, bytes, grant)) = self.posts.close(request.ticket) else { return };
-        self.window.give(grant);
         let record = &mut self.ledger[slot];
+        if request.rail != 0 {
+            self.abroad.give(request.rail, grant);
+        } else {
+            self.window.give(grant);
+        }
         record.in_fabric -= 1;
         let whole = std::mem::take(&mut record.posted_whole);
         if whole {
             self.deadlines += u32::from(record.op.deadline_us > 0);
-            self.lanes.push_front(&mut self.ledger, slot);
+            self.requeue(slot);
         } else if record.page > 0 && record.cursor == 0 {
             // The request ended a page: step back into it.
             record.page -= 1;
@@ -285,6 +323,9 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     /// True if an op tells the owner of its target when it is done.
     pub(super) fn notifies(&self, slot: u32) -> bool {
         let op = &self.ledger[slot].op;
-        op.flags & SQE_NOTIFY != 0 && op.target != NIL
+        // A peer is told by the fabric.
+        op.flags & SQE_NOTIFY != 0
+            && op.target != NIL
+            && self.regions[op.target as usize].kind == RegionKind::Own
     }
 }

@@ -159,13 +159,13 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                     ahead += 1;
                     at = List::<LANE>::previous(&self.ledger, at);
                 }
-                let first = self.lanes.first();
-                let wait = if first == Some(slot) {
+                let behind = if ahead > 0 { WAIT_LANE } else { WAIT_CLASS };
+                let wait = if self.abroad() && record.rail != 0 {
+                    self.wait_abroad(slot, ahead, behind)
+                } else if self.lanes.first() == Some(slot) {
                     record.wait
-                } else if ahead > 0 {
-                    WAIT_LANE
                 } else {
-                    WAIT_CLASS
+                    behind
                 };
                 let queued = record.state == State::Queued;
                 (if queued { STATE_QUEUED } else { STATE_POSTED }, wait)

@@ -355,6 +355,11 @@ impl Posts {
         Some((post.slot, post.bytes, grant))
     }
 
+    /// The record of a post that is open.
+    pub(super) fn slot(&self, ticket: u64) -> u32 {
+        self.posts[(ticket & 0xffff_ffff) as usize].slot
+    }
+
     #[cfg(test)]
     pub(super) fn open_posts(&self) -> impl Iterator<Item = &Post> {
         self.posts.iter().filter(|post| post.grant.is_some())

@@ -35,10 +35,12 @@ fn open<F: Fabric, M>(engine: &Engine<F, M>) -> impl Iterator<Item = u32> + '_ {
 /// Credits taken are the requests in the fabric, and every request belongs to an open record.
 fn credits<F: Fabric, M>(engine: &Engine<F, M>, open: &BTreeSet<u32>) {
     let mut posts: BTreeMap<u32, u32> = BTreeMap::new();
-    let mut bytes = 0;
+    let mut by_rail = vec![(0, 0); usize::from(engine.fabric.rails())];
     for post in engine.posts.open_posts() {
         *posts.entry(post.slot).or_default() += 1;
-        bytes += u64::from(post.bytes);
+        let (ops, bytes) = &mut by_rail[usize::from(engine.ledger[post.slot].rail)];
+        *ops += 1;
+        *bytes += u64::from(post.bytes);
     }
     let in_fabric: BTreeMap<u32, u32> = open
         .iter()
@@ -46,11 +48,12 @@ fn credits<F: Fabric, M>(engine: &Engine<F, M>, open: &BTreeSet<u32>) {
         .filter(|&(_, count)| count > 0)
         .collect();
     assert_eq!(posts, in_fabric, "posts by record");
-    assert_eq!(engine.window.ops(), posts.values().sum::<u32>(), "credits in ops");
-    assert_eq!(engine.window.bytes(), bytes, "credits in bytes");
+    for (rail, (ops, bytes)) in (0..).zip(by_rail) {
+        let window = if rail == 0 { &engine.window } else { engine.abroad.window(rail) };
+        assert_eq!((window.ops(), window.bytes()), (ops, bytes), "credits of rail {rail}");
+        assert!(ops == 1 || bytes <= engine.limits.window_bytes, "the window in bytes");
+    }
     assert!(engine.window.ops() <= engine.limits.window_ops, "the window in ops");
-    let alone = engine.window.ops() == 1;
-    assert!(alone || bytes <= engine.limits.window_bytes, "the window in bytes");
 }
 
 /// Every record is on the one list that its state names, in order of intake on its ring's.
@@ -61,6 +64,18 @@ fn lists<F: Fabric, M>(engine: &Engine<F, M>, open: &BTreeSet<u32>) {
         for slot in walk::<LANE, F, M>(engine, head) {
             assert_eq!(engine.ledger[slot].op.class, class, "a lane's class");
             assert!(lanes.insert(slot), "twice in a lane");
+        }
+    }
+    for rail in 1..engine.fabric.rails() {
+        for (queue, starved) in engine.abroad.lanes(rail).into_iter().zip([false, true]) {
+            for class in Class::ALL {
+                for slot in walk::<LANE, F, M>(engine, queue.head(class).unwrap_or(NIL)) {
+                    let record = &engine.ledger[slot];
+                    let told = (record.op.class, record.rail, record.starved);
+                    assert_eq!(told, (class, rail, starved), "a rail's lane");
+                    assert!(lanes.insert(slot), "twice in a lane");
+                }
+            }
         }
     }
     let flushes: BTreeSet<u32> = walk::<LANE, F, M>(engine, engine.flushes.head()).collect();

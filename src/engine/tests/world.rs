@@ -15,6 +15,7 @@ use crate::fabric::{Fabric, Local};
 use crate::ids::{RegionId, RingId, SessionId};
 use crate::ledger::State;
 use crate::ring::{ClientEnd, Fault, Heap, Memory as _, Word};
+use crate::sched::lanes::Lanes;
 use crate::shm::Mapping;
 
 /// Nanoseconds from one turn to the next.
@@ -71,13 +72,13 @@ impl Client {
 
 /// An engine and everything around it.
 #[derive(Debug)]
-pub(super) struct World<F: Fabric<Memory = Arc<Mapping>>> {
+pub(super) struct World<F: Fabric> {
     pub(super) engine: Engine<F, Watched>,
     pub(super) clients: Vec<Client>,
     /// Memory of every region that was made, by id.
     pub(super) memory: BTreeMap<u32, Arc<Mapping>>,
     pub(super) now_ns: u64,
-    pub(super) replies: VecDeque<Reply<Arc<Mapping>, Watched>>,
+    pub(super) replies: VecDeque<Reply<F::Memory, Watched>>,
     pub(super) events: Vec<Event>,
     pub(super) bells: Vec<RingId>,
     /// Every turn is audited; off where a test makes too many of them with too many ops.
@@ -94,7 +95,10 @@ impl World<Local> {
     }
 }
 
-impl<F: Fabric<Memory = Arc<Mapping>>> World<F> {
+impl<F: Fabric> World<F>
+where
+    F::Memory: From<Arc<Mapping>> + std::fmt::Debug,
+{
     pub(super) fn new(limits: Limits, fabric: F) -> Self {
         Self {
             engine: Engine::new(limits, fabric),
@@ -156,19 +160,40 @@ impl<F: Fabric<Memory = Arc<Mapping>>> World<F> {
 
     /// Adds a region, filled with a pattern of its own.
     pub(super) fn region(&mut self, session: SessionId, bytes: u64) -> RegionId {
-        let id = RegionId::new(1, self.regions);
-        self.regions += 1;
+        let id = self.next_region(1);
         self.region_again(id, session, bytes);
         id
     }
 
+    /// An id whose place was never used.
+    pub(super) fn next_region(&mut self, generation: u32) -> RegionId {
+        self.regions += 1;
+        RegionId::new(generation, self.regions - 1)
+    }
+
     /// Adds a region under a chosen id.
     pub(super) fn region_again(&mut self, region: RegionId, session: SessionId, bytes: u64) {
+        let memory = self.mapping(region, bytes).into();
+        self.add_region(region, session, bytes, memory);
+    }
+
+    /// Memory of a region, filled with its pattern.
+    pub(super) fn mapping(&mut self, region: RegionId, bytes: u64) -> Arc<Mapping> {
         let memory = Arc::new(Mapping::anonymous(bytes).unwrap());
         for offset in 0..bytes {
             memory.fill(offset, 1, pattern(region, offset));
         }
         self.memory.insert(region.0, Arc::clone(&memory));
+        memory
+    }
+
+    pub(super) fn add_region(
+        &mut self,
+        region: RegionId,
+        session: SessionId,
+        bytes: u64,
+        memory: F::Memory,
+    ) {
         let token = self.token();
         self.engine.command(Command::AddRegion { region, session, bytes, memory, token });
         self.expect_done(token);
@@ -259,7 +284,7 @@ impl<F: Fabric<Memory = Arc<Mapping>>> World<F> {
     }
 
     /// Takes the answer to a command out of those that were heard.
-    pub(super) fn reply(&mut self, token: u64) -> Option<Reply<Arc<Mapping>, Watched>> {
+    pub(super) fn reply(&mut self, token: u64) -> Option<Reply<F::Memory, Watched>> {
         self.listen();
         let at = self.replies.iter().position(|reply| token_of(reply) == token)?;
         self.replies.remove(at)
@@ -324,6 +349,10 @@ impl<F: Fabric<Memory = Arc<Mapping>>> World<F> {
         assert_eq!(engine.pages.free_count(), engine.limits.list_blocks, "page blocks");
         assert!(engine.regions.iter().all(super::super::tables::Region::idle), "references");
         assert!(engine.lanes.is_empty() && engine.flushes.is_empty());
+        for rail in 1..engine.fabric.rails() {
+            assert!(engine.abroad.lanes(rail).into_iter().all(Lanes::is_empty), "rail {rail}");
+            assert_eq!(engine.abroad.window(rail).ops(), 0, "credits of rail {rail}");
+        }
         assert_eq!(engine.deadlines, 0);
         for ring in engine.rings.iter().flatten().filter(|ring| !ring.faulted) {
             assert_eq!(ring.end.reserved(), 0, "promised CQ slots");

@@ -15,7 +15,7 @@ use verbring::{Engine, Rights, RingOptions, Session, Write};
 use super::side::{Place, places};
 
 /// Only a failure ever waits so long.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Settings of an engine that uses a place.
 pub(crate) fn config_at(place: &Place) -> Config {

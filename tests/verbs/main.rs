@@ -10,6 +10,7 @@
 mod conformance;
 mod data;
 mod engine;
+mod engines;
 mod errors;
 mod rights;
 mod side;

@@ -2,8 +2,11 @@
 //! region, another one reads, writes, adds, swaps, scatters and cancels through its import.
 //!
 //! `peer SOCKET export NAME` prints `ready SECRET` once the region is there to be used, then `ok`.
-//! `peer SOCKET use NAME SECRET` prints `ok`. Both exit with 1 and a message at the first
-//! difference. Each step looks at `res`, `detail` and `flags` of its CQE, and at the bytes.
+//! `peer SOCKET use NAME SECRET [--peer URL] [--require FABRIC]` prints `ok`; it imports from the
+//! engine at URL instead of its own (`unix:/run/other.sock`). Both exit with 1 and a message at the
+//! first difference. Each step looks at `res`, `detail` and `flags` of its CQE, and at the bytes:
+//! every success must say that FABRIC (`local`, `verbs`) carried it, or, if none is given, what the
+//! engine names as the way to the peer.
 
 use std::error::Error;
 use std::fmt::Debug;
@@ -42,8 +45,16 @@ const FIRST: u32 = 0xC0FFEE;
 /// The immediate of the empty WRITE that comes last.
 const LAST: u32 = 0xBEEF;
 
-/// `detail` of a success by the local fabric.
-const BY_LOCAL: u16 = (abi::FABRIC_LOCAL as u16) << 8;
+const USAGE: &str = "usage: peer SOCKET export NAME | \
+     peer SOCKET use NAME SECRET [--peer URL] [--require local|verbs]";
+
+/// The far side of all ops, and what must carry them there.
+struct Far {
+    import: Import,
+    fabric: u8,
+    /// Atomics on a region run in one place: where there is a card, it does them for all.
+    atomics: u8,
+}
 
 #[allow(dead_code, reason = "tests/languages.rs takes this file as a module and calls `act`")]
 fn main() -> ExitCode {
@@ -55,8 +66,8 @@ fn main() -> ExitCode {
 pub(crate) fn act(args: &[&str]) -> ExitCode {
     let outcome = match *args {
         [socket, "export", name] => export(socket, name),
-        [socket, "use", name, secret] => r#use(socket, name, secret),
-        _ => Err("usage: peer SOCKET export NAME | peer SOCKET use NAME SECRET".into()),
+        [socket, "use", name, secret, ref options @ ..] => r#use(socket, name, secret, options),
+        _ => Err(USAGE.into()),
     };
     match outcome {
         Ok(()) => {
@@ -104,63 +115,91 @@ fn export(socket: &str, name: &str) -> Outcome {
 }
 
 /// Uses a peer's region in every way there is.
-fn r#use(socket: &str, name: &str, secret: &str) -> Outcome {
+fn r#use(socket: &str, name: &str, secret: &str, options: &[&str]) -> Outcome {
     let session = Session::connect(socket)?;
-    let import = session.import(name, None, &secret.parse()?)?;
-    same("IMPORT", "rights", import.rights(), Rights::ALL)?;
-    same("IMPORT", "bytes", import.bytes(), REGION_BYTES)?;
+    let far = take_up(&session, name, secret, options)?;
+    same("IMPORT", "rights", far.import.rights(), Rights::ALL)?;
+    same("IMPORT", "bytes", far.import.bytes(), REGION_BYTES)?;
     let region = session.alloc(REGION_BYTES)?;
     let mut ring = session.ring(RingOptions::new(64, 128))?;
 
-    read(&mut ring, &region, &import)?;
-    write(&mut ring, &region, &import)?;
-    fetch_add(&mut ring, &region, &import)?;
-    cmp_swap(&mut ring, &region, &import)?;
-    scatter(&mut ring, &region, &import)?;
-    cancel(&session, &region, &import)?;
-    refused(&mut ring, &region, &import)?;
+    read(&mut ring, &region, &far)?;
+    write(&mut ring, &region, &far)?;
+    fetch_add(&mut ring, &region, &far)?;
+    cmp_swap(&mut ring, &region, &far)?;
+    scatter(&mut ring, &region, &far)?;
+    cancel(&session, &region, &far)?;
+    refused(&mut ring, &region, &far)?;
 
     let empty = region.lend(0..0)?;
-    ring.push(Write::new(empty, import.at(0)).notify(LAST))?;
-    done(&mut ring, "empty WRITE", 0)?;
+    ring.push(Write::new(empty, far.import.at(0)).notify(LAST))?;
+    done(&mut ring, &far, "empty WRITE", 0)?;
     ring.release()?;
     region.release()?;
-    import.release()?;
+    far.import.release()?;
     Ok(())
 }
 
-fn read(ring: &mut Ring, region: &Region, import: &Import) -> Outcome {
-    ring.push(Read::new(region.lend(0..PATTERN_BYTES)?, import.at(0)))?;
-    let read = done(ring, "READ", 65_536)?;
+/// Imports from where the options say.
+fn take_up(session: &Session, name: &str, secret: &str, options: &[&str]) -> Outcome<Far> {
+    let (mut url, mut require) = (None, None);
+    for option in options.chunks(2) {
+        match *option {
+            ["--peer", at] => url = Some(at),
+            ["--require", "local"] => require = Some(abi::FABRIC_LOCAL),
+            ["--require", "verbs"] => require = Some(abi::FABRIC_VERBS),
+            _ => return Err(USAGE.into()),
+        }
+    }
+    let secret = secret.parse()?;
+    let (import, fabric) = match url {
+        None => (session.import(name, None, &secret)?, abi::FABRIC_LOCAL),
+        Some(url) => {
+            let peer = match require {
+                None => session.connect_peer(url)?,
+                Some(fabric) => session.connect_peer_over(url, fabric)?,
+            };
+            (peer.import(name, None, &secret)?, peer.fabric())
+        }
+    };
+    let fabric = require.unwrap_or(fabric);
+    let by_card = session.probe()?.uses(abi::FABRIC_VERBS);
+    let atomics = if by_card { abi::FABRIC_VERBS } else { fabric };
+    Ok(Far { import, fabric, atomics })
+}
+
+fn read(ring: &mut Ring, region: &Region, far: &Far) -> Outcome {
+    ring.push(Read::new(region.lend(0..PATTERN_BYTES)?, far.import.at(0)))?;
+    let read = done(ring, far, "READ", 65_536)?;
     same_bytes("READ", &landed(&read)?, &pattern(PATTERN_BYTES))
 }
 
-fn write(ring: &mut Ring, region: &Region, import: &Import) -> Outcome {
+fn write(ring: &mut Ring, region: &Region, far: &Far) -> Outcome {
     let mut lease = region.lend(131_072..131_072 + PATTERN_BYTES)?;
     lease.write(0, &counter_pattern(PATTERN_BYTES));
-    ring.push(Write::new(lease, import.at(WRITTEN_AT)).notify(FIRST))?;
-    done(ring, "WRITE", 65_536)?;
+    ring.push(Write::new(lease, far.import.at(WRITTEN_AT)).notify(FIRST))?;
+    done(ring, far, "WRITE", 65_536)?;
     Ok(())
 }
 
-fn fetch_add(ring: &mut Ring, region: &Region, import: &Import) -> Outcome {
-    ring.push(FetchAdd::new(region.lend(0..8)?, import.at(SUM_AT), 42)?)?;
-    let added = done(ring, "FETCH_ADD", 8)?;
+fn fetch_add(ring: &mut Ring, region: &Region, far: &Far) -> Outcome {
+    ring.push(FetchAdd::new(region.lend(0..8)?, far.import.at(SUM_AT), 42)?)?;
+    let added = done(ring, far, "FETCH_ADD", 8)?;
     same_bytes("FETCH_ADD", &landed(&added)?, &1000u64.to_le_bytes())
 }
 
-fn cmp_swap(ring: &mut Ring, region: &Region, import: &Import) -> Outcome {
+fn cmp_swap(ring: &mut Ring, region: &Region, far: &Far) -> Outcome {
     for (new, old) in [(77, 0u64), (99, 77)] {
         let step = format!("CMP_SWAP 0 to {new}");
-        ring.push(CmpSwap::new(region.lend(0..8)?, import.at(SWAP_AT), 0, new)?)?;
-        let swapped = done(ring, &step, 8)?;
+        ring.push(CmpSwap::new(region.lend(0..8)?, far.import.at(SWAP_AT), 0, new)?)?;
+        let swapped = done(ring, far, &step, 8)?;
         same_bytes(&step, &landed(&swapped)?, &old.to_le_bytes())?;
     }
     Ok(())
 }
 
 /// Gathers three pages of the pattern, scatters two, and reads those back.
-fn scatter(ring: &mut Ring, region: &Region, import: &Import) -> Outcome {
+fn scatter(ring: &mut Ring, region: &Region, far: &Far) -> Outcome {
     const LIST_AT: u64 = 4 * PAGE_BYTES;
     let lend = || region.lend(0..LIST_AT + 64);
     let page = |pages: &[u8], index: u64| -> Outcome<Vec<u8>> {
@@ -174,8 +213,8 @@ fn scatter(ring: &mut Ring, region: &Region, import: &Import) -> Outcome {
         .map(|(local, remote)| PagePair { local: local * PAGE_BYTES, remote: remote * PAGE_BYTES });
     let mut lease = lend()?;
     lease.fill(0);
-    ring.push(Readv::new(lease, LIST_AT, &list, 4096, import.at(0))?)?;
-    let gathered = landed(&done(ring, "READV", 3 * 4096)?)?;
+    ring.push(Readv::new(lease, LIST_AT, &list, 4096, far.import.at(0))?)?;
+    let gathered = landed(&done(ring, far, "READV", 3 * 4096)?)?;
     let pattern = pattern(PATTERN_BYTES);
     for (local, remote) in pairs {
         same_bytes("READV", &page(&gathered, local)?, &page(&pattern, remote)?)?;
@@ -190,11 +229,11 @@ fn scatter(ring: &mut Ring, region: &Region, import: &Import) -> Outcome {
         PagePair { local: 0, remote: 0 },
         PagePair { local: 2 * PAGE_BYTES, remote: PAGES_AT[1] - PAGES_AT[0] },
     ];
-    ring.push(Writev::new(lease, LIST_AT, &list, 4096, import.at(PAGES_AT[0]))?)?;
-    done(ring, "WRITEV", 2 * 4096)?;
+    ring.push(Writev::new(lease, LIST_AT, &list, 4096, far.import.at(PAGES_AT[0]))?)?;
+    done(ring, far, "WRITEV", 2 * 4096)?;
     for (at, byte) in [(PAGES_AT[0], 0x5A), (PAGES_AT[1], 0xA5)] {
-        ring.push(Read::new(region.lend(0..PAGE_BYTES)?, import.at(at)))?;
-        let back = done(ring, "READ of a scattered page", 4096)?;
+        ring.push(Read::new(region.lend(0..PAGE_BYTES)?, far.import.at(at)))?;
+        let back = done(ring, far, "READ of a scattered page", 4096)?;
         same_bytes("WRITEV", &landed(&back)?, &[byte; 4096])?;
     }
     Ok(())
@@ -202,7 +241,7 @@ fn scatter(ring: &mut Ring, region: &Region, import: &Import) -> Outcome {
 
 /// Eight large ops and, in the same breath, the wish to take the last one back. They share their
 /// near side, which no lease would allow.
-fn cancel(session: &Session, region: &Region, import: &Import) -> Outcome {
+fn cancel(session: &Session, region: &Region, far: &Far) -> Outcome {
     const CANCEL: u64 = 100;
     let mut ring = session.raw_ring(RingOptions::new(64, 128))?;
     let mut last = 0;
@@ -212,7 +251,7 @@ fn cancel(session: &Session, region: &Region, import: &Import) -> Outcome {
             class: Class::Low as u8,
             user_data,
             local_region: region.id(),
-            remote_region: import.id(),
+            remote_region: far.import.id(),
             local_offset: 262_144,
             remote_offset: LARGE_AT,
             bytes: LARGE_BYTES,
@@ -235,7 +274,11 @@ fn cancel(session: &Session, region: &Region, import: &Import) -> Outcome {
         let (place, expected) = match cqe.user_data {
             7 => (7, (-errno::ECANCELED, Detail::Cancelled as u16, abi::CQE_RETRYABLE)),
             CANCEL => (8, (0, 0, 0)),
-            other => (usize::try_from(other)?, (i32::try_from(LARGE_BYTES)?, BY_LOCAL, 0)),
+            other => {
+                let [fabric, rail] = cqe.detail.to_be_bytes();
+                carried(&step, (fabric, rail), far.fabric)?;
+                (usize::try_from(other)?, (i32::try_from(LARGE_BYTES)?, cqe.detail, 0))
+            }
         };
         let Cqe { res, detail, flags, .. } = cqe;
         same(&step, "(res, detail, flags)", (res, detail, flags), expected)?;
@@ -247,9 +290,9 @@ fn cancel(session: &Session, region: &Region, import: &Import) -> Outcome {
 }
 
 /// A range that ends far beyond the region.
-fn refused(ring: &mut Ring, region: &Region, import: &Import) -> Outcome {
+fn refused(ring: &mut Ring, region: &Region, far: &Far) -> Outcome {
     const STEP: &str = "WRITE beyond the region";
-    ring.push(Write::new(region.lend(0..8)?, import.at(1 << 40)))?;
+    ring.push(Write::new(region.lend(0..8)?, far.import.at(1 << 40)))?;
     let refused = next(ring, STEP)?;
     let error = refused.result.err().ok_or("a WRITE beyond the region succeeded")?;
     same(STEP, "errno", error.errno, errno::EINVAL)?;
@@ -258,14 +301,22 @@ fn refused(ring: &mut Ring, region: &Region, import: &Import) -> Outcome {
     same(STEP, "record", refused.record, 0)
 }
 
-/// Waits for the op under way: a success of the local fabric with this result.
-fn done(ring: &mut Ring, step: &str, bytes: u32) -> Outcome<Completion> {
+/// Waits for the op under way: a success of the right fabric with this result.
+fn done(ring: &mut Ring, far: &Far, step: &str, bytes: u32) -> Outcome<Completion> {
     let completion = next(ring, step)?;
     same(step, "result", completion.result, Ok(bytes))?;
-    same(step, "detail", (completion.fabric, completion.rail), (abi::FABRIC_LOCAL, 0))?;
+    let atomic = step.starts_with("FETCH_ADD") || step.starts_with("CMP_SWAP");
+    let should = if atomic { far.atomics } else { far.fabric };
+    carried(step, (completion.fabric, completion.rail), should)?;
     same(step, "flags", completion.flags, 0)?;
     same(step, "has a record", completion.record != 0, true)?;
     Ok(completion)
+}
+
+/// Rail 0 is within this engine; the others are queue pairs.
+fn carried(step: &str, (fabric, rail): (u8, u8), should: u8) -> Outcome {
+    same(step, "fabric", fabric, should)?;
+    same(step, "by rail 0", rail == 0, fabric == abi::FABRIC_LOCAL)
 }
 
 fn next(ring: &mut Ring, step: &str) -> Outcome<Completion> {

@@ -652,6 +652,14 @@ struct vr_remote {
     uint64_t bytes;
 };
 
+/* Another engine, as this session reaches it through its own. Ends with the session. */
+struct vr_peer {
+    struct vr_session *session;
+    uint32_t number; /* from 1 */
+    uint32_t fabric; /* VR_FABRIC_*: what carries ops to it */
+    uint32_t rail;   /* which queue pair does so for medium ops; other classes may have their own */
+};
+
 /* One SQ and one CQ. Only spin_ns is the user's to set. */
 struct vr_ring {
     struct vr_session *session;
@@ -1021,17 +1029,24 @@ static inline void vr_abandon_(struct vr_session *session, uint32_t object, uint
     session->error_detail = detail;
 }
 
-/* Copies a name into its zero-padded field: 1 to 64 bytes. */
-static inline int vr_name_(struct vr_session *session, const char *name, char *field)
+/* Copies text into its zero-padded field of `most` bytes, if that can carry it. */
+static inline int vr_pad_(struct vr_session *session, const char *text, char *field, size_t most,
+                          uint32_t detail, const char *rule)
 {
-    size_t count = strlen(name);
-    if (count == 0 || count > VR_NAME_BYTES) {
-        vr_fail_(session, -EINVAL, "a name has 1 to 64 bytes");
-        session->error_detail = VR_DETAIL_NAME;
+    size_t count = strlen(text);
+    if (count == 0 || count > most) {
+        vr_fail_(session, -EINVAL, rule);
+        session->error_detail = detail;
         return -EINVAL;
     }
-    memcpy(field, name, count);
+    memcpy(field, text, count);
     return 0;
+}
+
+static inline int vr_name_(struct vr_session *session, const char *name, char *field)
+{
+    return vr_pad_(session, name, field, VR_NAME_BYTES, VR_DETAIL_NAME,
+                   "a name has 1 to 64 bytes");
 }
 
 /* ----- Ring memory: only ever touched as atomic words, each slot once. ----- */
@@ -1411,11 +1426,9 @@ static inline int vr_export(const struct vr_region *region, const char *name, ui
     return status;
 }
 
-/* Takes up the export `name` of `uid` (VR_UID_OWN: our own). rights: VR_RIGHT_* wanted, 0 takes
- * all that are offered. 0 or -errno. */
-static inline int vr_import(struct vr_session *session, uint32_t uid, const char *name,
-                            const uint8_t secret[VR_SECRET_BYTES], uint32_t rights,
-                            struct vr_remote *remote)
+static inline int vr_take_up_(struct vr_session *session, uint32_t peer, uint32_t uid,
+                              const char *name, const uint8_t secret[VR_SECRET_BYTES],
+                              uint32_t rights, struct vr_remote *remote)
 {
     struct vr_import request;
     struct vr_import_reply reply;
@@ -1424,6 +1437,7 @@ static inline int vr_import(struct vr_session *session, uint32_t uid, const char
     memset(&request, 0, sizeof request);
     request.rights = rights;
     request.uid = uid;
+    request.peer = peer;
     memcpy(request.secret, secret, sizeof request.secret);
     status = vr_name_(session, name, request.name);
     if (status == 0)
@@ -1434,6 +1448,54 @@ static inline int vr_import(struct vr_session *session, uint32_t uid, const char
     remote->id = reply.region;
     remote->rights = reply.rights;
     remote->bytes = reply.bytes;
+    return 0;
+}
+
+/* Takes up the export `name` of `uid` (VR_UID_OWN: our own). rights: VR_RIGHT_* wanted, 0 takes
+ * all that are offered. 0 or -errno. */
+static inline int vr_import(struct vr_session *session, uint32_t uid, const char *name,
+                            const uint8_t secret[VR_SECRET_BYTES], uint32_t rights,
+                            struct vr_remote *remote)
+{
+    return vr_take_up_(session, 0, uid, name, secret, rights, remote);
+}
+
+/* As vr_import, at another engine; `uid` is the exporter's there. */
+static inline int vr_import_from(const struct vr_peer *peer, uint32_t uid, const char *name,
+                                 const uint8_t secret[VR_SECRET_BYTES], uint32_t rights,
+                                 struct vr_remote *remote)
+{
+    return vr_take_up_(peer->session, peer->number, uid, name, secret, rights, remote);
+}
+
+/* ===== Peers ===== */
+
+/* Connects our engine to the one at `url`, "unix:" and the absolute path of its socket; the peer
+ * lasts as long as the session. require: the VR_FABRIC_* that must carry ops to it, 0 takes any.
+ * 0 or -errno. */
+static inline int vr_connect_peer(struct vr_session *session, const char *url, uint32_t require,
+                                  struct vr_peer *peer)
+{
+    struct vr_connect request;
+    struct vr_connect_reply reply;
+    int status;
+    memset(peer, 0, sizeof *peer);
+    memset(&request, 0, sizeof request);
+    request.require = require;
+    status = vr_pad_(session, url, request.url, sizeof request.url, VR_DETAIL_URL,
+                     "a URL has 1 to 128 bytes");
+    if (status == 0)
+        status = vr_call_(session, VR_KIND_CONNECT, &request, sizeof request, -1, &reply,
+                          sizeof reply, NULL, 0);
+    if (status != 0)
+        return status;
+    if (reply.peer == 0 || reply.fabric > 255 || reply.rail > 255 ||
+        (require != 0 && require != reply.fabric))
+        return vr_fail_(session, -EPROTO, "a peer other than the one asked for");
+    peer->session = session;
+    peer->number = reply.peer;
+    peer->fabric = reply.fabric;
+    peer->rail = reply.rail;
     return 0;
 }
 
@@ -1931,6 +1993,12 @@ static inline uint32_t vr_cqe_fabric(const struct vr_cqe *cqe)
     return (uint32_t)cqe->detail >> 8;
 }
 
+/* Which rail did: 0 within the engine, others to its peers. */
+static inline uint32_t vr_cqe_rail(const struct vr_cqe *cqe)
+{
+    return cqe->detail & 0xffu;
+}
+
 /* Nanoseconds from intake to first post, saturating at about 68 s. */
 static inline uint64_t vr_cqe_queued_ns(const struct vr_cqe *cqe)
 {
@@ -1951,7 +2019,7 @@ static inline const char *vr_detail_name(uint32_t detail)
         "local_offset", "remote_offset", "bytes", "immediate", "arg", "rights", "page list",
         "overlap", "deadline", "cancelled", "closing", "revoked", "message", "version",
         "entries", "descriptors", "seals", "name", "secret", "quota", "ring", "released",
-        "faulted",
+        "faulted", "peer", "url", "require", "wire",
     };
     return detail < sizeof names / sizeof names[0] ? names[detail] : "unknown detail";
 }

@@ -2,9 +2,12 @@
  *
  *     cc -Iinclude examples/c/write.c -o write
  *     ./write /run/verbring.sock
+ *     ./write /run/verbring.sock --peer unix:/run/other.sock --require verbs
  *
  * Both regions are this process's own, so that one program shows both sides: what it exports
- * under a name it imports again with the secret, as another process would. */
+ * under a name it imports again with the secret, as another process would. With --peer it exports
+ * at that engine, and imports through its own, which reaches the other by queue pairs; --require
+ * verbs fails if anything else has carried the bytes. */
 #include "verbring.h"
 
 #include <inttypes.h>
@@ -19,7 +22,21 @@ static int fail(const struct vr_session *session, const char *step, int status)
     return 1;
 }
 
-static int write_once(struct vr_session *session)
+/* Imports from our own engine, or from the one at the URL. */
+static int take_up(struct vr_session *session, const char *url, uint32_t require, const char *name,
+                   const uint8_t secret[VR_SECRET_BYTES], struct vr_remote *remote)
+{
+    struct vr_peer peer;
+    int status;
+    if (url == NULL)
+        return vr_import(session, VR_UID_OWN, name, secret, 0, remote);
+    status = vr_connect_peer(session, url, require, &peer);
+    return status < 0 ? status : vr_import_from(&peer, VR_UID_OWN, name, secret, 0, remote);
+}
+
+/* The target is made at `home`, which is `session` too if there is no URL. */
+static int write_once(struct vr_session *session, struct vr_session *home, const char *url,
+                      uint32_t require)
 {
     static const char text[] = "hello through the ring";
     struct vr_region source, target;
@@ -36,16 +53,16 @@ static int write_once(struct vr_session *session)
     status = vr_region_alloc(session, REGION_BYTES, 0, &source);
     if (status < 0)
         return fail(session, "region", status);
-    status = vr_region_memfd(session, REGION_BYTES, &target);
+    status = vr_region_memfd(home, REGION_BYTES, &target);
     if (status < 0)
-        return fail(session, "memfd region", status);
+        return fail(home, "memfd region", status);
 
     /* Who knows the name and the secret may write, and do nothing else. */
     snprintf(name, sizeof name, "example-%ld", (long)getpid());
     status = vr_export(&target, name, VR_RIGHT_WRITE, secret);
     if (status < 0)
-        return fail(session, "export", status);
-    status = vr_import(session, VR_UID_OWN, name, secret, 0, &remote);
+        return fail(home, "export", status);
+    status = take_up(session, url, require, name, secret, &remote);
     if (status < 0)
         return fail(session, "import", status);
 
@@ -74,6 +91,11 @@ static int write_once(struct vr_session *session)
         return 1;
     }
 
+    if (require != 0 && vr_cqe_fabric(&cqe) != require) {
+        fprintf(stderr, "write: carried by fabric %u\n", vr_cqe_fabric(&cqe));
+        return 1;
+    }
+
     printf("record %016" PRIx64 ": %d bytes, queued %" PRIu64 " ns, moved in %" PRIu64 " ns\n",
            cqe.record, cqe.res, vr_cqe_queued_ns(&cqe), vr_cqe_service_ns(&cqe));
     printf("the target holds: %s\n", (const char *)target.data + 100);
@@ -91,16 +113,29 @@ static int write_once(struct vr_session *session)
 
 int main(int count, char **words)
 {
-    struct vr_session session;
+    struct vr_session session, other;
+    const char *url = NULL;
+    uint32_t require = 0;
     int status;
-    if (count != 2) {
-        fprintf(stderr, "usage: write SOCKET\n");
+    if (count >= 4 && strcmp(words[2], "--peer") == 0 && strncmp(words[3], "unix:", 5) == 0)
+        url = words[3];
+    if (count == 6 && strcmp(words[4], "--require") == 0 && strcmp(words[5], "verbs") == 0)
+        require = VR_FABRIC_VERBS;
+    if (count != 2 + (url != NULL ? 2 : 0) + (require != 0 ? 2 : 0)) {
+        fprintf(stderr, "usage: write SOCKET [--peer unix:OTHER [--require verbs]]\n");
         return 2;
     }
     status = vr_connect(words[1], &session);
     if (status < 0)
         return fail(&session, "connect", status);
-    status = write_once(&session);
+    if (url == NULL) {
+        status = write_once(&session, &session, NULL, 0);
+    } else {
+        status = vr_connect(url + 5, &other);
+        status = status < 0 ? fail(&other, "connect to the peer", status)
+                            : write_once(&session, &other, url, require);
+        vr_close(&other);
+    }
     vr_close(&session);
     return status;
 }

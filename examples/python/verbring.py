@@ -119,7 +119,7 @@ def _close(descriptors):
 def _padded(text, size_bytes):
     data = text.encode()
     if not 0 < len(data) <= size_bytes:
-        raise ValueError(f"name {text!r} is not of 1 to {size_bytes} bytes of UTF-8")
+        raise ValueError(f"{text!r} is not of 1 to {size_bytes} bytes of UTF-8")
     return data
 
 
@@ -207,6 +207,11 @@ class Completion(collections.namedtuple("Completion", CQE.record._fields)):
     def fabric(self):
         """The FABRIC_* that carried a success."""
         return self.detail >> 8
+
+    @property
+    def rail(self):
+        """The rail that carried a success: 0 within the engine, others to its peers."""
+        return self.detail & 0xFF
 
     @property
     def queued_ns(self):
@@ -648,6 +653,23 @@ class Import(_Owned):
         self.size_bytes = size_bytes
 
 
+class Peer:
+    """Another engine, as a session reaches it through its own; made by `Session.connect_peer`.
+
+    `fabric` (FABRIC_*) and `rail` are what carries medium ops to it. It ends with the session.
+    """
+
+    def __init__(self, session, number, fabric, rail):
+        self._session = session
+        self.number = number
+        self.fabric = fabric
+        self.rail = rail
+
+    def import_region(self, name, secret, rights=0, uid=UID_OWN):
+        """Takes up an export at that engine: see `Session.import_region`."""
+        return self._session.import_region(name, secret, rights, uid, self)
+
+
 # A dying process closes its sockets a moment before its pidfd tells.
 _DEATH_WAIT_MS = 1000
 
@@ -716,16 +738,34 @@ class Session:
         huge = reply.flags & REGION_HUGE != 0
         return self._go_live(Region(self, reply.region, mapping, reply.bytes, huge))
 
-    def import_region(self, name, secret, rights=0, uid=UID_OWN):
+    def connect_peer(self, url, require=0):
+        """Connects our engine to the one at `url`; returns a Peer, which imports from there.
+
+        `url` is `unix:` and the absolute path of its socket, `require` the FABRIC_* that must carry
+        ops to it (0: any). Raises VerbringError: EOPNOTSUPP/REQUIRE if no such fabric is in use
+        between the two, ENETUNREACH, ETIMEDOUT or EHOSTDOWN if nobody answers there.
+        """
+        reply, _ = self._call(
+            Kind.CONNECT, CONNECT, CONNECT_REPLY, require=require, url=_padded(url, URL_BYTES))
+        bounded = 0 < reply.peer and reply.fabric < 256 and reply.rail < 256
+        if not bounded or require not in (0, reply.fabric):
+            raise _protocol(Detail.PEER, f"the engine answered CONNECT with {reply}")
+        return Peer(self, reply.peer, reply.fabric, reply.rail)
+
+    def import_region(self, name, secret, rights=0, uid=UID_OWN, peer=None):
         """Takes up an export; returns an Import. `rights` 0 takes all that are offered.
 
-        Raises VerbringError: ENOENT/NAME, EACCES/SECRET, EACCES/RIGHTS.
+        With `peer`, from that engine; `uid` is the exporter's there. Raises VerbringError:
+        ENOENT/NAME, EACCES/SECRET, EACCES/RIGHTS, EHOSTDOWN/PEER.
         """
+        if peer is not None and peer._session is not self:
+            raise ValueError("the peer is another session's")
         if len(secret) != SECRET_BYTES:
             raise ValueError(f"a secret has {SECRET_BYTES} bytes, not {len(secret)}")
         reply, _ = self._call(
             Kind.IMPORT, IMPORT, IMPORT_REPLY, rights=rights, uid=uid,
-            name=_padded(name, NAME_BYTES), secret=bytes(secret))
+            name=_padded(name, NAME_BYTES), secret=bytes(secret),
+            peer=0 if peer is None else peer.number)
         remote = Import(self, reply.region, reply.rights, reply.bytes)
         self._owned.append(remote)
         return remote

@@ -71,6 +71,7 @@ impl Serve {
             say_json(&serde_json::json!({
                 "listening": socket.display().to_string(),
                 "engine": config.engine,
+                "verbs": engine.verbs().map(ToString::to_string),
                 "pid": std::process::id(),
             }))
         } else {

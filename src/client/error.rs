@@ -55,6 +55,9 @@ pub enum ControlError {
     /// A name that no message can carry.
     #[error("a name has 1 to 64 bytes, none of them zero")]
     Name,
+    /// A URL that no message can carry.
+    #[error("a URL has 1 to 128 bytes, none of them zero")]
+    Url,
     /// A system call failed.
     #[error("{call} failed")]
     Os {

@@ -21,6 +21,8 @@ const FIRST_INDEX: u32 = u32::MAX - 3;
 pub(super) const STATS_FROM: u64 = 1000;
 /// The record that CANCEL and WHY report.
 pub(super) const RECORD: u64 = 7 << 32 | 5;
+/// The rail to every peer.
+pub(super) const PEER_RAIL: u8 = 5;
 /// Number of the first ring.
 pub(super) const FIRST_RING: u32 = 40;
 
@@ -147,11 +149,12 @@ struct Serving {
     /// Made and not yet mapped by the client.
     unsealed: Option<OwnedFd>,
     ids: u32,
+    peers: u32,
 }
 
 impl Serving {
     fn new(socket: OwnedFd, pid: u32, rings: Sender<FakeRing>) -> Self {
-        Self { socket, pid, rings, unsealed: None, ids: FIRST_RING }
+        Self { socket, pid, rings, unsealed: None, ids: FIRST_RING, peers: 0 }
     }
 
     fn serve(mut self) {
@@ -193,7 +196,9 @@ impl Serving {
             Kind::Release => self.send(head, ReplyHead::default(), &[]),
             Kind::Probe => {
                 let opcodes = 1 << abi::Opcode::Write as u8;
-                let reply = abi::ProbeReply { opcodes, class_ceiling: 2, ..Default::default() };
+                let fabrics = 1 << abi::FABRIC_LOCAL;
+                let reply =
+                    abi::ProbeReply { opcodes, fabrics, class_ceiling: 2, ..Default::default() };
                 self.send(head, reply, &[]);
             }
             Kind::Stats => {
@@ -212,7 +217,8 @@ impl Serving {
                 let reply = abi::WhyReply { record: RECORD, number, ..Default::default() };
                 self.send(head, reply, &[]);
             }
-            Kind::Connect | Kind::Prepare => panic!("the client does not send these"),
+            Kind::Connect => self.connect(head, &body(message)),
+            Kind::Prepare => panic!("the client does not send it"),
         }
     }
 
@@ -248,7 +254,8 @@ impl Serving {
     }
 
     fn import(&mut self, head: Head, import: &abi::Import) {
-        if import.secret == [import.name[0]; 32] {
+        let there = (import.peer == 0) == (import.name[0] != b'p') && import.peer <= self.peers;
+        if there && import.secret == [import.name[0]; 32] {
             let region = self.next_id();
             let rights = abi::RIGHT_READ | abi::RIGHT_WRITE;
             let reply = abi::ImportReply { region, rights, bytes: 8192, ..Default::default() };
@@ -258,6 +265,24 @@ impl Serving {
         bytes.status = -errno::EACCES;
         bytes.detail = Detail::Secret as u32;
         send_failure(&self.socket, bytes, "wrong secret for \u{2018}x\u{2019}");
+    }
+
+    /// Whatever is asked for, it is verbs; some URLs are answered wrongly.
+    fn connect(&mut self, head: Head, connect: &abi::Connect) {
+        if connect.require > u32::from(abi::FABRIC_VERBS) {
+            let mut bytes = reply_head(head, 0);
+            bytes.status = -errno::EOPNOTSUPP;
+            bytes.detail = Detail::Require as u32;
+            return send_failure(&self.socket, bytes, "no such fabric");
+        }
+        self.peers += 1;
+        let (peer, rail) = match &connect.url[..10] {
+            b"unix:/zero" => (0, u32::from(PEER_RAIL)),
+            b"unix:/rail" => (self.peers, 256),
+            _ => (self.peers, u32::from(PEER_RAIL)),
+        };
+        let fabric = u32::from(abi::FABRIC_VERBS);
+        self.send(head, abi::ConnectReply { peer, fabric, rail, ..Default::default() }, &[]);
     }
 
     fn next_id(&mut self) -> u32 {

@@ -20,6 +20,7 @@ mod error;
 #[cfg(test)]
 mod fake;
 mod ops;
+mod peer;
 mod raw;
 mod region;
 mod report;
@@ -35,6 +36,7 @@ pub use error::{
 pub use ops::{
     Arm, Cancel, CmpSwap, FetchAdd, Flush, Nop, Op, PagePair, Read, Readv, Write, Writev,
 };
+pub use peer::Peer;
 pub use raw::{RawRing, RingOptions};
 pub use region::{BadSecret, Import, Lease, Region, Remote, Rights, Secret};
 pub use report::{OpRef, Probe, Scope, Stats, Why};
@@ -209,8 +211,8 @@ impl Session {
         Ok(Region::new(self.clone(), reply.region, huge, mapping))
     }
 
-    /// Takes up an export under its name and secret, of this uid or another one. Grants all rights
-    /// that are offered.
+    /// Takes up an export of this engine under its name and secret, of this uid or another one.
+    /// Grants all rights that are offered. [`Peer::import`] does so at another engine.
     ///
     /// # Errors
     /// [`ControlError`]; a refusal with ENOENT for an unknown name, with EACCES for a wrong secret.
@@ -220,11 +222,21 @@ impl Session {
         uid: Option<u32>,
         secret: &Secret,
     ) -> Result<Import, ControlError> {
+        self.take_up(0, name, uid, secret)
+    }
+
+    /// IMPORT, from a peer or (0) from this engine.
+    fn take_up(
+        &self,
+        peer: u32,
+        name: &str,
+        uid: Option<u32>,
+        secret: &Secret,
+    ) -> Result<Import, ControlError> {
         let name = padded(name).ok_or(ControlError::Name)?;
         let uid = uid.unwrap_or(abi::UID_OWN);
         let secret = *secret.as_bytes();
-        let request =
-            |head| abi::Import { head, rights: 0, uid, name, secret, peer: 0, reserved: 0 };
+        let request = |head| abi::Import { head, rights: 0, uid, name, secret, peer, reserved: 0 };
         let (reply, []): (abi::ImportReply, _) = self.wire().call(Kind::Import, request, None)?;
         let rights = Rights::from_bits(reply.rights);
         Ok(Import::new(self.clone(), reply.region, rights, reply.bytes))

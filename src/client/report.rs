@@ -46,6 +46,12 @@ impl Probe {
     pub fn serves(&self, opcode: Opcode) -> bool {
         self.opcodes >> opcode as u8 & 1 != 0
     }
+
+    /// True if this fabric, an `abi::FABRIC_*` number, is in use.
+    #[must_use]
+    pub fn uses(&self, fabric: u8) -> bool {
+        self.fabrics.checked_shr(u32::from(fabric)).is_some_and(|bits| bits & 1 != 0)
+    }
 }
 
 impl From<ProbeReply> for Probe {

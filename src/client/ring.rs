@@ -101,7 +101,7 @@ pub struct Completion {
     pub flags: u16,
     /// What carried a success, an `abi::FABRIC_*` number; 0 otherwise.
     pub fabric: u8,
-    /// Which of the fabric's rails did; 0 otherwise.
+    /// Which of the engine's rails did; 0 for this host's own, and otherwise.
     pub rail: u8,
     /// From intake to first post, in steps of 16 ns; at most 68 s. Zero for a notification.
     pub queued: Duration,

@@ -678,6 +678,8 @@ fn control_requests_say_what_was_asked_and_told() {
     let probe = session.probe().unwrap();
     assert!(probe.serves(Opcode::Write) && !probe.serves(Opcode::Run));
     assert_eq!(probe.class_ceiling, Some(Class::Medium));
+    assert!(probe.uses(abi::FABRIC_LOCAL));
+    assert!(![abi::FABRIC_VERBS, 64, 255].into_iter().any(|fabric| probe.uses(fabric)));
     let stats = session.stats(Scope::Engine).unwrap();
     assert_eq!(stats[Counter::Bytes], STATS_FROM + Counter::Bytes as u64);
     assert_eq!(stats.as_slice().len(), Counter::COUNT);

@@ -179,7 +179,8 @@ pub(super) fn note_failure(record: &mut Record, bytes: u32, done: Done) {
     }
     let maybe = done.flags & DONE_MAYBE != 0;
     if let Some(failure) = record.failure.as_mut() {
-        if maybe {
+        // Behind a slice that was refused no other takes effect: the chain sees to that.
+        if maybe && failure.flags & CQE_FLUSHED != 0 {
             failure.flags = failure.flags & !CQE_RETRYABLE | CQE_MAYBE_DONE;
         }
         return;

@@ -38,8 +38,8 @@ pub(super) struct EngineThread {
     link: Arc<Link>,
     bells: Vec<Option<RingBells>>,
     spin_ns: u64,
-    /// There is a card.
-    verbs: bool,
+    /// Queue pairs that are rails.
+    pairs: u32,
     /// The card was asked for an event, which may have come.
     armed: bool,
     /// When this stretch of being awake began, and whether the watcher knows of it.
@@ -70,10 +70,9 @@ const WATCH_AFTER_NS: u64 = 20_000;
 impl EngineThread {
     pub(super) fn new(mut engine: Core, link: Arc<Link>, rings_max: u32, spin_ns: u64) -> Self {
         let bells = (0..rings_max).map(|_| None).collect();
-        let verbs = engine.fabric_mut().rails_mut().is_some();
         let nap_ms = *NAP_MS.start();
         let (armed, watched, woke_ns) = (false, false, 0);
-        Self { engine, link, bells, spin_ns, verbs, armed, woke_ns, watched, nap_ms }
+        Self { engine, link, bells, spin_ns, pairs: 0, armed, woke_ns, watched, nap_ms }
     }
 
     /// Runs until told to stop.
@@ -99,7 +98,8 @@ impl EngineThread {
             }
             if now_ns.saturating_sub(idle_since) < self.spin_ns {
                 // What comes by a rail, only a turn finds.
-                now_ns = if self.verbs { clock::now_ns() } else { self.look_around(idle_since) };
+                now_ns =
+                    if self.pairs > 0 { clock::now_ns() } else { self.look_around(idle_since) };
                 continue;
             }
             if self.engine.fall_asleep() && !self.stirs_when_armed() {
@@ -166,11 +166,18 @@ impl EngineThread {
         let Some(rails) = self.rails() else { return };
         let answer = match order {
             Order::Adopt { rail, pair, caps } => match rails.adopt(rail, pair, caps) {
-                Ok(()) => return,
+                Ok(()) => {
+                    self.pairs += 1;
+                    return;
+                }
                 Err((error, pair)) => Answer::NotAdopted { rail, pair, error },
             },
             Order::Tell(told) => return rails.tell(told),
-            Order::Release { rail } => Answer::Released { rail, pair: rails.release(rail) },
+            Order::Release { rail } => {
+                let pair = rails.release(rail);
+                self.pairs -= u32::from(pair.is_some());
+                Answer::Released { rail, pair }
+            }
             Order::Command { .. } => return,
         };
         let _ = self.link.answers.push(answer);
@@ -192,9 +199,9 @@ impl EngineThread {
     }
 
     /// Has the card ring at the next completion, and looks whether one came before that: true if
-    /// there is something to do. False without a card.
+    /// there is something to do. False without queue pairs.
     fn stirs_when_armed(&mut self) -> bool {
-        if !self.verbs {
+        if self.pairs == 0 {
             return false;
         }
         let armed = self.armed;
@@ -242,7 +249,7 @@ impl EngineThread {
 
     /// Passes on what the engine has to say. True if it said anything.
     fn tell(&mut self) -> bool {
-        let mut told = self.verbs && self.pass_wishes();
+        let mut told = self.pairs > 0 && self.pass_wishes();
         if !self.engine.has_news() {
             return told;
         }
@@ -288,7 +295,7 @@ impl EngineThread {
         // Pairs with `Link::kick_engine`.
         fence(Ordering::SeqCst);
         // A card that cannot be asked for an event is looked at now and then.
-        let timed = self.verbs && (!self.armed || self.engine.watches().timed);
+        let timed = self.pairs > 0 && (!self.armed || self.engine.watches().timed);
         let nap_ms = if timed { self.nap_ms.min(TIMED_NAP_MS) } else { self.nap_ms };
         let naps = timed || self.engine.blocked();
         let timeout = if naps { EpollTimeout::from(nap_ms) } else { EpollTimeout::NONE };

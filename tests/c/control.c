@@ -85,7 +85,12 @@ enum trick {
     SEGMENT_LARGER_THAN_FILE,
     RING_OF_ANOTHER,
     BOOT_OF_ANOTHER,
-    ENGINE_OF_ANOTHER
+    ENGINE_OF_ANOTHER,
+    /* What is wrong with a peer. */
+    PEER_ZERO,
+    FABRIC_OF_ANOTHER,
+    FABRIC_HUGE,
+    RAIL_HUGE
 };
 
 struct engine {
@@ -105,6 +110,7 @@ union message {
     struct vr_region_request region;
     struct vr_export exported;
     struct vr_import imported;
+    struct vr_connect connect;
     struct vr_release release;
     struct vr_stats stats;
     struct vr_op_query query;
@@ -118,6 +124,7 @@ union answer {
     struct vr_region_reply region;
     struct vr_export_reply exported;
     struct vr_import_reply imported;
+    struct vr_connect_reply connect;
     struct vr_probe_reply probe;
     struct vr_stats_reply stats;
     struct vr_cancel_reply cancel;
@@ -351,6 +358,19 @@ static void make_region(struct engine *engine, const union message *request, uni
     vr_close_fd_(&fd);
 }
 
+static void connect_peer(struct engine *engine, const union message *request, union answer *with)
+{
+    enum trick trick = engine->victim == VR_KIND_CONNECT ? engine->trick : HONEST;
+    if (strncmp(request->connect.url, "unix:/", 6) != 0 || request->connect.reserved != 0)
+        _exit(1);
+    with->connect.peer = trick == PEER_ZERO ? 0 : (uint32_t)engine->messages[VR_KIND_CONNECT];
+    with->connect.fabric = trick == FABRIC_HUGE ? 256 : VR_FABRIC_VERBS;
+    if (trick == FABRIC_OF_ANOTHER)
+        with->connect.fabric = VR_FABRIC_LOCAL;
+    with->connect.rail = trick == RAIL_HUGE ? 256 : 9;
+    answer_tricked(engine, request, with, sizeof with->connect, NULL, 0);
+}
+
 /* Takes a request and looks at what a real engine would look at. */
 static void take(struct engine *engine, union message *request)
 {
@@ -428,7 +448,7 @@ static void serve_one(struct engine *engine)
     case VR_KIND_IMPORT:
         with.imported.region = REGION_ID + 1;
         with.imported.rights = request.imported.rights;
-        with.imported.bytes = request.imported.uid;
+        with.imported.bytes = request.imported.uid + UINT64_C(1000) * request.imported.peer;
         answer_tricked(engine, &request, &with, sizeof with.imported, NULL, 0);
         break;
     case VR_KIND_PROBE:
@@ -454,6 +474,8 @@ static void serve_one(struct engine *engine)
         answer_tricked(engine, &request, &with, sizeof with.reply, NULL, 0);
         break;
     case VR_KIND_CONNECT:
+        connect_peer(engine, &request, &with);
+        break;
     case VR_KIND_PREPARE:
         _exit(1);
     }
@@ -524,8 +546,16 @@ static int call(struct vr_session *session, const struct expectation *want)
     struct vr_ring ring;
     struct vr_region region;
     struct vr_probe_reply probe;
+    struct vr_peer peer;
     int status;
     switch (want->victim) {
+    case VR_KIND_CONNECT:
+        /* Asked for any, a fabric that cannot be is still found out. */
+        status = vr_connect_peer(session, "unix:/other",
+                                 want->trick == FABRIC_HUGE ? 0 : VR_FABRIC_VERBS, &peer);
+        CHECK(status < 0);
+        CHECK(peer.session == NULL && peer.number == 0);
+        return status;
     case VR_KIND_RING:
     case VR_KIND_MAPPED:
         status = vr_ring_create(session, 64, 64, &ring);
@@ -650,6 +680,12 @@ static void lies_are_found_out(void)
         {"region: size 2^64 - 1", SIZE_OVER_ADDRESS_SPACE, VR_KIND_REGION, -EPROTO, 1},
         {"region: a descriptor more", ONE_DESCRIPTOR_MORE, VR_KIND_REGION, -EPROTO, 0},
         {"region: none", NO_DESCRIPTORS, VR_KIND_REGION, -EPROTO, 0},
+        {"connect: refused", REFUSED, VR_KIND_CONNECT, -EDQUOT, 1},
+        {"connect: a gift", ONE_DESCRIPTOR_MORE, VR_KIND_CONNECT, -EPROTO, 0},
+        {"connect: peer 0", PEER_ZERO, VR_KIND_CONNECT, -EPROTO, 1},
+        {"connect: another fabric", FABRIC_OF_ANOTHER, VR_KIND_CONNECT, -EPROTO, 1},
+        {"connect: fabric 256", FABRIC_HUGE, VR_KIND_CONNECT, -EPROTO, 1},
+        {"connect: rail 256", RAIL_HUGE, VR_KIND_CONNECT, -EPROTO, 1},
     };
     size_t at;
     for (at = 0; at < sizeof cases / sizeof cases[0]; at++)
@@ -737,7 +773,9 @@ static void an_honest_engine_is_understood(void)
     char name[VR_NAME_BYTES + 2];
     struct vr_session session;
     struct vr_probe_reply probe;
+    char url[VR_URL_BYTES + 2];
     struct vr_region allocated, own, none;
+    struct vr_peer peer;
     struct vr_remote remote;
     struct vr_why_reply why;
     struct vr_ring ring;
@@ -765,6 +803,18 @@ static void an_honest_engine_is_understood(void)
     CHECK(vr_export(&allocated, name, VR_RIGHTS_ALL, secret) == 0 && secret[31] == 0x5a);
     CHECK(vr_import(&session, 77, name, secret, VR_RIGHT_READ, &remote) == 0);
     CHECK(remote.id == REGION_ID + 1 && remote.rights == VR_RIGHT_READ && remote.bytes == 77);
+    memset(url, 'u', sizeof url);
+    memcpy(url, "unix:/", 6);
+    url[VR_URL_BYTES + 1] = '\0';
+    CHECK(vr_connect_peer(&session, url, 0, &peer) == -EINVAL && peer.number == 0);
+    CHECK(session.error_detail == VR_DETAIL_URL);
+    CHECK(vr_connect_peer(&session, "", 0, &peer) == -EINVAL);
+    url[VR_URL_BYTES] = '\0';
+    CHECK(vr_connect_peer(&session, url, 0, &peer) == 0 && peer.number == 1);
+    CHECK(vr_connect_peer(&session, "unix:/a", VR_FABRIC_VERBS, &peer) == 0 && peer.number == 2);
+    CHECK(peer.session == &session && peer.fabric == VR_FABRIC_VERBS && peer.rail == 9);
+    CHECK(vr_import_from(&peer, 77, name, secret, VR_RIGHT_READ, &remote) == 0);
+    CHECK(remote.id == REGION_ID + 1 && remote.bytes == 2077);
     CHECK(vr_cancel(&ring, VR_CANCEL_BY_RECORD, 99, &record) == 0 && record == 99);
     CHECK(vr_cancel(&ring, VR_CANCEL_BY_NUMBER, 1, NULL) == 0);
     CHECK(vr_why(&ring, VR_CANCEL_BY_NUMBER, 5, &why) == 0);

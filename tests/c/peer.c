@@ -1,8 +1,11 @@
 /* One side of the cross-language test: an exporter and a user, each in any language, in two
  * processes on one engine.
  *
- *     peer SOCKET export NAME              prints `ready SECRETHEX`, later `ok`
- *     peer SOCKET use NAME SECRETHEX       prints `ok`
+ *     peer SOCKET export NAME                      prints `ready SECRETHEX`, later `ok`
+ *     peer SOCKET use NAME SECRETHEX [OPTIONS]     prints `ok`
+ *         --peer URL              imports from the engine there, not from its own
+ *         --require local|verbs   what must have carried every success; else what the engine
+ *                                 names as the way to the peer
  *
  * Beside the steps that all languages share, this one tries the control calls (PROBE, STATS,
  * CANCEL, WHY) and a region of a memfd. Every completion is held to its res, detail and flags; the
@@ -28,7 +31,9 @@
 #define FIRST_IMMEDIATE 0xC0FFEEu
 #define LAST_IMMEDIATE 0xBEEFu
 #define PATIENCE_NS (INT64_C(60) * 1000000000)
-#define LOCAL_SUCCESS (VR_FABRIC_LOCAL << 8)
+#define USAGE                                                                       \
+    "usage: peer SOCKET export NAME |\n"                                           \
+    "       peer SOCKET use NAME SECRETHEX [--peer URL] [--require local|verbs]\n"
 
 static void die(const char *form, ...)
 #if defined(__GNUC__)
@@ -142,11 +147,14 @@ static struct vr_cqe run(struct vr_ring *ring, struct vr_sqe *sqe, const char *s
     return cqe;
 }
 
-static void run_well(struct vr_ring *ring, struct vr_sqe *sqe, const char *step, int32_t res)
+/* A success by this fabric. Rail 0 is within the engine; the others are queue pairs. */
+static void expect_success(const char *step, const struct vr_cqe *cqe, int32_t res,
+                           uint32_t fabric)
 {
-    struct vr_cqe cqe = run(ring, sqe, step);
-    expect_cqe(step, &cqe, res, LOCAL_SUCCESS, 0);
-    expect_record(step, &cqe, 1);
+    expect_cqe(step, cqe, res, cqe->detail, 0);
+    if (vr_cqe_fabric(cqe) != fabric || (vr_cqe_rail(cqe) == 0) != (fabric == VR_FABRIC_LOCAL))
+        die("%s: carried by fabric %u, rail %u, not by fabric %u", step, vr_cqe_fabric(cqe),
+            vr_cqe_rail(cqe), fabric);
 }
 
 /* ----- The exporter: memory, rights, and two notifications. ----- */
@@ -215,6 +223,15 @@ static void export_region(struct vr_session *session, const char *name)
     must(session, "free region", vr_region_free(&region));
 }
 
+/* ----- The user's part, as the command line gives it. ----- */
+
+struct part {
+    const char *name;
+    uint8_t secret[VR_SECRET_BYTES];
+    const char *url;  /* NULL: our own engine */
+    uint32_t require; /* 0: whatever the engine says */
+};
+
 /* ----- The user: one function a step. Its region, by offset: ----- */
 
 #define MY_COPY 0u       /* what READ brings */
@@ -229,13 +246,23 @@ struct user {
     struct vr_ring ring;
     struct vr_region near;
     struct vr_remote far;
+    uint32_t fabric; /* what carries ops to the far side */
+    uint32_t atomics; /* the same for atomics: where there is a card, it does them for all */
 };
+
+static void run_well(struct user *user, struct vr_sqe *sqe, const char *step, int32_t res)
+{
+    struct vr_cqe cqe = run(&user->ring, sqe, step);
+    int atomic = sqe->opcode == VR_OP_FETCH_ADD || sqe->opcode == VR_OP_CMP_SWAP;
+    expect_success(step, &cqe, res, atomic ? user->atomics : user->fabric);
+    expect_record(step, &cqe, 1);
+}
 
 static void read_pattern(struct user *user)
 {
     struct vr_sqe sqe;
     vr_prep_read(&sqe, &user->near, MY_COPY, &user->far, 0, PATTERN_BYTES);
-    run_well(&user->ring, &sqe, "read", (int32_t)PATTERN_BYTES);
+    run_well(user, &sqe, "read", (int32_t)PATTERN_BYTES);
     expect_bytes("read", &user->near, MY_COPY, PATTERN_BYTES, exporter_byte, 0);
 }
 
@@ -247,7 +274,7 @@ static void write_pattern(struct user *user)
         *byte_at(&user->near, MY_DATA + at) = user_byte(at);
     vr_prep_write(&sqe, &user->near, MY_DATA, &user->far, WRITTEN_AT, PATTERN_BYTES);
     vr_set_notify(&sqe, FIRST_IMMEDIATE);
-    run_well(&user->ring, &sqe, "write", (int32_t)PATTERN_BYTES);
+    run_well(user, &sqe, "write", (int32_t)PATTERN_BYTES);
 }
 
 static void add_and_swap(struct user *user)
@@ -258,13 +285,13 @@ static void add_and_swap(struct user *user)
     memcpy(byte_at(&user->near, MY_OLD + 8), &unset, sizeof unset);
     memcpy(byte_at(&user->near, MY_OLD + 16), &unset, sizeof unset);
     vr_prep_fetch_add(&sqe, &user->near, MY_OLD, &user->far, ADDED_AT, 42);
-    run_well(&user->ring, &sqe, "fetch-add", 8);
+    run_well(user, &sqe, "fetch-add", 8);
     expect_u64("fetch-add", &user->near, MY_OLD, 1000);
     vr_prep_cmp_swap(&sqe, &user->near, MY_OLD + 8, &user->far, SWAPPED_AT, 0, 77);
-    run_well(&user->ring, &sqe, "swap", 8);
+    run_well(user, &sqe, "swap", 8);
     expect_u64("swap", &user->near, MY_OLD + 8, 0);
     vr_prep_cmp_swap(&sqe, &user->near, MY_OLD + 16, &user->far, SWAPPED_AT, 0, 99);
-    run_well(&user->ring, &sqe, "swap of another value", 8);
+    run_well(user, &sqe, "swap of another value", 8);
     expect_u64("swap of another value", &user->near, MY_OLD + 16, 77);
 }
 
@@ -281,7 +308,7 @@ static void move_pages(struct user *user)
     }
     memcpy(byte_at(&user->near, MY_LIST), list, sizeof list);
     vr_prep_readv(&sqe, &user->near, MY_LIST, 3, &user->far, 0, PAGE_BYTES);
-    run_well(&user->ring, &sqe, "readv", 3 * (int32_t)PAGE_BYTES);
+    run_well(user, &sqe, "readv", 3 * (int32_t)PAGE_BYTES);
     for (page = 0; page < 3; page++)
         expect_bytes("readv", &user->near, MY_PAGES + page * 2 * PAGE_BYTES, PAGE_BYTES,
                      exporter_byte, far_page[page] * PAGE_BYTES);
@@ -293,10 +320,10 @@ static void move_pages(struct user *user)
     }
     memcpy(byte_at(&user->near, MY_LIST), list, 2 * sizeof list[0]);
     vr_prep_writev(&sqe, &user->near, MY_LIST, 2, &user->far, PAGES_AT, PAGE_BYTES);
-    run_well(&user->ring, &sqe, "writev", 2 * (int32_t)PAGE_BYTES);
+    run_well(user, &sqe, "writev", 2 * (int32_t)PAGE_BYTES);
     memset(byte_at(&user->near, MY_BACK), 0xff, 3 * PAGE_BYTES);
     vr_prep_read(&sqe, &user->near, MY_BACK, &user->far, PAGES_AT, 3 * PAGE_BYTES);
-    run_well(&user->ring, &sqe, "reading the pages back", 3 * (int32_t)PAGE_BYTES);
+    run_well(user, &sqe, "reading the pages back", 3 * (int32_t)PAGE_BYTES);
     expect_bytes("writev", &user->near, MY_BACK, PAGE_BYTES, user_byte, 3 * PAGE_BYTES);
     expect_bytes("writev", &user->near, MY_BACK + 2 * PAGE_BYTES, PAGE_BYTES, user_byte,
                  4 * PAGE_BYTES);
@@ -335,7 +362,7 @@ static void cancel_queued(struct user *user)
             expect_cqe("the cancelled write", &cqe, -VR_ECANCELED, VR_DETAIL_CANCELLED,
                        VR_CQE_RETRYABLE);
         else
-            expect_cqe("a low-class write", &cqe, (int32_t)LOW_BYTES, LOCAL_SUCCESS, 0);
+            expect_success("a low-class write", &cqe, (int32_t)LOW_BYTES, user->fabric);
     }
 }
 
@@ -354,7 +381,7 @@ static void notify_alone(struct user *user)
     struct vr_sqe sqe;
     vr_prep_write(&sqe, &user->near, 0, &user->far, 0, 0);
     vr_set_notify(&sqe, LAST_IMMEDIATE);
-    run_well(&user->ring, &sqe, "a write of nothing", 0);
+    run_well(user, &sqe, "a write of nothing", 0);
 }
 
 static void expect_none(struct vr_session *session, const char *step, int status)
@@ -394,12 +421,33 @@ static void ask_the_engine(struct vr_session *session, struct user *user)
     expect_none(session, "cancel", vr_cancel(&user->ring, VR_CANCEL_BY_NUMBER, 0, NULL));
 }
 
-static void use_region(struct vr_session *session, const char *name,
-                       const uint8_t secret[VR_SECRET_BYTES])
+/* Imports from where the options say. */
+static void take_up(struct vr_session *session, const struct part *part, struct user *user)
+{
+    struct vr_probe_reply probe;
+    user->fabric = VR_FABRIC_LOCAL;
+    if (part->url == NULL) {
+        must(session, "import",
+             vr_import(session, VR_UID_OWN, part->name, part->secret, 0, &user->far));
+    } else {
+        struct vr_peer peer;
+        must(session, "connect peer",
+             vr_connect_peer(session, part->url, part->require, &peer));
+        must(session, "import from peer",
+             vr_import_from(&peer, VR_UID_OWN, part->name, part->secret, 0, &user->far));
+        user->fabric = peer.fabric;
+    }
+    if (part->require != 0)
+        user->fabric = part->require;
+    must(session, "probe", vr_probe(session, &probe));
+    user->atomics = (probe.fabrics >> VR_FABRIC_VERBS & 1) != 0 ? VR_FABRIC_VERBS : user->fabric;
+}
+
+static void use_region(struct vr_session *session, const struct part *part)
 {
     struct user user;
     struct vr_remote *far = &user.far;
-    must(session, "import", vr_import(session, VR_UID_OWN, name, secret, 0, far));
+    take_up(session, part, &user);
     if (far->rights != VR_RIGHTS_ALL || far->bytes != REGION_BYTES)
         die("import: rights %#x, %" PRIu64 " bytes", far->rights, far->bytes);
     must(session, "region", vr_region_alloc(session, REGION_BYTES, 0, &user.near));
@@ -433,21 +481,40 @@ static int parse_secret(const char *text, uint8_t secret[VR_SECRET_BYTES])
     return 1;
 }
 
+static int parse_options(int count, char **words, struct part *part)
+{
+    for (; count >= 2; count -= 2, words += 2) {
+        if (strcmp(words[0], "--peer") == 0)
+            part->url = words[1];
+        else if (strcmp(words[0], "--require") == 0 && strcmp(words[1], "local") == 0)
+            part->require = VR_FABRIC_LOCAL;
+        else if (strcmp(words[0], "--require") == 0 && strcmp(words[1], "verbs") == 0)
+            part->require = VR_FABRIC_VERBS;
+        else
+            return 0;
+    }
+    return count == 0;
+}
+
 int main(int count, char **words)
 {
-    uint8_t secret[VR_SECRET_BYTES];
     struct vr_session session;
+    struct part part;
     int exporter = count == 4 && strcmp(words[2], "export") == 0;
-    int user = count == 5 && strcmp(words[2], "use") == 0 && parse_secret(words[4], secret);
+    int user = count >= 5 && strcmp(words[2], "use") == 0;
+    memset(&part, 0, sizeof part);
+    if (user)
+        user = parse_secret(words[4], part.secret) && parse_options(count - 5, words + 5, &part);
     if (!exporter && !user) {
-        fputs("usage: peer SOCKET export NAME | peer SOCKET use NAME SECRETHEX\n", stderr);
+        fputs(USAGE, stderr);
         return 2;
     }
+    part.name = words[3];
     must(&session, "connect", vr_connect_as(words[1], "peer-c", &session));
     if (exporter)
-        export_region(&session, words[3]);
+        export_region(&session, part.name);
     else
-        use_region(&session, words[3], secret);
+        use_region(&session, &part);
     vr_close(&session);
     puts("ok");
     return 0;

@@ -191,6 +191,7 @@ class FakeEngine:
         self.listener.listen()
         self.stop_told, self.stop_heard = socket.socketpair()
         self.sessions, self.rings, self.regions, self.exports = {}, {}, {}, {}
+        self.peers = 0
         self.requests, self.records = [], 1 << 32
         self.poller = select.poll()
         for end in (self.listener, self.stop_heard):
@@ -317,11 +318,21 @@ class FakeEngine:
         self.exports[ask.name] = secret, self.regions[ask.region], ask.rights
         return abi.EXPORT_REPLY, dict(secret=secret), ()
 
+    def connect(self, request, _):
+        ask = abi.CONNECT.unpack(request)
+        if ask.require not in (0, abi.FABRIC_VERBS):
+            return self.refused(abi.Errno.EOPNOTSUPP, abi.Detail.REQUIRE, "verbs or nothing")
+        self.peers += 1
+        return (abi.CONNECT_REPLY,
+                dict(peer=self.peers, fabric=abi.FABRIC_VERBS, rail=7), ())
+
     # `import` is a word of Python's, so this method cannot be written as the others are.
     def take_up(self, request, _):
         ask = abi.IMPORT.unpack(request)
         if ask.name not in self.exports:
             return self.refused(abi.Errno.ENOENT, abi.Detail.NAME, "no such export")
+        if ask.peer > self.peers:
+            return self.refused(abi.Errno.EINVAL, abi.Detail.PEER)
         secret, region, rights = self.exports[ask.name]
         if secret != ask.secret:
             return self.refused(abi.Errno.EACCES, abi.Detail.SECRET)

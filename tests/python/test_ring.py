@@ -57,6 +57,7 @@ class WithEngine(unittest.TestCase):
         thread.start()
         self.addCleanup(thread.join)
         self.addCleanup(engine.stop)
+        self.path = path
         self.session = vr.Session(path)
         self.addCleanup(self.session.close)
         return self.session
@@ -529,6 +530,46 @@ class Control(WithEngine):
         """Starts an engine; from the next request on, replies go through `change`."""
         self.start()
         self.engine.answer = change
+
+    def test_a_peer_is_asked_for_by_url_and_fabric(self):
+        session = self.start()
+        secret = session.region(4096).export("theirs")
+        first = session.connect_peer("unix:/one")
+        self.assertEqual((first.number, first.fabric, first.rail), (1, vr.FABRIC_VERBS, 7))
+        longest = "unix:/".ljust(vr.URL_BYTES, "x")
+        second = session.connect_peer(longest, vr.FABRIC_VERBS)
+        self.assertEqual(vr.CONNECT.unpack(self.engine.requests[-1]),
+                         (vr.FABRIC_VERBS, longest.encode()))
+        for remote, peer in ((second.import_region("theirs", secret, uid=9), 2),
+                             (session.import_region("theirs", secret), 0)):
+            self.assertEqual(remote.size_bytes, 4096)
+            asked = vr.IMPORT.unpack([r for r in self.engine.requests
+                                      if len(r) == vr.IMPORT.size][-2 if peer else -1])
+            self.assertEqual(asked.peer, peer)
+        with self.assertRaises(vr.VerbringError) as caught:
+            session.connect_peer("unix:/one", vr.FABRIC_LOCAL)
+        self.assertEqual((caught.exception.errno, caught.exception.detail),
+                         (vr.Errno.EOPNOTSUPP, vr.Detail.REQUIRE))
+        for url in ("", longest + "x"):
+            with self.assertRaises(ValueError):
+                session.connect_peer(url)
+        other = vr.Session(self.path)
+        with self.assertRaises(ValueError):
+            other.import_region("theirs", secret, peer=first)
+        other.close()
+
+    def test_a_peer_that_was_not_asked_for_is_not_believed(self):
+        for change in (dict(peer=0), dict(fabric=vr.FABRIC_LOCAL), dict(fabric=256),
+                       dict(rail=256)):
+            def lie(kind, reply, sends, change=change):
+                if kind != vr.Kind.CONNECT:
+                    return reply, sends
+                fields = {**vr.CONNECT_REPLY.unpack(reply)._asdict(), **change}
+                return vr.CONNECT_REPLY.pack(reply=reply[:24], **fields), sends
+            with self.subTest(**change):
+                self.answer_with(lie)
+                with self.assertRaises(vr.VerbringError):
+                    self.session.connect_peer("unix:/one", vr.FABRIC_VERBS)
 
     def test_calls_carry_what_they_say(self):
         session = self.start()

@@ -9,6 +9,8 @@
 #[cfg(feature = "sim")]
 mod conformance;
 mod data;
+mod engine;
+mod engines;
 mod errors;
 mod rights;
 mod side;

@@ -18,6 +18,7 @@ use super::slice::{self, Counted, Span, histogram};
 use super::talk::{Order, Plan, Report, misplaced, next_order, report};
 use super::through_engine::{EngineRig, crowd};
 use super::uring::UringRig;
+use super::verbs::VerbsRig;
 use super::wake::{self, FutexClient};
 use super::who::Who;
 use crate::cli::Failure;
@@ -53,6 +54,7 @@ struct Ends {
     bare: Option<BareEnd>,
     uring: Option<UringRig>,
     sqpoll: Option<UringRig>,
+    verbs: Option<VerbsRig>,
     /// Contestants that this machine does not let run, and why.
     skipped: Vec<(Who, String)>,
     latencies: Vec<(Who, Histogram<u64>)>,
@@ -62,12 +64,15 @@ impl Ends {
     fn new(plan: Plan) -> Result<Self, Failure> {
         let has = |who| plan.contestants.contains(&who);
         let engine = match has(Who::Verbring) {
-            true => Some(EngineRig::new(&plan.socket, &plan.shape, Duration::ZERO)?),
+            true => {
+                let far = plan.far.as_deref();
+                Some(EngineRig::new(&plan.socket, far, &plan.shape, Duration::ZERO)?)
+            }
             false => None,
         };
         let (beside_idle, idle) = match &plan.idle {
             Some((socket, rings)) => {
-                let rig = EngineRig::new(socket, &plan.shape, Duration::ZERO)?;
+                let rig = EngineRig::new(socket, None, &plan.shape, Duration::ZERO)?;
                 (Some(rig), crowd(socket, *rings)?)
             }
             None => (None, Vec::new()),
@@ -89,6 +94,8 @@ impl Ends {
         };
         let plain = uring(Who::IoUring, None);
         let sqpoll = uring(Who::IoUringSqpoll, Some(plan.other_core));
+        let verbs =
+            plan.verbs.as_ref().map(|verbs| VerbsRig::new(verbs, &plan.shape)).transpose()?;
         let latencies = plan.contestants.iter().map(|who| (*who, histogram())).collect();
         Ok(Self {
             engine,
@@ -97,6 +104,7 @@ impl Ends {
             bare,
             uring: plain,
             sqpoll,
+            verbs,
             skipped,
             latencies,
             plan,
@@ -134,6 +142,9 @@ impl Ends {
             Who::IoUringSqpoll => {
                 slice::run(present(&mut self.sqpoll, who)?, shape, span, crowded, latencies)
             }
+            Who::Verbs => {
+                slice::run(present(&mut self.verbs, who)?, shape, span, crowded, latencies)
+            }
             Who::Futex => Err(absent(who)),
         }
     }
@@ -153,7 +164,9 @@ impl Ends {
                 client.dismiss(slice)?;
                 Ok(counted)
             }
-            Who::Bare | Who::BareMemcpy | Who::IoUring | Who::IoUringSqpoll => Err(absent(who)),
+            Who::Bare | Who::BareMemcpy | Who::IoUring | Who::IoUringSqpoll | Who::Verbs => {
+                Err(absent(who))
+            }
         }
     }
 

@@ -20,7 +20,8 @@ use super::shape::Shape;
 use super::slice::{Counted, Span, histogram, now_ns};
 use super::statistics::median;
 use super::talk::{Event, Order, Plan, Report, Role, Worker, next_report};
-use super::who::Who;
+use super::verbs::VerbsPlan;
+use super::who::{Carrier, Who};
 use crate::cli::Failure;
 use crate::cli::place::Place;
 
@@ -31,6 +32,12 @@ pub(super) struct Terms {
     pub(super) clients: usize,
     /// `name=value` each, for the engine.
     pub(super) settings: Vec<String>,
+    /// What carries the engine's ops.
+    pub(super) carrier: Carrier,
+    /// For a second engine, which has the far side.
+    pub(super) far_settings: Option<Vec<String>>,
+    /// The bare queue pair, if it is one of the contestants.
+    pub(super) verbs: Option<VerbsPlan>,
     pub(super) slice: Duration,
     pub(super) time: Duration,
     pub(super) contestants: Vec<Who>,
@@ -82,19 +89,19 @@ impl Stage {
     /// Starts everything and waits until all of it is ready.
     fn set(terms: &Terms, shape: &Shape) -> Result<Self, Failure> {
         let (events, happened) = mpsc::channel();
-        // The second engine has the idle rings.
-        let mut places = vec![Place::new("bench")?];
-        if terms.idle_rings > 0 {
-            places.push(Place::new("bench")?);
-        }
         let mut engines = Vec::new();
-        for place in &places {
+        let mut serve = |settings: &Vec<String>| {
+            let place = Place::new("bench")?;
             let mut engine = Worker::start(Role::Engine, &events)?;
-            let settings = terms.settings.clone();
+            let settings = settings.clone();
             engine.tell(&Order::Serve { socket: place.socket(), settings })?;
             ready(&happened)?;
             engines.push(engine);
-        }
+            Ok::<_, Failure>(place)
+        };
+        let place = serve(&terms.settings)?;
+        let idle_place = if terms.idle_rings > 0 { Some(serve(&terms.settings)?) } else { None };
+        let far_place = terms.far_settings.as_ref().map(&mut serve).transpose()?;
         let echoes = terms.contestants.iter().any(|who| who.echoes());
         // Held until the processes have them, too.
         let mut segments = Vec::new();
@@ -121,10 +128,12 @@ impl Stage {
                 core: terms.cores.of_client(index),
                 other_core: terms.cores.engine,
                 crowded,
-                socket: places[0].socket(),
+                socket: place.socket(),
+                far: far_place.as_ref().map(Place::socket),
+                verbs: terms.verbs.clone(),
                 segment: segments.get(index).map(inherited),
-                idle: places
-                    .get(1)
+                idle: idle_place
+                    .as_ref()
                     .map(|place| (place.socket(), if index == 0 { terms.idle_rings } else { 0 })),
                 sleep: terms.sleep,
             })))?;
@@ -278,6 +287,9 @@ mod tests {
                 cores: Cores { engine: 0, clients: vec![1] },
                 clients: 1,
                 settings: Vec::new(),
+                carrier: Carrier::Local,
+                far_settings: None,
+                verbs: None,
                 slice: Duration::from_millis(10),
                 time: Duration::from_secs_f64(seconds),
                 contestants: Vec::new(),

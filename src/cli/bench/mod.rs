@@ -6,7 +6,8 @@
 //!               v                                                        v
 //!            client(s) -- a ring through the production engine -----> engine
 //!               |-------- a bare ring, with and without memcpy -----> echo
-//!               \-------- io_uring NOPs ----------------------------> the kernel
+//!               |-------- io_uring NOPs ----------------------------> the kernel
+//!               \-------- work requests on a bare queue pair -------> a card
 //! ```
 //!
 //! On a machine that is never still, two figures taken minutes apart say little about each other.
@@ -21,6 +22,7 @@ mod cores;
 mod echo;
 mod engine_process;
 mod plot;
+mod ports;
 mod quiet;
 mod rows;
 mod shape;
@@ -30,6 +32,7 @@ mod sweep;
 mod talk;
 mod through_engine;
 mod uring;
+mod verbs;
 mod wake;
 mod who;
 
@@ -42,19 +45,21 @@ use verbring::abi::Class;
 use super::{Failure, class_name, complain, say, say_json};
 use conductor::Terms;
 use cores::Cores;
+use ports::Port;
 use shape::{OpKind, Shape, Wish};
 use sweep::{Sweep, read_bytes};
 use talk::{Report, Role};
-use who::{Baseline, Who};
+use verbs::VerbsPlan;
+use who::{Baseline, Carrier, Who};
 
 /// Arguments of `verbring bench`.
 #[derive(Debug, Args)]
 pub(crate) struct Bench {
-    /// What to do over and over.
-    #[arg(long, value_enum, default_value = "nop")]
-    op: OpKind,
+    /// What to do over and over [default: nop; write over queue pairs].
+    #[arg(long, value_enum)]
+    op: Option<OpKind>,
     /// Bytes of an op (of a page for writev): a number, a list 64,4K, a range 64..1M or 64..1M*4.
-    #[arg(long, default_value = "4K")]
+    #[arg(long, default_value = "4K", visible_alias = "bytes")]
     size: Sweep,
     /// Pages of a writev.
     #[arg(long, default_value = "8")]
@@ -83,6 +88,12 @@ pub(crate) struct Bench {
     /// Cores: the engine's, then the clients' [default: all that are allowed, in order].
     #[arg(long, value_delimiter = ',', value_name = "CORES")]
     pin: Vec<usize>,
+    /// What carries the ops: copies within one engine, or queue pairs to a second one.
+    #[arg(long, value_enum, default_value = "local")]
+    fabric: Carrier,
+    /// Ports of cards for queue pairs, near and far, or one for both [default: the best two].
+    #[arg(long, value_delimiter = ',', value_name = "DEVICE:PORT:GID")]
+    devices: Vec<Port>,
     /// What to run beside it, in alternating slices.
     #[arg(long, value_enum, value_delimiter = ',')]
     baseline: Vec<Baseline>,
@@ -168,7 +179,7 @@ impl Bench {
                 let lock_step = Sweep(vec![batch]);
                 for &depth in &self.depth.as_ref().unwrap_or(&lock_step).0 {
                     let shape = Shape::settle(Wish {
-                        op: self.op,
+                        op: self.op(),
                         size_bytes,
                         pages: self.pages,
                         batch,
@@ -192,9 +203,48 @@ impl Bench {
         Ok(shapes)
     }
 
+    /// True if queue pairs have a part in it.
+    fn uses_verbs(&self) -> bool {
+        self.fabric == Carrier::Verbs || self.baseline.contains(&Baseline::Verbs)
+    }
+
+    fn op(&self) -> OpKind {
+        let default = if self.uses_verbs() { OpKind::Write } else { OpKind::Nop };
+        self.op.unwrap_or(default)
+    }
+
+    /// Settles the ports between which queue pairs are to be, if there are to be any.
+    fn ports(&self) -> Result<Option<[Port; 2]>, Failure> {
+        let refuse = |text: &str| Err(Failure::Usage(text.to_string()));
+        if !self.uses_verbs() {
+            if !self.devices.is_empty() {
+                return refuse("--devices is for --fabric verbs and --baseline verbs");
+            }
+            return Ok(None);
+        }
+        if self.op() == OpKind::Nop {
+            return refuse("--op is nop, but must be one that moves bytes over queue pairs");
+        }
+        if self.fabric == Carrier::Verbs && self.idle_rings > 0 {
+            return refuse("--idle-rings is for --fabric local");
+        }
+        ports::settle(&self.devices).map(Some)
+    }
+
     fn terms(&self) -> Result<Terms, Failure> {
+        let ports = self.ports()?;
         let cores = Cores::choose(&self.pin, &cores::allowed()?)?;
         let mut settings = vec![format!("pin={}", cores.engine)];
+        let far_port = match (&ports, self.fabric) {
+            (Some([near, far]), Carrier::Verbs) => {
+                settings.extend(near.settings());
+                Some(far)
+            }
+            _ => {
+                settings.push("verbs=off".to_string());
+                None
+            }
+        };
         if self.idle_rings > 0 {
             // Both engines alike: what differs is the rings that there are.
             let rings = self.idle_rings + RINGS_SPARE;
@@ -203,7 +253,13 @@ impl Bench {
             settings.push("quota.control_per_s=1000000".to_string());
         }
         settings.extend(self.set.iter().cloned());
-        let spin_us = engine_process::settings_for(&settings)?.config().spin_us;
+        let far_settings = far_port.map(|far| {
+            let pin = format!("pin={}", cores.engine);
+            let own = std::iter::once(pin).chain(far.settings());
+            own.chain(self.set.iter().cloned()).collect()
+        });
+        let config = engine_process::settings_for(&settings)?.config().clone();
+        let spin_us = config.spin_us;
         let mut contestants = vec![Who::Verbring];
         if self.idle_rings > 0 {
             contestants.push(Who::VerbringIdleRings);
@@ -219,6 +275,9 @@ impl Bench {
                 contestants.push(who);
             }
         }
+        let verbs = ports
+            .filter(|_| contestants.contains(&Who::Verbs))
+            .map(|ports| VerbsPlan::new(ports, &config, self.class as u8));
         if contestants.len() > 1 && spin_us > SPIN_US_MAX {
             complain(&format!(
                 "spin_us is {spin_us}: the engine will look for work in the others' slices, too; \
@@ -229,6 +288,9 @@ impl Bench {
             cores,
             clients: usize::try_from(self.clients).unwrap_or(1),
             settings,
+            carrier: self.fabric,
+            far_settings,
+            verbs,
             slice: Duration::from_millis(self.slice_ms.into()),
             time: self.seconds,
             contestants,

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::conductor::{Measured, Terms, Track};
 use super::shape::{OpKind, Shape};
 use super::statistics::{Ratio, median, spread};
-use super::who::Who;
+use super::who::{Carrier, Who};
 
 /// One contestant at one point of a sweep.
 #[derive(Clone, Debug, Serialize)]
@@ -13,6 +13,8 @@ pub(super) struct Row {
     /// `pipelined`, `lock-step` or `sleep`.
     pub(super) bench: &'static str,
     pub(super) who: Who,
+    /// What carries the engine's ops.
+    pub(super) fabric: Carrier,
     /// NOP for contestants that move no payload.
     pub(super) op: OpKind,
     pub(super) size_bytes: u64,
@@ -74,6 +76,7 @@ pub(super) fn rows(measured: &Measured, shape: &Shape, terms: &Terms) -> Vec<Row
                 (false, false) => "pipelined",
             },
             who: track.who,
+            fabric: terms.carrier,
             op: shape.op,
             size_bytes: shape.size_bytes,
             pages: shape.pages,
@@ -206,6 +209,9 @@ pub(super) mod tests {
             cores: Cores { engine: 0, clients: vec![1] },
             clients: 1,
             settings: Vec::new(),
+            carrier: Carrier::Local,
+            far_settings: None,
+            verbs: None,
             slice: Duration::from_millis(10),
             time: Duration::from_secs(1),
             contestants: Vec::new(),

@@ -171,6 +171,11 @@ impl Shape {
         (self.working_set_bytes / 2).next_multiple_of(8)
     }
 
+    /// Where the first op of them that writes leaves its first byte.
+    pub(super) fn first_destination(&self) -> u64 {
+        self.half_bytes()
+    }
+
     fn step_bytes(&self) -> u64 {
         self.op_bytes().max(1)
     }

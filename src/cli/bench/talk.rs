@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::shape::Shape;
 use super::slice::{Counted, Span};
+use super::verbs::VerbsPlan;
 use super::who::Who;
 use crate::cli::{Failure, say};
 
@@ -50,6 +51,10 @@ pub(super) struct Plan {
     /// More clients than cores.
     pub(super) crowded: bool,
     pub(super) socket: PathBuf,
+    /// The engine that has the far side, if it is not the same.
+    pub(super) far: Option<PathBuf>,
+    /// The bare queue pair.
+    pub(super) verbs: Option<VerbsPlan>,
     /// The bare ring.
     pub(super) segment: Option<PathBuf>,
     /// The engine with idle rings beside, and how many this client is to make.

@@ -3,61 +3,141 @@
 use std::path::Path;
 use std::time::Duration;
 
-use verbring::abi::Sqe;
-use verbring::client::RingError;
-use verbring::{Import, RawRing, Region, Rights, RingOptions, Session};
+use verbring::abi::{Cqe, FABRIC_VERBS, Sqe};
+use verbring::client::{ControlError, LendError, RingError};
+use verbring::{Import, RawRing, Region, Rights, RingOptions, Secret, Session};
 
-use super::shape::{Shape, Walk};
+use super::shape::{OpKind, Shape, Walk};
 use super::slice::{Rig, SILENCE_MAX, TIMED};
 use super::wake::Sleeper;
 use crate::cli::Failure;
 
-/// A session with one ring, and one region that it has exported and imported itself.
+/// A session with one ring, and one region that it has exported and imported itself; or one that
+/// it has imported from a second engine, where another session of ours has exported it.
 pub(super) struct EngineRig {
     ring: RawRing,
     walk: Walk,
     /// What every success must say.
     result: i32,
-    _memory: Option<(Region, Import)>,
+    memory: Option<Memory>,
+}
+
+/// The near side, and the far side.
+struct Memory {
+    near: Region,
+    import: Import,
+    /// Held, if it is a region of its own.
+    far: Option<Region>,
 }
 
 impl EngineRig {
-    /// Attaches to the engine at `socket`. `spin` is how long a wait looks before it sleeps.
-    pub(super) fn new(socket: &Path, shape: &Shape, spin: Duration) -> Result<Self, Failure> {
-        let session =
-            Session::connect(socket).map_err(|error| Failure::of("cannot attach", &error))?;
+    /// Attaches to the engine at `socket`, and to the one at `far`, to which the ops then go by
+    /// queue pairs. `spin` is how long a wait looks before it sleeps.
+    pub(super) fn new(
+        socket: &Path,
+        far: Option<&Path>,
+        shape: &Shape,
+        spin: Duration,
+    ) -> Result<Self, Failure> {
+        let session = attach(socket)?;
         let entries = shape.entries();
         let options = RingOptions { spin, ..RingOptions::new(entries, entries) };
         let ring =
             session.raw_ring(options).map_err(|error| Failure::of("cannot have a ring", &error))?;
         let memory = match shape.op_bytes() {
             0 => None,
-            _ => Some(memory(&session, shape)?),
+            _ => Some(match far {
+                None => memory(&session, shape)?,
+                Some(far) => memory_beyond(&session, far, shape)?,
+            }),
         };
         let [local, remote] =
-            memory.as_ref().map_or([0; 2], |(region, import)| [region.id(), import.id()]);
+            memory.as_ref().map_or([0; 2], |memory| [memory.near.id(), memory.import.id()]);
         let walk = shape.walk(local, remote);
         let result = i32::try_from(shape.op_bytes()).unwrap_or(i32::MAX);
-        Ok(Self { ring, walk, result, _memory: memory })
+        let mut rig = Self { ring, walk, result, memory };
+        if far.is_some() {
+            rig.try_verbs(shape)?;
+        }
+        Ok(rig)
+    }
+
+    /// Runs one op, which must go by queue pairs and arrive: all that follow are like it.
+    fn try_verbs(&mut self, shape: &Shape) -> Result<(), Failure> {
+        self.ring.push(Sqe::from_words(self.walk.next(0)));
+        self.ring.submit_and_wait(1, Some(SILENCE_MAX)).map_err(over)?;
+        let cqe = self.ring.pop().map_err(over)?;
+        let cqe = cqe.ok_or_else(|| Failure::Failed("the first op did not complete".into()))?;
+        let [fabric, _] = cqe.detail.to_be_bytes();
+        if (cqe.res, fabric) != (self.result, FABRIC_VERBS) {
+            let Cqe { res, detail, .. } = cqe;
+            let text = format!("the first op answered {res}, detail {detail:#x}: not by verbs");
+            return Err(Failure::Failed(text));
+        }
+        let far = self.memory.as_ref().and_then(|memory| memory.far.as_ref());
+        let mut landed = [1];
+        if let Some(far) = far.filter(|_| matches!(shape.op, OpKind::Write | OpKind::Writev)) {
+            let at = shape.first_destination();
+            far.lend(at..at + 1).map_err(filling)?.read(0, &mut landed);
+        }
+        match landed {
+            [1] => Ok(()),
+            _ => Err(Failure::Failed("the first op did not arrive".to_string())),
+        }
     }
 }
 
-/// A region that holds the working set and the page lists, present and offered to ourselves.
-fn memory(session: &Session, shape: &Shape) -> Result<(Region, Import), Failure> {
-    let failed = |error| Failure::of("cannot have a region", &error);
-    let region = session.alloc(shape.memory_bytes()).map_err(failed)?;
-    let mut lease = region
-        .lend(0..region.bytes())
-        .map_err(|error| Failure::of("cannot fill the region", &error))?;
+/// Opens a session.
+fn attach(socket: &Path) -> Result<Session, Failure> {
+    Session::connect(socket).map_err(|error| Failure::of("cannot attach", &error))
+}
+
+/// A region that holds the working set and the page lists, present.
+fn region(session: &Session, shape: &Shape) -> Result<Region, Failure> {
+    let region = session.alloc(shape.memory_bytes()).map_err(having)?;
+    let mut lease = region.lend(0..region.bytes()).map_err(filling)?;
     lease.fill(1);
     let (base, lists) = shape.lists();
     lease.write(base, zerocopy::IntoBytes::as_bytes(lists.as_slice()));
     drop(lease);
-    // A name is unique per uid, and other clients of the bench export, too.
+    Ok(region)
+}
+
+/// A name is unique per uid, and other clients of the bench export, too.
+fn export(region: &Region, session: &Session) -> Result<(String, Secret), Failure> {
     let name = format!("bench {}", session.number());
-    let secret = region.export(&name, Rights::ALL).map_err(failed)?;
-    let import = session.import(&name, None, &secret).map_err(failed)?;
-    Ok((region, import))
+    let secret = region.export(&name, Rights::ALL).map_err(having)?;
+    Ok((name, secret))
+}
+
+/// One region, offered to ourselves.
+fn memory(session: &Session, shape: &Shape) -> Result<Memory, Failure> {
+    let near = region(session, shape)?;
+    let (name, secret) = export(&near, session)?;
+    let import = session.import(&name, None, &secret).map_err(having)?;
+    Ok(Memory { near, import, far: None })
+}
+
+/// A region here, and one at another engine, to be reached by queue pairs.
+fn memory_beyond(session: &Session, socket: &Path, shape: &Shape) -> Result<Memory, Failure> {
+    let there = attach(socket)?;
+    let far = there.alloc(shape.memory_bytes()).map_err(having)?;
+    far.lend(0..far.bytes()).map_err(filling)?.fill(0);
+    let (name, secret) = export(&far, &there)?;
+    let url = format!("unix:{}", socket.display());
+    let peer = session
+        .connect_peer_over(&url, FABRIC_VERBS)
+        .map_err(|error| Failure::of("cannot reach the second engine", &error))?;
+    let import = peer.import(&name, None, &secret).map_err(having)?;
+    Ok(Memory { near: region(session, shape)?, import, far: Some(far) })
+}
+
+fn having(error: ControlError) -> Failure {
+    Failure::of("cannot have a region", &error)
+}
+
+fn filling(error: LendError) -> Failure {
+    Failure::of("cannot fill the region", &error)
 }
 
 /// Makes rings that stay idle.
@@ -65,7 +145,7 @@ pub(super) fn crowd(socket: &Path, rings: u32) -> Result<Vec<RawRing>, Failure> 
     if rings == 0 {
         return Ok(Vec::new());
     }
-    let session = Session::connect(socket).map_err(|error| Failure::of("cannot attach", &error))?;
+    let session = attach(socket)?;
     (0..rings)
         .map(|_| session.raw_ring(RingOptions::new(2, 2)))
         .collect::<Result<_, _>>()

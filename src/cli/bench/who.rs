@@ -22,6 +22,8 @@ pub(super) enum Who {
     IoUring,
     /// io_uring NOPs, taken by a kernel thread.
     IoUringSqpoll,
+    /// A queue pair, posted to and polled without an engine.
+    Verbs,
     /// A futex wake there and a futex wake back.
     Futex,
 }
@@ -37,6 +39,7 @@ impl Who {
             Self::BareMemcpy => "bare_memcpy",
             Self::IoUring => "io_uring",
             Self::IoUringSqpoll => "io_uring_sqpoll",
+            Self::Verbs => "verbs",
             Self::Futex => "futex",
         }
     }
@@ -48,7 +51,10 @@ impl Who {
 
     /// True if it moves the payload; the others run NOPs, whatever the op is.
     pub(super) fn moves_payload(self) -> bool {
-        matches!(self, Self::Verbring | Self::Again | Self::VerbringIdleRings | Self::BareMemcpy)
+        matches!(
+            self,
+            Self::Verbring | Self::Again | Self::VerbringIdleRings | Self::BareMemcpy | Self::Verbs
+        )
     }
 }
 
@@ -67,6 +73,8 @@ pub(super) enum Baseline {
     /// The measured ring itself, which shows the error of the measurement.
     #[value(name = "self")]
     Again,
+    /// The same ops posted to a queue pair and polled, without an engine.
+    Verbs,
     /// A futex wake there and back (with --sleep).
     Futex,
 }
@@ -79,9 +87,21 @@ impl Baseline {
             Self::IoUring => Who::IoUring,
             Self::Sqpoll => Who::IoUringSqpoll,
             Self::Again => Who::Again,
+            Self::Verbs => Who::Verbs,
             Self::Futex => Who::Futex,
         }
     }
+}
+
+/// What carries the measured ops.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Carrier {
+    /// Copies within one engine.
+    #[default]
+    Local,
+    /// Queue pairs from one engine to another.
+    Verbs,
 }
 
 #[cfg(test)]
@@ -98,6 +118,7 @@ mod tests {
             Who::BareMemcpy,
             Who::IoUring,
             Who::IoUringSqpoll,
+            Who::Verbs,
             Who::Futex,
         ];
         for who in all {

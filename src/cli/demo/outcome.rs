@@ -3,7 +3,7 @@
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use verbring::abi::{Class, FABRIC_LOCAL, FABRIC_NONE};
+use verbring::abi::{Class, FABRIC_LOCAL, FABRIC_NONE, FABRIC_VERBS};
 
 use crate::cli::{class_name, grouped};
 
@@ -173,6 +173,7 @@ pub(crate) fn fabric_name(fabric: u8) -> String {
     match fabric {
         FABRIC_NONE => "none".to_string(),
         FABRIC_LOCAL => "local".to_string(),
+        FABRIC_VERBS => "verbs".to_string(),
         number => format!("fabric {number}"),
     }
 }

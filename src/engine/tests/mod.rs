@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+mod abroad;
 mod audit;
 mod budget;
 mod cancel;
@@ -16,10 +17,12 @@ mod model;
 mod notify;
 mod order;
 mod partial;
+mod peers;
 mod room;
 mod script;
 mod sleep;
 mod streams;
+mod two;
 mod watched;
 mod why;
 mod winding;

@@ -12,6 +12,8 @@ pub struct Join<C> {
     controls: [C; 2],
     settings: PathSettings,
     joints: Vec<Joint>,
+    /// Rails before the first joint's.
+    before: u16,
     lost: [bool; 2],
 }
 
@@ -31,7 +33,13 @@ struct Joint {
 impl<C: ProviderControl> Join<C> {
     /// Takes the control of two devices, or of one that was opened twice.
     pub fn new(controls: [C; 2], settings: PathSettings) -> Self {
-        Self { controls, settings, joints: Vec::new(), lost: [false; 2] }
+        Self { controls, settings, joints: Vec::new(), before: 0, lost: [false; 2] }
+    }
+
+    /// Has rail 0 left out, as [`Pair`](crate::fabric::Pair) has it.
+    #[must_use]
+    pub fn without_rail_0(self) -> Self {
+        Self { before: 1, ..self }
     }
 
     /// Makes one more rail at both ends; it is connected by [`Join::serve`].
@@ -46,7 +54,7 @@ impl<C: ProviderControl> Join<C> {
         ends: [&mut Rails<P>; 2],
         config: &Config,
     ) -> Result<u16, ProviderError> {
-        let rail = u16::try_from(self.joints.len()).unwrap_or(u16::MAX);
+        let rail = self.before + u16::try_from(self.joints.len()).unwrap_or(u16::MAX);
         let mut joint = Joint {
             numbers: [0; 2],
             credits: [0; 2],
@@ -71,7 +79,7 @@ impl<C: ProviderControl> Join<C> {
     /// A queue pair's number, by rail and side.
     #[must_use]
     pub fn number(&self, rail: u16, side: usize) -> u32 {
-        self.joints[usize::from(rail)].numbers[side]
+        self.joints[usize::from(rail - self.before)].numbers[side]
     }
 
     /// The control of a side.
@@ -113,7 +121,7 @@ impl<C: ProviderControl> Join<C> {
                         ends[side].tell(tell(News::Reset));
                     }
                     Ask::Connect => {
-                        let joint = &mut self.joints[usize::from(wish.rail)];
+                        let joint = &mut self.joints[usize::from(wish.rail - self.before)];
                         joint.current[side] = wish.epoch;
                         joint.ready[side] = Some(wish.epoch);
                         if joint.quiet[1 - side].is_some() {
@@ -136,7 +144,7 @@ impl<C: ProviderControl> Join<C> {
         ends: &mut [&mut Rails<P>; 2],
     ) -> Result<(), ProviderError> {
         let Wish { rail, epoch, .. } = wish;
-        let joint = &mut self.joints[usize::from(rail)];
+        let joint = &mut self.joints[usize::from(rail - self.before)];
         joint.ready[side] = None;
         joint.quiet[side] = Some(epoch);
         joint.current[side] = epoch;
@@ -147,7 +155,7 @@ impl<C: ProviderControl> Join<C> {
             ends[1 - side].tell(Told { rail, epoch, news: News::Broken });
             return Ok(());
         };
-        self.joints[usize::from(rail)].quiet = [None; 2];
+        self.joints[usize::from(rail - self.before)].quiet = [None; 2];
         for (side, end) in ends.iter_mut().enumerate() {
             end.tell(Told { rail, epoch: current[side], news: News::Quiet });
         }
@@ -159,12 +167,12 @@ impl<C: ProviderControl> Join<C> {
         rail: u16,
         ends: &mut [&mut Rails<P>; 2],
     ) -> Result<(), ProviderError> {
-        let joint = self.joints[usize::from(rail)];
+        let joint = self.joints[usize::from(rail - self.before)];
         let [Some(near), Some(far)] = joint.ready else { return Ok(()) };
         for (side, end) in ends.iter_mut().enumerate() {
             if self.controls[side].state(joint.numbers[side])? != PairState::Init {
                 // It failed while it waited for the other end.
-                self.joints[usize::from(rail)].ready[side] = None;
+                self.joints[usize::from(rail - self.before)].ready[side] = None;
                 let epoch = joint.current[side];
                 end.tell(Told { rail, epoch, news: News::Broken });
                 return Ok(());
@@ -182,12 +190,16 @@ impl<C: ProviderControl> Join<C> {
         for (side, link) in links.iter().enumerate() {
             self.controls[side].modify(joint.numbers[side], &Move::ReadyToSend(*link))?;
         }
-        let joint = &mut self.joints[usize::from(rail)];
+        let joint = &mut self.joints[usize::from(rail - self.before)];
         joint.ready = [None; 2];
         joint.current = [near, far];
         for (side, end) in ends.iter_mut().enumerate() {
             let news = News::Connected { credits: links[side].peer.credits };
-            end.tell(Told { rail, epoch: self.joints[usize::from(rail)].current[side], news });
+            end.tell(Told {
+                rail,
+                epoch: self.joints[usize::from(rail - self.before)].current[side],
+                news,
+            });
         }
         Ok(())
     }

@@ -3,12 +3,14 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::poll::{PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, accept4, recv, recvmsg,
-    send, sendmsg, setsockopt, shutdown, socketpair, sockopt,
+    AddressFamily, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, accept4,
+    connect, recv, recvmsg, send, sendmsg, setsockopt, shutdown, socket, socketpair, sockopt,
 };
 
 use crate::abi::MESSAGE_BYTES_MAX;
@@ -168,6 +170,28 @@ pub fn accept(listener: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     let fd = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
     // SAFETY: accept4 just returned this new descriptor; nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Connects to a control socket. While there are too many at its door, tries again 20 ms later, so
+/// many times in all.
+///
+/// # Errors
+/// The system's; ETIMEDOUT if there are too many at its door for all that time.
+pub fn reach(path: &Path, tries: u32) -> Result<OwnedFd, Errno> {
+    let address = UnixAddr::new(path)?;
+    for _ in 0..tries {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let made = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
+        match connect(made.as_raw_fd(), &address) {
+            Ok(()) => return Ok(made),
+            Err(Errno::EAGAIN) => {
+                let _ = poll(&mut [], PollTimeout::from(20u8));
+            }
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Err(Errno::ETIMEDOUT)
 }
 
 /// Makes a control socket pair: one end for each side.

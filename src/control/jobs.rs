@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
@@ -47,6 +48,8 @@ pub(super) enum Outcome {
     Closed,
     /// Of [`Jobs::receive`].
     Received(Result<Option<Received>, Errno>),
+    /// Of [`Jobs::reach`].
+    Reached(Result<OwnedFd, Errno>),
 }
 
 /// Memory that is ready for use.
@@ -70,6 +73,8 @@ pub(super) struct Jobs {
 const RUNNING_MAX: usize = 16;
 /// How long a peer that is turned away has to say HELLO, so that it gets its answer.
 const HELLO_WITHIN_MS: u16 = 100;
+/// How often another engine is asked again that has too many at its door, each 20 ms later.
+const REACH_TRIES: u32 = 250;
 /// Bytes of a huge page.
 const HUGE_BYTES: u64 = 2 << 20;
 
@@ -112,6 +117,11 @@ impl Jobs {
         });
     }
 
+    /// Connects to another engine's socket. A path may lead into a file system that hangs.
+    pub(super) fn reach(&self, token: usize, path: PathBuf) {
+        self.aside(token, move || Outcome::Reached(fds::reach(&path, REACH_TRIES)));
+    }
+
     /// Runs what may hang for as long as a stranger likes. Such jobs are not counted among those
     /// that make memory; the server allows each session one.
     fn aside(&self, token: usize, job: impl FnOnce() -> Outcome + Send + 'static) {
@@ -125,7 +135,10 @@ impl Jobs {
     /// The next finished job.
     pub(super) fn finished(&mut self) -> Option<Finished> {
         let finished = self.receiver.try_recv().ok()?;
-        if !matches!(finished.outcome, Outcome::Closed | Outcome::Received(_)) {
+        let aside = |outcome: &Outcome| {
+            matches!(outcome, Outcome::Closed | Outcome::Received(_) | Outcome::Reached(_))
+        };
+        if !aside(&finished.outcome) {
             self.running -= 1;
             self.fill();
         }

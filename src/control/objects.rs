@@ -8,6 +8,7 @@ use subtle::ConstantTimeEq;
 
 use super::fds::{DESCRIPTORS_MAX, bell_pair};
 use super::jobs::{Memory, Outcome, Work};
+use super::peers::Links;
 use super::server::{Asker, JobFor, Pending, RegionSource, Server};
 use super::sessions::place;
 use super::wire::{self, Refusal};
@@ -61,7 +62,7 @@ impl RingPlace {
 /// A region or import as the control thread sees it.
 #[derive(Debug)]
 pub(super) struct RegionPlace {
-    bytes: u64,
+    pub(super) bytes: u64,
     charged: u64,
     import: bool,
     made: Option<(OwnedFd, Arc<Mapping>)>,
@@ -71,9 +72,11 @@ pub(super) struct RegionPlace {
     pub(super) live: bool,
     pub(super) removing: bool,
     /// Keeps the memory until the engine has let go, so that it is unmapped here and not there.
-    keep: Option<Arc<Mapping>>,
+    pub(super) keep: Option<Arc<Mapping>>,
     /// With the card, for the engine's own requests.
     pub(super) registration: Option<Registration>,
+    /// What other engines have to do with it.
+    pub(super) links: Links,
 }
 
 /// A region offered under a name.
@@ -81,8 +84,8 @@ pub(super) struct RegionPlace {
 pub(super) struct ExportEntry {
     pub(super) session: usize,
     pub(super) region: RegionId,
-    rights: u32,
-    secret: [u8; abi::SECRET_BYTES],
+    pub(super) rights: u32,
+    pub(super) secret: [u8; abi::SECRET_BYTES],
 }
 
 fn quota(what: &str, used: u64, limit: u64, raise: &str) -> Refusal {
@@ -188,7 +191,10 @@ impl Server {
                 });
                 self.region_settled(session, RegionId(region), Kind::Mapped, tag, done);
             }
-            JobFor::Aside { .. } | JobFor::TurnedAway => {}
+            JobFor::Aside { .. }
+            | JobFor::TurnedAway
+            | JobFor::Reach { .. }
+            | JobFor::PeerSocket => {}
         }
     }
 
@@ -226,7 +232,10 @@ impl Server {
                     place.in_hand = false;
                 }
             }
-            JobFor::Aside { .. } | JobFor::TurnedAway => {}
+            JobFor::Aside { .. }
+            | JobFor::TurnedAway
+            | JobFor::Reach { .. }
+            | JobFor::PeerSocket => {}
         }
     }
 
@@ -430,7 +439,7 @@ impl Server {
     }
 
     /// Takes an id for a region or import, within the uid's quota.
-    fn new_region(
+    pub(super) fn new_region(
         &mut self,
         key: usize,
         bytes: u64,
@@ -465,6 +474,7 @@ impl Server {
             removing: false,
             keep: None,
             registration: None,
+            links: Links::default(),
         };
         self.regions.insert(region.0, place);
         Ok(region)
@@ -547,6 +557,9 @@ impl Server {
             let what = "exports of this uid";
             return Err(quota(what, used as u64, limit as u64, "quota.regions"));
         }
+        if self.comes_home(key, request)? {
+            return Ok(());
+        }
         let mut secret = [0; abi::SECRET_BYTES];
         getrandom::fill(&mut secret).map_err(|error| {
             Refusal::new(errno::ENOMEM, Detail::Secret, format!("no random bytes: {error}"))
@@ -565,8 +578,7 @@ impl Server {
         let name = wire::name(&request.name)?;
         check_rights(request.rights, false)?;
         if request.peer != 0 {
-            let text = format!("peer {} is none of this session's; CONNECT first", request.peer);
-            return Err(Refusal::new(errno::EINVAL, Detail::Peer, text));
+            return self.import_abroad(key, request);
         }
         let own = self.sessions.get(key).map_or(UID_OWN, |session| session.uid);
         let uid = if request.uid == UID_OWN { own } else { request.uid };
@@ -666,6 +678,9 @@ impl Server {
     /// Frees a region's id; its memory is unmapped here.
     pub(super) fn forget_region(&mut self, key: usize, region: RegionId) {
         let Some(place) = self.regions.remove(&region.0) else { return };
+        if let Some(abroad) = place.links.abroad {
+            self.give_back(abroad);
+        }
         self.region_ids.give(region);
         if let Some(owner) = self.owner_of(key) {
             owner.regions -= 1;
@@ -797,6 +812,7 @@ impl Server {
                 }
             }
             Pending::SessionRemoved { session } => self.session_removed(session),
+            Pending::Peers(what) => self.engine_did_for_peers(what, &reply),
         }
     }
 

@@ -12,6 +12,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use tracing::warn;
 
 use super::card::{CardAnswer, CardDone, CardOrder, CardWork};
+use super::peers;
 use super::server::Server;
 use super::wire::{self, Refusal};
 use crate::abi::{Detail, Kind, ReplyHead, errno};
@@ -26,6 +27,8 @@ pub(super) enum CardFor {
     Region { session: usize, region: RegionId, tag: u64, kind: Kind, memory: Arc<Mapping> },
     /// The region is gone from the core: its registration ends.
     RegionGone { session: usize, region: RegionId, tag: Option<u64> },
+    /// Rails, loans and homes.
+    Peers(peers::CardFor),
 }
 
 /// For the engine's own requests: peers may do nothing with these keys.
@@ -74,10 +77,6 @@ impl Server {
         }
     }
 
-    fn card_happened(&mut self, event: crate::fabric::verbs::AsyncEvent) {
-        warn!(?event, "the card says");
-    }
-
     fn card_has_done(&mut self, what: CardFor, done: CardDone) {
         match what {
             CardFor::Region { session, region, tag, kind, memory } => {
@@ -89,6 +88,7 @@ impl Server {
                 }
                 self.region_over(session, region, tag);
             }
+            CardFor::Peers(what) => self.card_did_for_peers(what, done),
         }
     }
 
@@ -159,6 +159,12 @@ impl Server {
 
     /// The core has forgotten a region: its registration ends, then its memory.
     pub(super) fn let_region_go(&mut self, session: usize, region: RegionId, tag: Option<u64>) {
+        let home = self.regions.get_mut(&region.0).and_then(|place| place.links.home.take());
+        if let Some(home) = home {
+            // Over before the other, whose end is waited for.
+            let what = CardFor::Peers(peers::CardFor::HomeOver);
+            self.ask_card(CardWork::Deregister { id: home.id }, what);
+        }
         let place = self.regions.get_mut(&region.0);
         match place.and_then(|place| place.registration.take()) {
             Some(registration) => {

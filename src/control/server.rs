@@ -18,8 +18,9 @@ use tracing::{info, warn};
 
 use super::card::Card;
 use super::fds;
-use super::jobs::{Finished, Jobs};
+use super::jobs::{Finished, Jobs, Outcome};
 use super::objects::{ExportEntry, RegionPlace, RingMade, RingPlace};
+use super::peers::{self, Peers};
 use super::places::{Places, RegionIds};
 use super::registrations::CardFor;
 use super::sessions::{Owner, Session};
@@ -55,6 +56,8 @@ pub(super) enum Pending {
     Stats { session: usize, tag: u64, engine_scope: bool },
     /// The session is gone from the core.
     SessionRemoved { session: usize },
+    /// Loans, imports and homes.
+    Peers(peers::OrderFor),
 }
 
 /// Who wants a ring wound up.
@@ -84,6 +87,10 @@ pub(super) enum JobFor {
     Aside { session: usize },
     /// A peer that cannot have a session.
     TurnedAway,
+    /// On its way to another engine.
+    Reach { connection: usize },
+    /// Another engine's socket, to be closed.
+    PeerSocket,
 }
 
 /// Where a region's memory comes from.
@@ -100,6 +107,10 @@ pub(super) enum Mark {
     Bell,
     Socket(usize),
     Death(usize),
+    /// Another engine's socket.
+    Peer(usize),
+    /// Another engine's process.
+    PeerDeath(usize),
 }
 
 impl Mark {
@@ -107,18 +118,23 @@ impl Mark {
         match self {
             Self::Listener => 0,
             Self::Bell => 1,
-            Self::Socket(session) => 2 + 2 * session as u64,
-            Self::Death(session) => 3 + 2 * session as u64,
+            Self::Socket(session) => 2 + 4 * session as u64,
+            Self::Death(session) => 3 + 4 * session as u64,
+            Self::Peer(connection) => 4 + 4 * connection as u64,
+            Self::PeerDeath(connection) => 5 + 4 * connection as u64,
         }
     }
 
     fn unpack(mark: u64) -> Self {
-        let session = || usize::try_from((mark - 2) / 2).unwrap_or(usize::MAX);
-        match mark {
-            0 => Self::Listener,
-            1 => Self::Bell,
-            mark if mark.is_multiple_of(2) => Self::Socket(session()),
-            _ => Self::Death(session()),
+        let Some(rest) = mark.checked_sub(2) else {
+            return if mark == 0 { Self::Listener } else { Self::Bell };
+        };
+        let key = usize::try_from(rest / 4).unwrap_or(usize::MAX);
+        match rest % 4 {
+            0 => Self::Socket(key),
+            1 => Self::Death(key),
+            2 => Self::Peer(key),
+            _ => Self::PeerDeath(key),
         }
     }
 }
@@ -165,6 +181,7 @@ pub(crate) struct Server {
     pub(super) jobs: Jobs,
     pub(super) card: Option<Card>,
     pub(super) card_for: Slab<CardFor>,
+    pub(super) peers: Peers,
     /// Commands that found the queue full.
     backlog: VecDeque<Order>,
     pub(super) evicted: u64,
@@ -213,6 +230,7 @@ impl Server {
             pending: Slab::new(),
             jobs_for: Slab::new(),
             jobs: Jobs::new(Arc::new(move || waker.kick_control())),
+            peers: Peers::new(card.as_ref()),
             card,
             card_for: Slab::new(),
             backlog: VecDeque::new(),
@@ -232,6 +250,7 @@ impl Server {
     /// Serves until shut down, or until the engine thread is gone.
     pub(crate) fn run(mut self) {
         let mut events = [EpollEvent::empty(); 64];
+        self.join_home();
         loop {
             let timeout = self.timeout();
             let count = match self.epoll.wait(&mut events, timeout) {
@@ -250,10 +269,15 @@ impl Server {
                     }
                     Mark::Socket(session) => self.readable(session),
                     Mark::Death(session) => self.end_session(session, "its process is gone"),
+                    Mark::Peer(connection) => self.peer_ready(connection, event.events()),
+                    Mark::PeerDeath(connection) => {
+                        self.lose_connection(connection, "its process is gone");
+                    }
                 }
             }
             self.hear();
             self.unthrottle();
+            self.lose_overdue();
             if self.link.dead.load(Ordering::Acquire) {
                 warn!("the engine thread is gone; ending all sessions");
                 break;
@@ -270,7 +294,10 @@ impl Server {
         match self.shutdown {
             Shutdown::Draining { .. } => EpollTimeout::from(20u8),
             _ if throttled || self.accepts == Accepts::Later => EpollTimeout::from(50u8),
-            _ => EpollTimeout::NONE,
+            _ => match self.peers_due_ms() {
+                Some(ms) => EpollTimeout::from(u16::try_from(ms).unwrap_or(u16::MAX)),
+                None => EpollTimeout::NONE,
+            },
         }
     }
 
@@ -358,6 +385,14 @@ impl Server {
             match self.jobs_for.remove(token) {
                 JobFor::Aside { session } => self.aside_over(session, outcome),
                 JobFor::TurnedAway => self.turned_away(),
+                JobFor::PeerSocket => {}
+                JobFor::Reach { connection } => {
+                    let came = match outcome {
+                        Outcome::Reached(came) => came,
+                        _ => Err(Errno::EAGAIN),
+                    };
+                    self.reached(connection, came);
+                }
                 job => self.job_finished(job, outcome),
             }
         }
@@ -376,7 +411,9 @@ impl Server {
                         self.evict(session, Detail::Descriptors, "descriptors came over a bell");
                     }
                 }
-                Answer::Wish(_) | Answer::NotAdopted { .. } | Answer::Released { .. } => {}
+                Answer::Wish(wish) => self.rail_wished(wish),
+                Answer::NotAdopted { rail, pair, error } => self.rail_refused(rail, pair, &error),
+                Answer::Released { rail, pair } => self.rail_released(rail, pair),
             }
         }
         if !self.backlog.is_empty() {
@@ -410,6 +447,7 @@ impl Server {
         match event {
             Event::Revoked { region } => {
                 self.exports.retain(|_, export| export.region != region);
+                self.region_revoked(region);
             }
             Event::Faulted { ring, fault } => {
                 let session = self.session_of(ring);
@@ -449,6 +487,8 @@ impl Server {
                     for session in all {
                         self.end_session(session, "the engine is shutting down");
                     }
+                    // What still waits for another engine ends with this.
+                    self.lose_all("the engine is shutting down");
                     return self.over();
                 }
                 false

@@ -11,9 +11,10 @@ use zerocopy::{Immutable, IntoBytes};
 
 use super::fds::{self, Received};
 use super::jobs::Outcome;
+use super::peers;
 use super::server::{Asker, JobFor, Mark, Pending, Server};
 use super::wire::{self, Refusal, Request};
-use crate::abi::{self, Connect, Detail, Hello, HelloReply, Kind, errno};
+use crate::abi::{self, Detail, Hello, HelloReply, Kind, errno};
 use crate::clock;
 use crate::engine::{Command, Wind};
 use crate::host::link::RingBells;
@@ -199,6 +200,9 @@ impl Server {
 
     /// Acts on a message.
     pub(super) fn received(&mut self, key: usize, received: Received) {
+        if peers::message::is_peers(&received.bytes) {
+            return self.not_a_client(key, received);
+        }
         let mut descriptors = received.descriptors;
         let outcome = if received.surplus {
             let text =
@@ -219,6 +223,24 @@ impl Server {
             } else if self.sessions.get(key).is_some_and(|s| s.wrong_secrets >= WRONG_SECRETS_MAX) {
                 self.evict(key, Detail::Secret, "ten wrong secrets");
             }
+        }
+    }
+
+    /// Another engine speaks: the session that it was taken for is over, and its socket goes on.
+    fn not_a_client(&mut self, key: usize, received: Received) {
+        let bare = received.descriptors.is_empty() && !received.surplus;
+        self.close_aside(key, received.descriptors);
+        let Some(session) = self.sessions.get_mut(key).filter(|session| !session.greeted && bare)
+        else {
+            return self.evict(key, Detail::Message, "a client spoke as another engine");
+        };
+        let socket = session.socket.take();
+        if let Some(socket) = &socket {
+            let _ = self.epoll.delete(socket);
+        }
+        self.end_session(key, "it is another engine");
+        if let Some(socket) = socket.and_then(Arc::into_inner) {
+            self.reached_by(socket, &received.bytes);
         }
     }
 
@@ -337,7 +359,7 @@ impl Server {
             Request::Region(region) => self.make_region(key, region, descriptors),
             Request::Export(export) => self.export(key, export),
             Request::Import(import) => self.import(key, import),
-            Request::Connect(connect) => reach(connect),
+            Request::Connect(connect) => self.connect(key, connect),
             Request::Release(release) => self.release(key, release),
             Request::Probe(probe) => self.probe(key, probe),
             Request::Stats(stats) => self.stats(key, stats),
@@ -461,6 +483,7 @@ impl Server {
             let _ = self.epoll.delete(&pidfd);
         }
         let (rings, regions) = (session.rings.clone(), session.regions.clone());
+        self.forget_numbers(key);
         self.exports.retain(|_, export| export.session != key);
         for ring in rings {
             self.end_ring(key, ring);
@@ -541,15 +564,4 @@ impl Server {
 /// A session's place in the core.
 pub(super) fn place(key: usize) -> SessionId {
     SessionId(u32::try_from(key).unwrap_or(u32::MAX))
-}
-
-/// Judges a CONNECT. Verbs is in use nowhere yet, and nothing else reaches another engine.
-fn reach(request: &Connect) -> Result<(), Refusal> {
-    let path = wire::url(&request.url)?;
-    if ![0, u32::from(abi::FABRIC_VERBS)].contains(&request.require) {
-        let text = format!("require is {}, but must be 0 (any) or 2 (verbs)", request.require);
-        return Err(Refusal::new(errno::EINVAL, Detail::Require, text));
-    }
-    let text = format!("verbs is not in use here, so that nothing reaches {}", path.display());
-    Err(Refusal::new(errno::EOPNOTSUPP, Detail::Require, text))
 }

@@ -77,6 +77,8 @@ fn engine() -> (Engine, Played) {
     let played = Played { ordered, said, link: Arc::clone(&link) };
     let mut engine = Engine { config, verbs: None, link, asks: channel().0, threads: Vec::new() };
     engine.launch(None, Some(card), None::<fn()>).unwrap();
+    // The rail back to this host: it stays on its way.
+    let CardWork::Create { .. } = played.next().work else { panic!("not a queue pair") };
     (engine, played)
 }
 

@@ -224,6 +224,16 @@ impl Joint {
         matches!(self.pair, Pair::Adopted | Pair::Refused).then_some(self.number)
     }
 
+    /// How its path is used.
+    pub(crate) fn settings(&self) -> PathSettings {
+        self.settings
+    }
+
+    /// It is lost: it comes to its end, or has come to it.
+    pub(crate) fn lost(&self) -> bool {
+        self.end != End::No
+    }
+
     /// Both ends are connected, as far as this one knows.
     pub(crate) fn ready(&self) -> bool {
         self.own.connected && !self.own.quiesce_wished && self.end == End::No
@@ -231,10 +241,16 @@ impl Joint {
 
     /// The rail is dead, or there never was one: once nobody uses it, [`Joint::release`] it.
     pub(crate) fn dead(&self) -> bool {
+        matches!(self.end, End::Dead | End::Releasing | End::Over)
+    }
+
+    /// It is dead, and [`Joint::release`] was not called.
+    pub(crate) fn releasable(&self) -> bool {
         self.end == End::Dead
     }
 
     /// Nothing of it is left.
+    #[cfg(test)]
     pub(crate) fn over(&self) -> bool {
         self.end == End::Over
     }

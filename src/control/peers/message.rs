@@ -188,6 +188,23 @@ const WITHDRAW: u16 = 10;
 const GIVE_BACK: u16 = 11;
 
 impl Message {
+    /// What it is called: what is in it is not for a log.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Hello(_) => "HELLO",
+            Self::Welcome(_) => "WELCOME",
+            Self::Refuse(_) => "REFUSE",
+            Self::Joint(_, Say::Ready { .. }) => "READY",
+            Self::Joint(_, Say::Up { .. }) => "UP",
+            Self::Joint(_, Say::Quiet { .. }) => "QUIET",
+            Self::Want(_) => "WANT",
+            Self::Have(_) => "HAVE",
+            Self::No(..) => "NO",
+            Self::Withdraw(_) => "WITHDRAW",
+            Self::GiveBack(_) => "GIVE BACK",
+        }
+    }
+
     /// The message as a datagram.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         match self {

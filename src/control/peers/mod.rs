@@ -1,8 +1,239 @@
-//! Other engines: what is said to them, how rails towards them are joined, and what is lent.
+//! Other engines of this host: connections to them, the rails that are joined over these, what is
+//! lent to them, and what sessions here have of theirs.
+//!
+//! A **connection** is a socket between two control threads: one per URL that sessions here have
+//! asked for, however many ask, and one for every engine that has reached this one. Each has its own
+//! rails: one, or one a class where classes use their path in different ways. Peers' numbers are a
+//! session's own names for connections.
+//!
+//! ```text
+//!  message   what is said                 connections  sockets: reaching, greeting, losing
+//!  joint     one rail, as values          rails        joints, the card and the engine thread
+//!  loans     what is lent, as values      exports      WANT and what becomes of it, at the owner
+//!                                         imports      IMPORT from a peer, until it is given back
+//! ```
+//!
+//! **A connection that is lost** is forgotten in this order: its rails are dead (our queue pairs are
+//! reset, so that nothing moves any more); its loans are taken back; no op here goes by its imports;
+//! then its rails are released, and their numbers are free.
+//!
+//! **Rail 1** leads from this host's card back to it. It carries the atomics of sessions here on
+//! what peers may use atomics on, since a card's atomics and a CPU's do not exclude each other.
 
+mod connections;
+mod exports;
+mod imports;
 mod joint;
 mod loans;
-
 pub(crate) mod message;
+mod rails;
 #[cfg(test)]
 mod tests;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use slab::Slab;
+
+use self::imports::{Held, Wanted};
+use self::joint::{Joint, Step};
+use self::loans::Loans;
+use super::card::Card;
+use crate::abi::Export;
+use crate::fabric::verbs::VerbsPair;
+use crate::ids::RegionId;
+
+/// The rail that leads back to this host.
+const HOME: u16 = 1;
+
+/// What the card's thread was asked for on behalf of peers.
+#[derive(Debug)]
+pub(super) enum CardFor {
+    /// Work on a rail's queue pair.
+    Rail { rail: u16, step: Step },
+    /// A region is registered to be lent.
+    Loan { connection: usize, slot: u32 },
+    /// That registration ends.
+    LoanOver { connection: usize, slot: u32 },
+    /// EXPORT: a region is registered for atomics by way of the card.
+    Home { session: usize, request: Box<Export> },
+    /// That registration ends; nobody waits for it.
+    HomeOver,
+}
+
+/// What the engine was asked for on behalf of peers.
+#[derive(Debug)]
+pub(super) enum OrderFor {
+    /// A region is lent to a rail.
+    Lend { connection: usize, loan: u32 },
+    /// No op goes by an import any more.
+    Withdraw { connection: usize, loan: u32 },
+    /// EXPORT: atomics on the region go by way of the card.
+    Home { session: usize, request: Box<Export> },
+    /// Nobody waits for it.
+    Nothing,
+}
+
+/// All that the control thread knows of other engines.
+#[derive(Debug)]
+pub(super) struct Peers {
+    connections: Slab<Connection>,
+    /// By number.
+    rails: Vec<Option<RailPlace>>,
+    /// Sessions' names for connections.
+    numbers: BTreeMap<u32, PeerPlace>,
+    last_number: u32,
+    last_tag: u64,
+    /// Jobs that are on their way to a URL.
+    reaching: usize,
+}
+
+/// What a peer's number stands for.
+#[derive(Debug)]
+struct PeerPlace {
+    session: usize,
+    /// `None` once it is lost.
+    connection: Option<usize>,
+}
+
+/// Whose a rail is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whose {
+    /// It leads back to this host.
+    Home,
+    /// Of a connection, and which of its rails.
+    Connection(usize, u8),
+}
+
+/// A rail, as the control thread sees it.
+#[derive(Debug)]
+struct RailPlace {
+    whose: Whose,
+    joint: Joint,
+    /// Kept here while the fabric does not have it.
+    pair: Option<VerbsPair>,
+    /// It was connected before.
+    rebuilt: bool,
+}
+
+/// How far a connection has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// A job is on its way to the URL.
+    Reaching,
+    /// HELLO was said; WELCOME is to come.
+    Greeting,
+    /// Its rails are being joined.
+    Joining,
+    /// All its rails were ready.
+    Up,
+    /// It is being forgotten.
+    Lost,
+}
+
+/// A connection to another engine.
+#[derive(Debug)]
+struct Connection {
+    phase: Phase,
+    /// Where it leads, if it is ours.
+    url: Option<PathBuf>,
+    socket: Option<Arc<OwnedFd>>,
+    pidfd: Option<OwnedFd>,
+    pid: i32,
+    /// Until when it must be up.
+    until_ns: Option<u64>,
+    /// In the order of classes, if there are three.
+    rails: Vec<u16>,
+    /// Messages that found the socket full.
+    unsent: VecDeque<Vec<u8>>,
+    /// CONNECTs that wait for it: session and tag.
+    waiting: Vec<(usize, u64)>,
+    loans: Loans,
+    /// Rails that have not answered, and whether all have lent so far: by loan.
+    lends: BTreeMap<u32, (usize, bool)>,
+    /// Since when the peer is to give something back.
+    withdrawn_ns: Option<u64>,
+    /// Its rails were dead, and all that it had was taken back.
+    loans_lost: bool,
+    /// Wrong secrets, by the uid that showed them.
+    wrong_secrets: BTreeMap<u32, u32>,
+    /// IMPORTs that wait for an answer, by tag.
+    wants: BTreeMap<u64, Wanted>,
+    /// What sessions here have of the peer's, by loan.
+    imports: BTreeMap<u32, Held>,
+    /// Withdrawals that the engine has not answered.
+    withdrawing: usize,
+}
+
+/// What an import of a peer's region is to the control thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Abroad {
+    connection: usize,
+    loan: u32,
+}
+
+impl Peers {
+    /// Nobody is known yet. Without a card nobody ever is.
+    pub(super) fn new(card: Option<&Card>) -> Self {
+        let rails = card.map_or(0, |card| card.rails_max);
+        Self {
+            connections: Slab::new(),
+            rails: (0..rails).map(|_| None).collect(),
+            numbers: BTreeMap::new(),
+            last_number: 0,
+            last_tag: 0,
+            reaching: 0,
+        }
+    }
+}
+
+impl Connection {
+    fn new(phase: Phase, url: Option<PathBuf>, until_ns: u64) -> Self {
+        Self {
+            phase,
+            url,
+            socket: None,
+            pidfd: None,
+            pid: 0,
+            until_ns: Some(until_ns),
+            rails: Vec::new(),
+            unsent: VecDeque::new(),
+            waiting: Vec::new(),
+            loans: Loans::default(),
+            lends: BTreeMap::new(),
+            withdrawn_ns: None,
+            loans_lost: false,
+            wrong_secrets: BTreeMap::new(),
+            wants: BTreeMap::new(),
+            imports: BTreeMap::new(),
+            withdrawing: 0,
+        }
+    }
+
+    /// The rails that ops of each class go by.
+    fn rails_by_class(&self) -> Option<[u16; 3]> {
+        match *self.rails.as_slice() {
+            [all] => Some([all; 3]),
+            [high, medium, low] => Some([high, medium, low]),
+            _ => None,
+        }
+    }
+}
+
+/// What peers have to do with a region here.
+#[derive(Debug, Default)]
+pub(super) struct Links {
+    /// It is an import of a peer's.
+    pub(super) abroad: Option<Abroad>,
+    /// Its keys for atomics by way of the card, once it has any.
+    pub(super) home: Option<crate::fabric::qp::provider::Registration>,
+    /// The engine knows of these.
+    pub(super) at_home: bool,
+    /// How often the engine has said that it is revoked.
+    pub(super) revocations: u32,
+}
+
+/// A region, by an id that a message or event brought.
+type Region = RegionId;

@@ -1,0 +1,606 @@
+//! Connections to other engines: reaching them by a URL, being reached, greeting, reading and
+//! writing, and losing them in any way.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::sys::epoll::{EpollEvent, EpollFlags};
+use nix::sys::socket::{Shutdown, UnixAddr, getsockopt, shutdown, sockopt::PeerCredentials};
+use tracing::{debug, info, warn};
+
+use super::joint::Say;
+use super::message::{Failure, Hello, Message, PeerError};
+use super::{Connection, PeerPlace, Phase};
+use crate::abi::{self, Connect, ConnectReply, Detail, Kind, REPLY, ReplyHead, errno};
+use crate::clock;
+use crate::control::fds;
+use crate::control::server::{JobFor, Mark, Server};
+use crate::control::wire::{self, Refusal};
+
+/// How long a connection may take until its rails are ready, ns.
+const UP_WITHIN_NS: u64 = 10_000_000_000;
+/// How long a peer may take to answer a WANT: it registers memory for it, ns.
+pub(super) const HAVE_WITHIN_NS: u64 = 60_000_000_000;
+/// How long a peer may take to give back what is withdrawn: its ops run to their end, ns.
+pub(super) const BACK_WITHIN_NS: u64 = 20_000_000_000;
+/// Jobs on their way to a URL at a time: each may hang in a file system.
+const REACHING_MAX: usize = 16;
+/// Messages read of one peer before others are looked at.
+const READ_BUDGET: usize = 64;
+/// Messages that wait for a peer that does not read.
+const UNSENT_MAX: usize = 4_096;
+
+fn refusal(errno: i32, detail: Detail, text: impl Into<String>) -> Refusal {
+    Refusal::new(errno, detail, text)
+}
+
+impl Server {
+    /// CONNECT: answered once the connection to that URL is up, or cannot be had.
+    pub(in crate::control) fn connect(
+        &mut self,
+        key: usize,
+        request: &Connect,
+    ) -> Result<(), Refusal> {
+        let path = wire::url(&request.url)?;
+        if ![0, u32::from(abi::FABRIC_VERBS)].contains(&request.require) {
+            let text = format!("require is {}, but must be 0 (any) or 2 (verbs)", request.require);
+            return Err(refusal(errno::EINVAL, Detail::Require, text));
+        }
+        if self.card.is_none() {
+            let text = format!(
+                "verbs is not in use here, and nothing else reaches {}: see verbring devices --why \
+                 and the setting verbs",
+                path.display()
+            );
+            return Err(refusal(errno::EOPNOTSUPP, Detail::Require, text));
+        }
+        if UnixAddr::new(path).is_err() {
+            let bytes = path.as_os_str().len();
+            let text = format!("the path has {bytes} bytes, but a socket's has at most 107");
+            return Err(refusal(errno::EINVAL, Detail::Url, text));
+        }
+        let same = |connection: &Connection| connection.url.as_deref() == Some(path);
+        let known = self.peers.connections.iter().find(|(_, connection)| same(connection));
+        let connection = match known.map(|(key, _)| key) {
+            Some(connection) => connection,
+            None => self.reach(path)?,
+        };
+        self.hold(key);
+        if let Some(entry) = self.peers.connections.get_mut(connection) {
+            entry.waiting.push((key, request.head.tag));
+        }
+        self.look_after(connection);
+        Ok(())
+    }
+
+    /// Sets out for a URL.
+    fn reach(&mut self, path: &Path) -> Result<usize, Refusal> {
+        if self.peers.reaching >= REACHING_MAX {
+            let text = format!("{REACHING_MAX} other engines are being connected; try again");
+            return Err(refusal(errno::EDQUOT, Detail::Quota, text));
+        }
+        if self.free_rails() < usize::from(self.rails_wanted()) {
+            self.lose_an_idle_one();
+            let text = "all rails are in use by connections: disconnect, or raise rails_max";
+            return Err(refusal(errno::EDQUOT, Detail::Quota, text));
+        }
+        let until_ns = clock::now_ns() + UP_WITHIN_NS;
+        let made = Connection::new(Phase::Reaching, Some(path.to_path_buf()), until_ns);
+        let connection = self.peers.connections.insert(made);
+        info!(connection, path = %path.display(), "connecting to another engine");
+        self.peers.reaching += 1;
+        let job = self.jobs_for.insert(JobFor::Reach { connection });
+        self.jobs.reach(job, path.to_path_buf());
+        Ok(connection)
+    }
+
+    /// A connection that nobody uses gives its rails to the next that asks.
+    fn lose_an_idle_one(&mut self) {
+        let used = |key| self.peers.numbers.values().any(|place| place.connection == Some(key));
+        let idle = |(key, connection): &(usize, &Connection)| {
+            let nothing = connection.imports.is_empty() && connection.wants.is_empty();
+            connection.phase == Phase::Up && connection.url.is_some() && nothing && !used(*key)
+        };
+        let found = self.peers.connections.iter().find(idle).map(|(key, _)| key);
+        if let Some(key) = found {
+            self.lose_connection(key, "nobody uses it, and its rails are wanted");
+        }
+    }
+
+    /// One rail, or one a class where classes use their path in different ways.
+    fn rails_wanted(&self) -> u8 {
+        let paths = self.card.as_ref().map(|card| card.paths);
+        if paths.is_some_and(|[high, medium, low]| high != medium || medium != low) { 3 } else { 1 }
+    }
+
+    /// A job has come to a URL, or not.
+    pub(in crate::control) fn reached(&mut self, key: usize, outcome: Result<OwnedFd, Errno>) {
+        self.peers.reaching -= 1;
+        let phase = self.peers.connections.get(key).map(|connection| connection.phase);
+        let socket = match outcome {
+            Ok(socket) => socket,
+            Err(errno) => {
+                let (code, text) = match errno {
+                    Errno::EACCES | Errno::EPERM => (errno::EACCES, "its socket may not be used"),
+                    Errno::ETIMEDOUT => (errno::ETIMEDOUT, "it does not accept connections"),
+                    _ => (errno::ENETUNREACH, "no engine listens there"),
+                };
+                let text = format!("{text}: {}", errno.desc());
+                self.give_up(key, &refusal(code, Detail::Peer, text));
+                return self.look_after(key);
+            }
+        };
+        if phase != Some(Phase::Reaching) {
+            self.close_socket(Arc::new(socket));
+            return self.look_after(key);
+        }
+        if let Err(refusal) = self.watch_peer(key, socket) {
+            return self.give_up(key, &refusal);
+        }
+        if let Some(connection) = self.peers.connections.get_mut(key) {
+            connection.phase = Phase::Greeting;
+        }
+        let hello = Hello { rails: self.rails_wanted(), ..self.own_hello() };
+        self.say(key, &Message::Hello(hello));
+    }
+
+    fn own_hello(&self) -> Hello {
+        Hello { boot_id: self.boot_id, pid: std::process::id(), rails: 1 }
+    }
+
+    /// Takes a socket whose other end is another engine's, if that one may be a peer.
+    fn watch_peer(&mut self, key: usize, socket: OwnedFd) -> Result<(), Refusal> {
+        let credentials = getsockopt(&socket, PeerCredentials);
+        let socket = Arc::new(socket);
+        let checked = credentials.map_err(|errno| {
+            refusal(errno::ENETUNREACH, Detail::Peer, format!("SO_PEERCRED: {}", errno.desc()))
+        });
+        let checked = checked.and_then(|peer| {
+            judge_uid(peer.uid())?;
+            Ok(peer.pid())
+        });
+        let pid = match checked {
+            Ok(pid) => pid,
+            Err(refusal) => {
+                self.close_socket(socket);
+                return Err(refusal);
+            }
+        };
+        let pidfd = fds::peer_pidfd(socket.as_fd()).or_else(|_| fds::pidfd_open(pid)).ok();
+        let event = |mark: Mark| EpollEvent::new(EpollFlags::EPOLLIN, mark.pack());
+        let watched = self.epoll.add(&socket, event(Mark::Peer(key)));
+        if let Err(errno) = watched {
+            self.close_socket(socket);
+            let text = format!("epoll_ctl: {}", errno.desc());
+            return Err(refusal(errno::ENOMEM, Detail::None, text));
+        }
+        if let Some(pidfd) = &pidfd {
+            let _ = self.epoll.add(pidfd, event(Mark::PeerDeath(key)));
+        }
+        if let Some(connection) = self.peers.connections.get_mut(key) {
+            connection.socket = Some(socket);
+            connection.pidfd = pidfd;
+            connection.pid = pid;
+        }
+        Ok(())
+    }
+
+    /// Another engine has reached this one: its first message came where clients' come.
+    pub(in crate::control) fn reached_by(&mut self, socket: OwnedFd, first: &[u8]) {
+        let until_ns = clock::now_ns() + UP_WITHIN_NS;
+        let key = self.peers.connections.insert(Connection::new(Phase::Joining, None, until_ns));
+        let answered = match Message::parse(first) {
+            Ok(Message::Hello(hello)) => self.welcome(key, socket, hello),
+            Ok(_) => {
+                let text = "the first message must be HELLO";
+                Err((socket, refusal(errno::EPROTO, Detail::Message, text)))
+            }
+            Err(error @ PeerError::Version { .. }) => {
+                Err((socket, refusal(errno::EOPNOTSUPP, Detail::Version, error.to_string())))
+            }
+            Err(error) => Err((socket, refusal(errno::EPROTO, Detail::Message, error.to_string()))),
+        };
+        if let Err((socket, refusal)) = answered {
+            warn!(why = refusal.text, "turning another engine away");
+            let message = Message::Refuse(failure(&refusal));
+            let _ = fds::transmit(socket.as_fd(), &message.to_bytes(), &[], false);
+            self.close_socket(Arc::new(socket));
+            self.peers.connections.remove(key);
+        }
+    }
+
+    fn welcome(
+        &mut self,
+        key: usize,
+        socket: OwnedFd,
+        hello: Hello,
+    ) -> Result<(), (OwnedFd, Refusal)> {
+        let rails = hello.rails.max(self.rails_wanted());
+        let judged = match getsockopt(&socket, PeerCredentials) {
+            Ok(peer) => judge_uid(peer.uid()),
+            Err(errno) => Err(refusal(errno::EACCES, Detail::Peer, errno.desc())),
+        };
+        let judged = judged.and_then(|()| {
+            if hello.boot_id == self.boot_id {
+                let text = "the URL is that of the engine itself: import with peer 0";
+                return Err(refusal(errno::EINVAL, Detail::Url, text));
+            }
+            if self.card.is_none() {
+                let text = "verbs is not in use at the other engine";
+                return Err(refusal(errno::EOPNOTSUPP, Detail::Require, text));
+            }
+            if self.free_rails() < usize::from(rails) {
+                let text = "all rails of the other engine are in use: raise its rails_max";
+                return Err(refusal(errno::EDQUOT, Detail::Quota, text));
+            }
+            Ok(())
+        });
+        if let Err(refusal) = judged {
+            return Err((socket, refusal));
+        }
+        if let Err(refusal) = self.watch_peer(key, socket) {
+            warn!(why = refusal.text, "turning another engine away");
+            self.peers.connections.remove(key);
+            return Ok(());
+        }
+        info!(connection = key, pid = hello.pid, rails, "another engine has connected");
+        let answer = Hello { rails, ..self.own_hello() };
+        self.say(key, &Message::Welcome(answer));
+        self.join_rails(key, rails);
+        Ok(())
+    }
+
+    /// A peer's socket has something, or room for something.
+    pub(in crate::control) fn peer_ready(&mut self, key: usize, flags: EpollFlags) {
+        if flags.contains(EpollFlags::EPOLLOUT) {
+            self.flush(key);
+        }
+        if flags == EpollFlags::EPOLLOUT {
+            return;
+        }
+        for _ in 0..READ_BUDGET {
+            let Some(connection) = self.peers.connections.get(key) else { return };
+            let Some(socket) = &connection.socket else { return };
+            match fds::peek(socket.as_fd(), &mut [0]) {
+                Err(Errno::EAGAIN) => return,
+                // They are closed with the socket, and not here.
+                Ok((_, true)) => return self.lose_connection(key, "it sends descriptors"),
+                Ok((0, false)) => return self.lose_connection(key, "it closed its socket"),
+                Ok(_) => {}
+                Err(_) => return self.lose_connection(key, "its socket failed"),
+            }
+            match fds::receive(socket.as_fd(), false) {
+                Err(Errno::EAGAIN) => return,
+                Ok(Some(received)) => self.peer_said(key, &received.bytes),
+                Ok(None) | Err(_) => return self.lose_connection(key, "it closed its socket"),
+            }
+        }
+    }
+
+    fn peer_said(&mut self, key: usize, datagram: &[u8]) {
+        let message = match Message::parse(datagram) {
+            Ok(message) => message,
+            // It takes us for a client, and says why we cannot have a session.
+            Err(_) if self.as_client(key, datagram) => return,
+            Err(error) => {
+                warn!(connection = key, %error, "another engine broke the rules");
+                return self.lose_connection(key, "it sent what is no message");
+            }
+        };
+        debug!(connection = key, kind = message.name(), "heard");
+        let Some(connection) = self.peers.connections.get(key) else { return };
+        let up = matches!(connection.phase, Phase::Joining | Phase::Up);
+        match message {
+            Message::Welcome(hello) if connection.phase == Phase::Greeting => {
+                self.welcomed(key, hello);
+            }
+            Message::Refuse(why) if connection.phase == Phase::Greeting => {
+                let detail = Detail::from_number(why.detail).unwrap_or(Detail::Peer);
+                let text = format!("the other engine refuses: {}", why.text);
+                self.give_up(key, &refusal(why.errno, detail, text));
+            }
+            Message::Joint(at, say) if up => self.heard_of_rail(key, at, say),
+            Message::Want(want) if up => self.wanted(key, &want),
+            Message::Have(have) if up => self.had(key, have),
+            Message::No(tag, why) if up => self.denied(key, tag, &why),
+            Message::Withdraw(loan) if up => self.withdrawn(key, loan),
+            Message::GiveBack(loan) if up => self.given_back(key, loan),
+            other => {
+                warn!(connection = key, kind = other.name(), "a message out of turn");
+                self.lose_connection(key, "it sent a message out of turn");
+            }
+        }
+    }
+
+    /// True if a datagram is a refusal as clients get it: passed on.
+    fn as_client(&mut self, key: usize, datagram: &[u8]) -> bool {
+        use zerocopy::FromBytes;
+        let Ok((head, text)) = ReplyHead::read_from_prefix(datagram) else { return false };
+        let greeting =
+            self.peers.connections.get(key).is_some_and(|it| it.phase == Phase::Greeting);
+        if !greeting || head.kind & REPLY == 0 || head.status >= 0 {
+            return false;
+        }
+        let text = String::from_utf8_lossy(text).replace(|letter: char| letter.is_control(), " ");
+        let text = format!("the other engine refuses: {text}");
+        let errno = head.status.checked_neg().unwrap_or(errno::EPROTO);
+        self.give_up(key, &refusal(errno, Detail::Peer, text));
+        true
+    }
+
+    fn welcomed(&mut self, key: usize, hello: Hello) {
+        if hello.boot_id == self.boot_id {
+            let text = "the URL is that of the engine itself: import with peer 0";
+            return self.give_up(key, &refusal(errno::EINVAL, Detail::Url, text));
+        }
+        if let Some(connection) = self.peers.connections.get_mut(key) {
+            connection.phase = Phase::Joining;
+        }
+        info!(connection = key, pid = hello.pid, rails = hello.rails, "joining rails");
+        if !self.join_rails(key, hello.rails) {
+            let text = "all rails are in use by connections: disconnect, or raise rails_max";
+            self.give_up(key, &refusal(errno::EDQUOT, Detail::Quota, text));
+        }
+    }
+
+    fn heard_of_rail(&mut self, key: usize, at: u8, say: Say) {
+        let Some(connection) = self.peers.connections.get(key) else { return };
+        let Some(rail) = connection.rails.get(usize::from(at)).copied() else {
+            return self.lose_connection(key, "it speaks of a rail that there is not");
+        };
+        let Some(Some(place)) = self.peers.rails.get_mut(usize::from(rail)) else { return };
+        if let Err(violation) = place.joint.heard(&say) {
+            warn!(connection = key, rail, %violation, "another engine broke the rules");
+            return self.lose_connection(key, "it broke the rules of its rail");
+        }
+        self.drive_rail(rail);
+    }
+
+    /// Says something of a rail to its other end.
+    pub(super) fn say_of_rail(&mut self, key: usize, at: u8, say: Say) {
+        self.say(key, &Message::Joint(at, say));
+    }
+
+    /// Says something to a peer; nothing if it is lost.
+    pub(super) fn say(&mut self, key: usize, message: &Message) {
+        let Some(connection) = self.peers.connections.get_mut(key) else { return };
+        if connection.socket.is_none() {
+            return;
+        }
+        debug!(connection = key, kind = message.name(), "said");
+        connection.unsent.push_back(message.to_bytes());
+        if connection.unsent.len() > UNSENT_MAX {
+            return self.lose_connection(key, "it does not read");
+        }
+        self.flush(key);
+    }
+
+    fn flush(&mut self, key: usize) {
+        let Some(connection) = self.peers.connections.get_mut(key) else { return };
+        let Some(socket) = &connection.socket else { return };
+        let mut failed = false;
+        while let Some(bytes) = connection.unsent.front() {
+            match fds::transmit(socket.as_fd(), bytes, &[], false) {
+                Ok(()) => connection.unsent.pop_front(),
+                Err(Errno::EAGAIN) => break,
+                Err(_) => {
+                    failed = true;
+                    break;
+                }
+            };
+        }
+        let mut interest = EpollFlags::EPOLLIN;
+        if !connection.unsent.is_empty() {
+            interest |= EpollFlags::EPOLLOUT;
+        }
+        let _ = self.epoll.modify(socket, &mut EpollEvent::new(interest, Mark::Peer(key).pack()));
+        if failed {
+            // What it said before may still be read, such as why it refuses.
+            connection.unsent.clear();
+        }
+    }
+
+    /// A connection that is not up cannot be had: those who wait for it are told why.
+    fn give_up(&mut self, key: usize, why: &Refusal) {
+        let Some(connection) = self.peers.connections.get_mut(key) else { return };
+        let waiting = std::mem::take(&mut connection.waiting);
+        self.lose_connection(key, &why.text);
+        self.fail_waiting(waiting, why);
+    }
+
+    fn fail_waiting(&mut self, waiting: Vec<(usize, u64)>, why: &Refusal) {
+        for (session, tag) in waiting {
+            if self.settle(session) {
+                self.fail(session, Kind::Connect, tag, why);
+            }
+        }
+    }
+
+    /// Loses a connection, whatever it is doing. Everything of it comes to its end by and by.
+    pub(in crate::control) fn lose_connection(&mut self, key: usize, why: &str) {
+        let Some(connection) = self.peers.connections.get_mut(key) else { return };
+        if connection.phase == Phase::Lost {
+            return;
+        }
+        let was = std::mem::replace(&mut connection.phase, Phase::Lost);
+        info!(connection = key, pid = connection.pid, phase = ?was, why, "connection lost");
+        connection.url = None;
+        connection.until_ns = None;
+        connection.withdrawn_ns = None;
+        connection.unsent.clear();
+        let waiting = std::mem::take(&mut connection.waiting);
+        if let Some(pidfd) = connection.pidfd.take() {
+            let _ = self.epoll.delete(&pidfd);
+        }
+        if let Some(socket) = connection.socket.take() {
+            let _ = self.epoll.delete(&socket);
+            let _ = shutdown(socket.as_raw_fd(), Shutdown::Both);
+            self.close_socket(socket);
+        }
+        for place in self.peers.numbers.values_mut() {
+            if place.connection == Some(key) {
+                place.connection = None;
+            }
+        }
+        let text = format!("the connection to the other engine is lost: {why}");
+        self.fail_waiting(waiting, &refusal(errno::EHOSTDOWN, Detail::Peer, &*text));
+        self.deny_all(key, &refusal(errno::EHOSTDOWN, Detail::Peer, text));
+        self.withdraw_all(key);
+        self.each_rail(key, super::joint::Joint::lose);
+        self.look_after(key);
+    }
+
+    /// Loses all connections.
+    pub(in crate::control) fn lose_all(&mut self, why: &str) {
+        let all: Vec<usize> = self.peers.connections.iter().map(|(key, _)| key).collect();
+        for key in all {
+            self.lose_connection(key, why);
+        }
+    }
+
+    /// Closes a peer's socket where it may take its time: unread descriptors may be in it.
+    fn close_socket(&mut self, socket: Arc<OwnedFd>) {
+        let job = self.jobs_for.insert(JobFor::PeerSocket);
+        self.jobs.close(job, vec![socket]);
+    }
+
+    /// Moves a connection on as far as it can go.
+    pub(super) fn look_after(&mut self, key: usize) {
+        if self.rails_ready(key)
+            && let Some(connection) = self.peers.connections.get_mut(key)
+        {
+            connection.phase = Phase::Up;
+            connection.until_ns = None;
+            info!(connection = key, rails = ?connection.rails, "connection up");
+        }
+        let phase = self.peers.connections.get(key).map(|connection| connection.phase);
+        match phase {
+            Some(Phase::Up) => self.answer_waiting(key),
+            Some(Phase::Lost) => self.forget_by_and_by(key),
+            _ => {}
+        }
+    }
+
+    fn answer_waiting(&mut self, key: usize) {
+        let Some(connection) = self.peers.connections.get_mut(key) else { return };
+        let waiting = std::mem::take(&mut connection.waiting);
+        let Some([_, medium, _]) = connection.rails_by_class() else { return };
+        for (session, tag) in waiting {
+            if !self.settle(session) {
+                continue;
+            }
+            let peer = self.number_for(session, key);
+            let reply = ConnectReply {
+                reply: wire::reply_head::<ConnectReply>(Kind::Connect, tag),
+                peer,
+                fabric: u32::from(abi::FABRIC_VERBS),
+                rail: u32::from(medium),
+                reserved: 0,
+            };
+            self.answer(session, &reply, &[]);
+        }
+    }
+
+    /// A session's number for a connection: the one that it has, or a new one.
+    fn number_for(&mut self, session: usize, key: usize) -> u32 {
+        let same = |place: &PeerPlace| place.session == session && place.connection == Some(key);
+        let known = self.peers.numbers.iter().find(|(_, place)| same(place));
+        if let Some((number, _)) = known {
+            return *number;
+        }
+        self.peers.last_number += 1;
+        let number = self.peers.last_number;
+        self.peers.numbers.insert(number, PeerPlace { session, connection: Some(key) });
+        number
+    }
+
+    /// A session ends: its numbers mean nothing any more.
+    pub(in crate::control) fn forget_numbers(&mut self, session: usize) {
+        self.peers.numbers.retain(|_, place| place.session != session);
+    }
+
+    /// Forgets a lost connection, in the order that is right.
+    fn forget_by_and_by(&mut self, key: usize) {
+        if !self.rails_dead(key) {
+            return;
+        }
+        let Some(connection) = self.peers.connections.get_mut(key) else { return };
+        if !std::mem::replace(&mut connection.loans_lost, true) {
+            connection.loans.lose();
+            return self.drive_loans(key);
+        }
+        let used = !connection.loans.over()
+            || !connection.lends.is_empty()
+            || !connection.imports.is_empty()
+            || connection.withdrawing > 0;
+        if used {
+            return;
+        }
+        if self.rails_releasable(key) {
+            return self.each_rail(key, super::joint::Joint::release);
+        }
+        let Some(connection) = self.peers.connections.get(key) else { return };
+        if !connection.rails.is_empty() {
+            return;
+        }
+        let reaching =
+            |job: &JobFor| matches!(job, JobFor::Reach { connection } if *connection == key);
+        if !self.jobs_for.iter().any(|(_, job)| reaching(job)) {
+            self.peers.connections.remove(key);
+            debug!(connection = key, "connection forgotten");
+        }
+    }
+
+    /// Milliseconds until something of a peer is overdue.
+    pub(in crate::control) fn peers_due_ms(&self) -> Option<u64> {
+        let due = |connection: &Connection| {
+            let withdrawn = connection.withdrawn_ns.map(|since| since + BACK_WITHIN_NS);
+            let wanted = connection.wants.values().map(|want| want.since_ns + HAVE_WITHIN_NS).min();
+            [connection.until_ns, withdrawn, wanted].into_iter().flatten().min()
+        };
+        let first = self.peers.connections.iter().filter_map(|(_, it)| due(it)).min()?;
+        Some(first.saturating_sub(clock::now_ns()).div_ceil(1_000_000))
+    }
+
+    /// Loses connections whose peers have taken too long.
+    pub(in crate::control) fn lose_overdue(&mut self) {
+        let now_ns = clock::now_ns();
+        let over = |since: Option<u64>, within| since.is_some_and(|since| now_ns >= since + within);
+        let mut found = Vec::new();
+        for (key, connection) in &self.peers.connections {
+            let first = connection.wants.values().map(|want| want.since_ns).min();
+            if connection.phase == Phase::Lost {
+                continue;
+            }
+            if over(connection.until_ns, 0) {
+                found.push((key, "it was not up in time"));
+            } else if over(connection.withdrawn_ns, BACK_WITHIN_NS) {
+                found.push((key, "it does not give back what is withdrawn"));
+            } else if over(first, HAVE_WITHIN_NS) {
+                found.push((key, "it does not answer"));
+            }
+        }
+        for (key, why) in found {
+            let text = format!("the other engine did not answer in time: {why}");
+            self.give_up(key, &refusal(errno::ETIMEDOUT, Detail::Peer, text));
+        }
+    }
+}
+
+/// A peer must run under our uid, or as root: it is told what sessions here keep from other uids.
+fn judge_uid(uid: u32) -> Result<(), Refusal> {
+    let own = nix::unistd::geteuid().as_raw();
+    if uid == own || uid == 0 {
+        return Ok(());
+    }
+    let text = format!("the other engine runs under uid {uid}, but must under {own} or as root");
+    Err(refusal(errno::EACCES, Detail::Peer, text))
+}
+
+/// A refusal, as it is said to a peer.
+pub(super) fn failure(refusal: &Refusal) -> Failure {
+    let Refusal { errno, detail, text } = refusal.clone();
+    Failure { errno, detail: detail as u16, text }
+}

@@ -6,6 +6,7 @@ mod jobs;
 mod objects;
 mod peers;
 mod places;
+mod questions;
 mod registrations;
 mod server;
 mod sessions;

@@ -42,23 +42,26 @@ impl Watched for VerbsControl {
     }
 }
 
+/// Wakes whoever hears the answers.
+pub(super) type Kick = Box<dyn Fn() + Send>;
+
 /// What the card's thread owns.
-pub(super) struct CardThread<C: ProviderControl, K: Fn()> {
+pub(super) struct CardThread<C: ProviderControl> {
     control: C,
     orders: Receiver<CardOrder<C::Pair>>,
     /// Rung for every order, and when there will be none any more.
     bell: Arc<EventFd>,
-    voice: Voice<C::Pair, K>,
+    voice: Voice<C::Pair>,
 }
 
 /// The way back. When it ends, whoever listens is woken to notice.
-struct Voice<P, K: Fn()> {
+struct Voice<P> {
     /// Taken only by `drop`.
     answers: Option<Sender<CardAnswer<P>>>,
-    kick: K,
+    kick: Kick,
 }
 
-impl<P, K: Fn()> Voice<P, K> {
+impl<P> Voice<P> {
     /// False if nobody listens.
     fn say(&self, token: u64, done: CardDone<P>) -> bool {
         let Some(answers) = &self.answers else { return false };
@@ -66,21 +69,21 @@ impl<P, K: Fn()> Voice<P, K> {
     }
 }
 
-impl<P, K: Fn()> Drop for Voice<P, K> {
+impl<P> Drop for Voice<P> {
     fn drop(&mut self) {
         drop(self.answers.take());
         (self.kick)();
     }
 }
 
-impl<C: Watched, K: Fn()> CardThread<C, K> {
-    /// `kick` wakes whoever hears the answers.
+impl<C: Watched> CardThread<C> {
+    /// Makes what is to run on the thread.
     pub(super) fn new(
         control: C,
         orders: Receiver<CardOrder<C::Pair>>,
         bell: Arc<EventFd>,
         answers: Sender<CardAnswer<C::Pair>>,
-        kick: K,
+        kick: Kick,
     ) -> Self {
         Self { control, orders, bell, voice: Voice { answers: Some(answers), kick } }
     }
@@ -386,9 +389,9 @@ mod tests {
         let asks = CardOrders::new(sender, Arc::clone(&bell));
         let (sender, answers) = channel();
         let counted = Arc::clone(&kicks);
-        let kick = move || {
+        let kick = Box::new(move || {
             counted.fetch_add(1, Ordering::SeqCst);
-        };
+        });
         let thread = CardThread::new(card, orders, bell, sender, kick);
         let thread = thread::spawn(move || thread.run());
 

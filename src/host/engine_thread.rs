@@ -68,7 +68,7 @@ const TIMED_NAP_MS: u8 = 8;
 const WATCH_AFTER_NS: u64 = 20_000;
 
 impl EngineThread {
-    pub(super) fn new(mut engine: Core, link: Arc<Link>, rings_max: u32, spin_ns: u64) -> Self {
+    pub(super) fn new(engine: Core, link: Arc<Link>, rings_max: u32, spin_ns: u64) -> Self {
         let bells = (0..rings_max).map(|_| None).collect();
         let nap_ms = *NAP_MS.start();
         let (armed, watched, woke_ns) = (false, false, 0);

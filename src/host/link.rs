@@ -22,10 +22,6 @@ use crate::ring::Mapped;
 
 /// What the engine thread is to do between two turns.
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "most are commands; boxes would be freed by the engine"
-)]
 pub(crate) enum Order {
     /// A command, and the descriptors that the engine thread keeps for a ring.
     Command { command: Command<Held, Mapped>, bells: Option<RingBells> },
@@ -54,7 +50,6 @@ impl From<RingBells> for Vec<OwnedFd> {
 
 /// What comes back.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "boxing would allocate on the engine thread")]
 pub(crate) enum Answer {
     Reply(Reply<Held, Mapped>),
     Event(Event),

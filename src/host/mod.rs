@@ -302,15 +302,12 @@ impl Drop for Engine {
     }
 }
 
-/// The thread of an open card.
-type Desk<K> = CardThread<VerbsControl, K>;
-
 /// Parts an open card among the threads: the engine's rails, and what the control thread knows of
 /// the card, with the card's own thread.
 fn part(
     opened: Opened,
     link: &Arc<Link>,
-) -> Result<(Rails<VerbsProvider>, (Card, Desk<impl Fn() + Send + 'static + use<>>)), Errno> {
+) -> Result<(Rails<VerbsProvider>, (Card, CardThread<VerbsControl>)), Errno> {
     let bell = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
     let (orders, ordered) = channel();
     let (said, answers) = channel();
@@ -324,7 +321,7 @@ fn part(
         name: format!("{} port {}", opened.verbs.device, opened.verbs.port),
     };
     let woken = Arc::clone(link);
-    let kick = move || woken.kick_control();
+    let kick = Box::new(move || woken.kick_control());
     let thread = CardThread::new(opened.control, ordered, bell, said, kick);
     Ok((Rails::new(opened.provider, opened.rails), (card, thread)))
 }

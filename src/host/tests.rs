@@ -95,7 +95,7 @@ fn a_region_is_registered_before_it_is_live_and_let_go_after_its_end() {
         let memory = card.registers(7);
         assert_eq!(memory.bytes(), 8192);
         let region = alloc.join().unwrap();
-        region.export("known", Rights::ALL).unwrap();
+        region.export("known", Rights::READ).unwrap();
         assert_eq!(uses(&session.stats(Scope::Session).unwrap()), (1, 8192));
         let release = scope.spawn(|| region.release().unwrap());
         assert_eq!(card.deregisters(), 7);

@@ -53,6 +53,12 @@ fn an_engine_says_which_card_it_uses() {
     assert_eq!((verbs.pairs_max, verbs.depth, verbs.receives), (31, 128, 64));
     let fabrics = engine.connect().expect("a session").probe().expect("an answer").fabrics;
     assert_eq!(fabrics, 1 << FABRIC_LOCAL | 1 << FABRIC_VERBS);
+    // As many rails as the device has completions for, rather than none.
+    let mut config = config_at(&place);
+    (config.verbs_depth, config.verbs_receives, config.rails_max) = (8192, 4096, 64);
+    let engine = start(config);
+    let few = engine.verbs().expect("a card").pairs_max;
+    assert!((1..63).contains(&few), "{few} queue pairs of 12,288 works");
 }
 
 #[test]

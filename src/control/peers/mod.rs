@@ -2,9 +2,9 @@
 //! lent to them, and what sessions here have of theirs.
 //!
 //! A **connection** is a socket between two control threads: one per URL that sessions here have
-//! asked for, however many ask, and one for every engine that has reached this one. Each has its own
-//! rails: one, or one a class where classes use their path in different ways. Peers' numbers are a
-//! session's own names for connections.
+//! asked for, however many ask, and one for every engine that has reached this one. Each has rails
+//! of its own: one, or one a class where classes use their path in different ways. Peers' numbers
+//! are a session's own names for connections.
 //!
 //! ```text
 //!  message   what is said                 connections  sockets: reaching, greeting, losing
@@ -13,9 +13,9 @@
 //!                                         imports      IMPORT from a peer, until it is given back
 //! ```
 //!
-//! **A connection that is lost** is forgotten in this order: its rails are dead (our queue pairs are
-//! reset, so that nothing moves any more); its loans are taken back; no op here goes by its imports;
-//! then its rails are released, and their numbers are free.
+//! **A connection that is lost** is forgotten in this order: its rails are dead (our queue pairs
+//! are reset, so that nothing moves any more); its loans are taken back; no op here goes by its
+//! imports; then its rails are released, and their numbers are free.
 //!
 //! **Rail 1** leads from this host's card back to it. It carries the atomics of sessions here on
 //! what peers may use atomics on, since a card's atomics and a CPU's do not exclude each other.

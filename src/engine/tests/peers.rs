@@ -11,7 +11,7 @@ use crate::abi::{
 use crate::engine::{Limits, Reply, Wind};
 use crate::fabric::qp::RailState;
 use crate::fabric::qp::provider::{WcStatus, WrVerb};
-use crate::fabric::qp::sim::WorkPlan;
+use crate::fabric::qp::sim::{PostPlan, Say, WorkPlan};
 use crate::ids::RegionId;
 use crate::seeds::{Random, each_seed};
 
@@ -351,6 +351,32 @@ fn an_op_that_failed_in_its_middle_notifies_nobody() {
     }
 }
 
+/// The same when another op came between its slices, so that they are no chain.
+#[test]
+fn an_op_that_failed_and_was_overtaken_notifies_nobody() {
+    let limits = Limits { window_bytes: 4096, ..LIMITS };
+    let Route { mut two, ids, target } = route(Two::with(limits, CONFIG, 1));
+    let number = two.join.number(1, 0);
+    // Of its four slices one is posted, and refused by the peer; meanwhile another op goes first.
+    two.net.plan_post(number, PostPlan { taken: 1, say: Say::Right, errno: errno::ENOMEM });
+    let (status, effect) = (WcStatus::RemoteAccess, false);
+    two.net.plan_work(number, WorkPlan { after: 0, status, effect });
+    let class = Class::Low as u8;
+    let sqe = Sqe { flags: SQE_NOTIFY, class, ..transfer(Opcode::Write, ids, 0, 1000) };
+    let failing = two.push(0, Sqe { user_data: 1, ..sqe });
+    two.step();
+    assert_eq!(two.net.posted(number).len(), 1, "the plan struck elsewhere");
+    let class = Class::High as u8;
+    two.push(0, Sqe { class, user_data: 2, ..transfer(Opcode::Write, ids, 8192, 100) });
+    two.settle();
+    let mut ends: Vec<_> = two.pop(0).iter().map(|cqe| (cqe.user_data, cqe.res)).collect();
+    ends.sort_unstable();
+    assert_eq!((failing, ends), (0, vec![(1, -errno::EACCES), (2, 100)]));
+    let pending = two.worlds[1].engine.regions[target.index() as usize].pending;
+    assert_eq!(pending, 0);
+    two.expect_rest();
+}
+
 /// What breaks a rail at side 0 and keeps it broken.
 fn break_for_good(two: &mut Two, rail: u16) {
     two.served = false;
@@ -488,7 +514,8 @@ fn parked_ops_are_cancelled_expire_and_are_wound_up() {
     assert!(ends.contains(&failed(errno::ECANCELED, CQE_RETRYABLE, Detail::Cancelled)));
     assert_eq!(ends.len(), 2);
     assert!(two.worlds[0].engine.watches().timed, "a deadline is waited for");
-    two.steps(60);
+    assert!(two.worlds[0].engine.fall_asleep(), "asleep, but for a nap");
+    two.steps(1_100);
     let ends: Vec<_> = two.pop(0).iter().map(outcome).collect();
     assert_eq!(ends, [failed(errno::ETIME, CQE_RETRYABLE, Detail::Deadline)]);
     let token = two.worlds[0].wind(ME, Wind::Cancel);
@@ -557,6 +584,53 @@ fn claimed(two: &Two, far: RegionId) -> crate::engine::tables::RegionKind {
             RegionKind::Peer { epoch, rights: RIGHT_READ | RIGHT_WRITE, rails }
         }
         other => other,
+    }
+}
+
+/// The fabric keeps its word also for a batch of both kinds: a prefix, in order.
+#[test]
+fn a_batch_of_both_kinds_is_taken_as_a_prefix() {
+    use crate::fabric::{Fabric as _, Request, Verb};
+    let Route { mut two, ids, target } = route(Two::new(1));
+    let own = two.region(0);
+    let requests: Vec<Request> = (0..24_u32)
+        .map(|at| {
+            let rail = u16::from(at % 3 == 2);
+            let remote = if rail == 0 { own } else { ids.1 }.index();
+            let offset = 64 * u64::from(at);
+            Request {
+                ticket: u64::from(at),
+                verb: Verb::Write,
+                local: ids.0.index(),
+                remote,
+                local_offset: offset,
+                remote_offset: offset,
+                bytes: 64,
+                rail,
+                ..Request::NONE
+            }
+        })
+        .collect();
+    let mut done = Vec::with_capacity(64);
+    let mut taken = 0;
+    for _ in 0..200 {
+        two.net.advance(500);
+        let now_ns = two.net.now_ns();
+        let fabric = two.worlds[0].engine.fabric_mut();
+        if taken < requests.len() {
+            taken += fabric.post(&requests[taken..]);
+        }
+        fabric.poll(now_ns, &mut done);
+    }
+    let mut tickets: Vec<u64> = done.iter().map(|done| done.ticket).collect();
+    tickets.sort_unstable();
+    assert_eq!(tickets, (0..24).collect::<Vec<_>>());
+    assert!(done.iter().all(|done| done.errno == 0), "{done:?}");
+    let near = two.worlds[0].bytes(ids.0);
+    let places = [two.worlds[0].bytes(own), two.worlds[1].bytes(target)];
+    for at in 0..24 {
+        let range = 64 * at..64 * (at + 1);
+        assert!(near[range.clone()] == places[usize::from(at % 3 == 2)][range], "{at}");
     }
 }
 

@@ -281,6 +281,10 @@ fn what_cannot_be_is_refused_with_field_value_and_limit() {
         (&["--seconds", "0"], "must be a number of seconds from 0.1 to 3600"),
         (&["--pin", "100000"], "--pin is 100000, but must be of the cores this process may use"),
         (&["--clients", "0"], "invalid value '0' for '--clients"),
+        (&["--devices", "rxe0:1:1"], "--devices is for --fabric verbs and --baseline verbs"),
+        (&["--fabric", "verbs", "--devices", "rxe0"], "must be DEVICE:PORT:GID, as in rxe0:1:1"),
+        (&["--fabric", "verbs", "--op", "nop"], "--op is nop, but must be one that moves bytes"),
+        (&["--fabric", "verbs", "--idle-rings", "1"], "--idle-rings is for --fabric local"),
         (&["--set", "spin_u=1"], "unknown key spin_u; the nearest known one is spin_us"),
         (&["--set", "spin_us=x"], "spin_us is \"x\", but must be a whole number, 0 to 1000000"),
         (&["--set", "window_ops=0"], "window_ops is 0, but must be 1 to 4096"),
@@ -290,6 +294,39 @@ fn what_cannot_be_is_refused_with_field_value_and_limit() {
         let errors = String::from_utf8(stderr).unwrap();
         assert_eq!(status.code(), Some(2), "{flags:?}: {errors}");
         assert!(stdout.is_empty() && errors.contains(expected), "{flags:?}: {errors}");
+    }
+}
+
+/// One line that says what to do, on a machine without cards and on one without this card.
+#[test]
+fn without_a_card_queue_pairs_are_refused_in_one_line() {
+    for part in ["--fabric", "--baseline"] {
+        let (code, out, errors) = output(&[part, "verbs", "--devices", "nosuch0:1:1"]);
+        assert_eq!((code, out.as_str()), (Some(1), ""), "{errors}");
+        let ways_out = [
+            "there is no RDMA device: load",
+            "libibverbs.so.1 cannot be loaded: install",
+            "the kernel has no RDMA",
+            "there is no nosuch0:1:1: verbring devices shows",
+        ];
+        assert!(ways_out.iter().any(|text| errors.contains(text)), "{errors}");
+        assert_eq!(errors.lines().count(), 1, "{errors}");
+    }
+}
+
+/// Every op by queue pairs from one engine to another, beside a bare queue pair.
+#[test]
+#[ignore = "needs two RDMA ports: tests/run vm"]
+fn queue_pairs_run_beside_a_bare_one() {
+    let ports = std::env::var("VERBRING_TEST_DEVICE").expect("rxe0:1:1,rxe1:1:1");
+    for op in ["write", "read", "fetch-add", "writev"] {
+        let flags = ["--op", op, "--bytes", "64", "--pages", "3", "--batch", "4", "--depth", "8"];
+        let verbs = ["--fabric", "verbs", "--baseline", "verbs", "--devices", &ports];
+        let rows = rows(&[&flags[..], &verbs, &["--slice-ms", "20"]].concat());
+        assert_eq!(names(&rows), ["verbring", "verbs"], "{op}");
+        for row in &rows {
+            assert_eq!((&row["fabric"], &row["op"]), (&"verbs".into(), &op.into()), "{row}");
+        }
     }
 }
 

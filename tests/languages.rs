@@ -4,8 +4,9 @@
 //! program looks at `res`, `detail` and `flags` of every CQE and at the bytes.
 //!
 //! Rust's part is `examples/peer.rs`, played by this very binary; C's is `tests/c/peer.c`, compiled
-//! here as C11 and as C++17; Python's is `tests/python/peer.py`. A language whose tool is missing
-//! is left out with a line that says so, unless `VERBRING_REQUIRE_LANGUAGES` is set.
+//! here as C11 and as C++17; Python's is `tests/python/peer.py`. Where there are RDMA ports, they
+//! meet across two engines as well. A language whose tool is missing is left out with a line that
+//! says so, unless `VERBRING_REQUIRE_LANGUAGES` is set.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
@@ -50,8 +51,14 @@ fn runs(tool: &str) -> bool {
     command.status().is_ok_and(|status| status.success())
 }
 
+/// The program that `tests/c/peer.c` makes; made anew if it or the header has changed.
 fn compiled(tool: &str, name: &str, flags: &[&str]) -> PathBuf {
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let changed = |path: &Path| std::fs::metadata(path).and_then(|data| data.modified()).ok();
+    let sources = ["include/verbring.h", "tests/c/peer.c"].map(|path| root().join(path));
+    if sources.iter().all(|source| changed(source) < changed(&out)) {
+        return out;
+    }
     let status = Command::new(tool)
         .args(flags)
         .args(["-O2", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-I"])
@@ -96,19 +103,15 @@ fn a_part() {
     assert_eq!(peer::act(&args), ExitCode::SUCCESS, "{part}");
 }
 
-#[test]
-fn every_language_meets_every_other() {
-    let directory = std::env::temp_dir().join(format!("verbring-languages-{}", std::process::id()));
-    std::fs::create_dir_all(&directory).unwrap();
-    let socket = directory.join("engine.sock");
-    let engine = verbring::Engine::builder().socket(&socket).spawn().unwrap();
-    let socket = socket.to_str().unwrap();
-    let languages = languages();
+/// Has every language export for every other. Exporters attach to the engine at `home`, users to
+/// the one at `from`, with these options besides.
+fn meet(languages: &[Language], home: &Path, from: &Path, options: &[&str]) {
+    let [home, from] = [home, from].map(|socket| socket.to_str().unwrap());
     let mut met = 0;
-    for exporter in &languages {
-        for user in &languages {
+    for exporter in languages {
+        for user in languages {
             let name = format!("{}-{}", exporter.name, user.name);
-            let mut exporting = exporter.start(&[socket, "export", &name]);
+            let mut exporting = exporter.start(&[home, "export", &name]);
             let mut lines = BufReader::new(exporting.stdout.take().unwrap()).lines();
             let secret = lines
                 .by_ref()
@@ -116,7 +119,7 @@ fn every_language_meets_every_other() {
                 // Rust's test harness writes before it on the same line.
                 .find_map(|line| line.split_once("ready ").map(|(_, secret)| secret.to_string()))
                 .unwrap_or_else(|| panic!("{name}: the exporter did not come up"));
-            let using = user.start(&[socket, "use", &name, secret.trim()]);
+            let using = user.start(&[&[from, "use", &name, secret.trim()], options].concat());
             let output = using.wait_with_output().unwrap();
             if !output.status.success() {
                 let _ = exporting.kill();
@@ -129,6 +132,60 @@ fn every_language_meets_every_other() {
     }
     println!("{met} pairs met");
     assert_eq!(met, languages.len() * languages.len());
+}
+
+/// A directory for sockets, gone with the value.
+struct Sockets(PathBuf);
+
+impl Sockets {
+    fn new(name: &str) -> Self {
+        let directory = format!("verbring-{name}-{}", std::process::id());
+        let directory = std::env::temp_dir().join(directory);
+        std::fs::create_dir_all(&directory).unwrap();
+        Self(directory)
+    }
+}
+
+impl Drop for Sockets {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn every_language_meets_every_other() {
+    let sockets = Sockets::new("languages");
+    let socket = sockets.0.join("engine.sock");
+    let engine = verbring::Engine::builder().socket(&socket).spawn().unwrap();
+    meet(&languages(), &socket, &socket, &["--require", "local"]);
     engine.shutdown().unwrap();
-    std::fs::remove_dir_all(&directory).unwrap();
+}
+
+/// The same with an engine at each of the two ports that `VERBRING_TEST_DEVICE` names, and every
+/// byte by queue pairs.
+#[test]
+#[ignore = "needs two RDMA ports: tests/run vm"]
+fn every_language_meets_every_other_across_two_engines() {
+    let ports = std::env::var("VERBRING_TEST_DEVICE").expect("rxe0:1:1,rxe1:1:1");
+    let sockets = Sockets::new("peers");
+    let engines: Vec<_> = ports
+        .split(',')
+        .enumerate()
+        .map(|(at, port)| {
+            let (device, gid) = port.rsplit_once(':').expect("DEVICE:PORT:GID");
+            let mut config = verbring::host::Config::default();
+            config.verbs = verbring::host::VerbsUse::Require;
+            config.verbs_device = Some(device.parse().unwrap());
+            config.verbs_gid = Some(gid.parse().unwrap());
+            let socket = sockets.0.join(format!("{at}.sock"));
+            let engine = verbring::Engine::builder().config(config).socket(&socket).spawn();
+            (engine.unwrap(), socket)
+        })
+        .collect();
+    let [(_, home), (_, from)] = &engines[..] else { panic!("{ports}: two ports") };
+    let url = format!("unix:{}", home.display());
+    meet(&languages(), home, from, &["--peer", &url, "--require", "verbs"]);
+    for (engine, _) in engines {
+        engine.shutdown().unwrap();
+    }
 }

@@ -11,7 +11,6 @@ use crate::ring::{EngineEnd, Fault, Memory};
 
 use super::finish::counter_of;
 use super::pages::{BLOCK_PAGES, PagePool};
-use super::rails::rail_of;
 use super::search::Search;
 use super::tables::{Phase, Region, Ring, Session, Wind};
 use super::validate::{Judge, inside, plain_nop};
@@ -172,15 +171,9 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 end.fate_accepted(fate, record.id().0, number);
                 let (named, late) = (record.op.names(), record.op.deadline_us > 0);
                 self.deadlines += u32::from(late);
-                let rail = if abroad { rail_of(&self.regions, &record.op) } else { 0 };
-                if abroad {
-                    record.rail = rail;
-                }
                 ops.push_back(&mut self.ledger, slot);
-                if rail == 0 {
+                if !(abroad && self.abroad.queue(&self.regions, &mut self.ledger, slot)) {
                     self.lanes.push(&mut self.ledger, slot);
-                } else {
-                    self.abroad.push(&mut self.ledger, slot, rail);
                 }
                 refer(&mut self.regions, named);
             }

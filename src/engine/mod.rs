@@ -1,12 +1,13 @@
 //! The engine's core: a state machine over values, driven one bounded turn at a time.
 //!
 //! ```text
-//! turn(now):  reap -> wind -> intake -> schedule -> post -> publish
+//! turn(now):  reap -> hear -> wind -> intake -> schedule -> post -> publish
 //! ```
 //!
 //! Commands come in through [`Engine::command`], answers go out through [`Engine::reply`]; SQEs and
 //! CQEs move through the rings' memory. Reaping first lets a full pipe refill in the same turn;
-//! publishing last costs one release a ring. Every loop has a budget.
+//! publishing last costs one release a ring. Hearing is of peers, if there are any. Every loop
+//! has a budget.
 //!
 //! **Invariants**: every SQE taken gets one final CQE, unless its ring is faulted or it asked to
 //! skip a success; credits taken = requests in the fabric; an op's references to its regions are
@@ -166,6 +167,8 @@ pub struct Engine<F: Fabric, M> {
     /// Ops in lanes that have a deadline, and where the sweep for them stands.
     deadlines: u32,
     sweep_from: u32,
+    /// When its last pass began.
+    swept_ns: u64,
     sequence: u64,
     /// Regions withdrawn so far, by revocation or removal: an op that was checked at the same
     /// count need not be checked again.
@@ -185,6 +188,8 @@ const STIRRED_MAX: usize = 8;
 const RINGS_PER_TURN: usize = 256;
 /// A ring that sleeps with SQEs is looked at again after this long, if anything is awake.
 const BLOCKED_LOOK_NS: u64 = 1_000_000;
+/// With peers, the time between two sweeps for deadlines of ops that are not at a head.
+const SWEEP_EVERY_NS: u64 = 1_000_000;
 /// Records looked at for searches, barriers and sweeps in one turn.
 const STEPS_PER_TURN: u32 = 256;
 
@@ -236,6 +241,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             done: Vec::with_capacity(in_fabric as usize),
             deadlines: 0,
             sweep_from: 0,
+            swept_ns: 0,
             sequence: 0,
             withdrawn: 0,
             turns: 0,

@@ -90,13 +90,20 @@ impl Abroad {
         (1..fabric.rails()).map(|rail| fabric.depth_of(rail)).sum()
     }
 
-    /// Queues an op behind those of its class on a rail.
-    pub(super) fn push(&mut self, ledger: &mut Ledger, slot: u32, rail: u16) {
+    /// Queues an op behind those of its class on its rail; false if that is the first one, whose
+    /// lanes are the engine's.
+    #[inline]
+    pub(super) fn queue(&mut self, regions: &[Region], ledger: &mut Ledger, slot: u32) -> bool {
         let record = &mut ledger[slot];
+        let rail = rail_of(regions, &record.op);
         record.rail = rail;
         record.starved = false;
+        if rail == 0 {
+            return false;
+        }
         self.queues[usize::from(rail)].lanes.push(ledger, slot);
         self.queued |= 1 << rail;
+        true
     }
 
     /// Puts an op back before all others of its class on its rail.
@@ -162,7 +169,7 @@ impl Abroad {
 
 /// The rail that an op goes by: its import's, by class; an atomic's is where its region has them.
 #[inline]
-pub(super) fn rail_of(regions: &[Region], op: &Op) -> u16 {
+fn rail_of(regions: &[Region], op: &Op) -> u16 {
     let atomic = matches!(op.opcode, Opcode::FetchAdd | Opcode::CmpSwap);
     match regions[op.import as usize].kind {
         RegionKind::Peer { rails, .. } => rails[op.class.index()],
@@ -202,14 +209,9 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 
     /// Queues an op where it belongs.
     pub(super) fn enqueue(&mut self, slot: u32) {
-        if self.abroad() {
-            let rail = rail_of(&self.regions, &self.ledger[slot].op);
-            if rail != 0 {
-                return self.abroad.push(&mut self.ledger, slot, rail);
-            }
-            self.ledger[slot].rail = 0;
+        if !(self.abroad() && self.abroad.queue(&self.regions, &mut self.ledger, slot)) {
+            self.lanes.push(&mut self.ledger, slot);
         }
-        self.lanes.push(&mut self.ledger, slot);
     }
 
     /// Puts an op back before all others that are queued with it.

@@ -13,7 +13,7 @@ use super::pages::BLOCK_PAGES;
 use super::rails::note_failure;
 use super::tables::RegionKind;
 use super::validate::current;
-use super::{Engine, STEPS_PER_TURN};
+use super::{Engine, STEPS_PER_TURN, SWEEP_EVERY_NS};
 
 impl<F: Fabric, M: Memory> Engine<F, M> {
     /// Collects completions: they give credits back and end ops.
@@ -308,6 +308,13 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     pub(super) fn sweep_deadlines(&mut self) {
         if self.deadlines == 0 {
             return;
+        }
+        // An engine that only waits for rails must come to an end, and sleep, between two passes.
+        if self.sweep_from == 0 && self.abroad() {
+            if self.now_ns < self.swept_ns + SWEEP_EVERY_NS {
+                return;
+            }
+            self.swept_ns = self.now_ns;
         }
         for _ in 0..STEPS_PER_TURN.min(self.ledger.capacity()) {
             let slot = self.sweep_from;

@@ -596,18 +596,19 @@ pub fn random_requests_agree_with_a_model<H: Harness>(harness: &mut H) {
 #[cfg(test)]
 mod local {
     use super::*;
-    use crate::fabric::Local;
+    use crate::fabric::qp::sim::SimProvider;
+    use crate::fabric::{Local, Pair};
 
     /// The same-host fabric: its far end is a mapping of this process, too.
-    struct Here {
-        fabric: Local,
+    struct Here<F> {
+        fabric: F,
         memories: [Arc<Mapping>; 2],
     }
 
-    impl Harness for Here {
-        type Fabric = Local;
+    impl<F: Fabric> Harness for Here<F> {
+        type Fabric = F;
 
-        fn fabric(&mut self) -> &mut Local {
+        fn fabric(&mut self) -> &mut F {
             &mut self.fabric
         }
 
@@ -626,14 +627,22 @@ mod local {
         fn arrivals(&mut self, _out: &mut Vec<Arrival>) {}
     }
 
-    fn here(depth: u32) -> Here {
+    fn over<F: Fabric<Memory: From<Arc<Mapping>>>>(mut fabric: F) -> Here<F> {
         let memories = [0; 2].map(|_| Arc::new(Mapping::anonymous(BYTES).unwrap()));
-        let mut fabric = Local::new(4, depth, 4096);
-        fabric.attach(NEAR, Arc::clone(&memories[0]));
-        fabric.attach(FAR, Arc::clone(&memories[1]));
+        fabric.attach(NEAR, Arc::clone(&memories[0]).into());
+        fabric.attach(FAR, Arc::clone(&memories[1]).into());
         Here { fabric, memories }
+    }
+
+    fn here(depth: u32) -> Here<Local> {
+        over(Local::new(4, depth, 4096))
+    }
+
+    fn alone(depth: u32) -> Here<Pair<SimProvider>> {
+        over(Pair::new(Local::new(4, depth, 4096), None))
     }
 
     crate::conformance!(shallow, super::here(1));
     crate::conformance!(deep, super::here(64));
+    crate::conformance!(without_rails, super::alone(16));
 }

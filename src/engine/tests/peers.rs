@@ -11,7 +11,7 @@ use crate::abi::{
 use crate::engine::{Limits, Reply, Wind};
 use crate::fabric::qp::RailState;
 use crate::fabric::qp::provider::{WcStatus, WrVerb};
-use crate::fabric::qp::sim::WorkPlan;
+use crate::fabric::qp::sim::{PostPlan, Say, WorkPlan};
 use crate::ids::RegionId;
 use crate::seeds::{Random, each_seed};
 
@@ -133,6 +133,24 @@ impl Model {
         self.offered_bytes[peer][cell.clone()].copy_from_slice(&far[cell]);
     }
 
+    /// Believes a final CQE, if it is one that can be.
+    fn judge(&mut self, two: &Two, asked: &Asked, cqe: &Cqe, tally: &mut Tally) {
+        let (peer, told) = (1 - asked.side, i32::from(asked.notify));
+        if cqe.res >= 0 {
+            assert_eq!(cqe.res, i32::try_from(asked.bytes).unwrap(), "{asked:?}");
+            assert_eq!(cqe.detail >> 8, u16::from(FABRIC_VERBS), "{cqe:?}");
+            self.carry_out(asked);
+            tally.least[peer] += told;
+            tally.most[peer] += told;
+            return;
+        }
+        let has = |flag| cqe.flags & flag != 0;
+        assert!(has(CQE_FLUSHED), "{cqe:?} {asked:?}");
+        assert!(has(CQE_MAYBE_DONE) != has(CQE_RETRYABLE), "{cqe:?}");
+        tally.most[peer] += if has(CQE_MAYBE_DONE) { told } else { 0 };
+        self.look_again(two, asked);
+    }
+
     fn compare(&self, two: &Two) {
         for side in 0..2 {
             assert!(two.worlds[side].bytes(self.near[side]) == self.near_bytes[side], "near");
@@ -149,7 +167,7 @@ fn play(seed: u64, rails: u16, trouble: impl Fn(&mut Two, &mut Random)) {
     let mut two = Two::new(rails);
     let by_class = [1, 1 + 1 % rails, 1 + 2 % rails];
     let mut model = Model::new(&mut two, by_class);
-    let (mut told, mut heard_least, mut heard_most) = ([0; 2], [0; 2], [0; 2]);
+    let mut tally = Tally::default();
     for _ in 0..12 {
         for side in 0..2 {
             two.push(side, Sqe { user_data: u64::MAX, ..arm(model.offered[side], 16) });
@@ -173,53 +191,57 @@ fn play(seed: u64, rails: u16, trouble: impl Fn(&mut Two, &mut Random)) {
         for side in 0..2 {
             for cqe in two.pop(side) {
                 if cqe.flags & CQE_NOTIFY != 0 {
-                    told[side] += cqe.res;
+                    tally.told[side] += cqe.res;
                     continue;
                 }
                 ended += 1;
                 let asked = batch_of(&batch, &cqe).unwrap();
                 assert_eq!(asked.side, side);
-                let peer = 1 - side;
-                if cqe.res >= 0 {
-                    assert_eq!(cqe.res, i32::try_from(asked.bytes).unwrap(), "{asked:?}");
-                    let class = cqe.detail & 0xff;
-                    assert!(by_class.contains(&class) && cqe.detail >> 8 == 2, "{cqe:?}");
-                    model.carry_out(&asked);
-                    heard_least[peer] += i32::from(asked.notify);
-                    heard_most[peer] += i32::from(asked.notify);
-                } else {
-                    assert!(cqe.flags & CQE_FLUSHED != 0, "{cqe:?} {asked:?}");
-                    let (maybe, again) =
-                        (cqe.flags & CQE_MAYBE_DONE != 0, cqe.flags & CQE_RETRYABLE != 0);
-                    assert!(maybe != again, "{cqe:?}");
-                    heard_most[peer] += i32::from(asked.notify && maybe);
-                    model.look_again(&two, &asked);
-                }
+                assert!(cqe.res < 0 || by_class.contains(&(cqe.detail & 0xff)), "{cqe:?}");
+                model.judge(&two, &asked, &cqe, &mut tally);
             }
         }
         assert_eq!(ended, batch.iter().flatten().count(), "one CQE for each");
         model.compare(&two);
+        tally.compare(&two, &model);
         for side in 0..2 {
-            let pending = &two.worlds[side].engine.regions;
-            let merged = pending[model.offered[side].index() as usize].pending;
-            let all = told[side] + i32::try_from(merged).unwrap();
-            assert!((heard_least[side]..=heard_most[side]).contains(&all), "notifications");
-        }
-        // ARMs that were not used up make room for those of the next round.
-        for side in 0..2 {
-            while let Some(slot) = arm_of(&two, side, model.offered[side]) {
-                let number = two.worlds[side].engine.ledger[slot].number;
-                let sqe = Sqe { user_data: u64::MAX, ..cancel(CANCEL_BY_NUMBER, number) };
-                two.push(side, sqe);
-                two.settle();
-                two.pop(side);
-            }
+            end_arms(&mut two, side, model.offered[side]);
         }
     }
     for side in 0..2 {
         assert_eq!(two.worlds[side].engine.strays(), 0);
     }
     two.expect_rest();
+}
+
+/// Notifications by the side that hears them: told, and how many there must and may be.
+#[derive(Default)]
+struct Tally {
+    told: [i32; 2],
+    least: [i32; 2],
+    most: [i32; 2],
+}
+
+impl Tally {
+    fn compare(&self, two: &Two, model: &Model) {
+        for side in 0..2 {
+            let region = model.offered[side].index() as usize;
+            let merged = two.worlds[side].engine.regions[region].pending;
+            let all = self.told[side] + i32::try_from(merged).unwrap();
+            assert!((self.least[side]..=self.most[side]).contains(&all), "notifications");
+        }
+    }
+}
+
+/// Takes back the ARMs that were not used up: they make room for those of the next round.
+fn end_arms(two: &mut Two, side: usize, region: RegionId) {
+    while let Some(slot) = arm_of(two, side, region) {
+        let number = two.worlds[side].engine.ledger[slot].number;
+        let sqe = Sqe { user_data: u64::MAX, ..cancel(CANCEL_BY_NUMBER, number) };
+        two.push(side, sqe);
+        two.settle();
+        two.pop(side);
+    }
 }
 
 fn batch_of(batch: &[Option<Asked>], cqe: &Cqe) -> Option<Asked> {
@@ -335,13 +357,23 @@ fn rule_7_notify_follows_all_bytes_of_its_own_op_at_the_peer() {
     });
 }
 
-/// A slice in the middle is refused: the owner is not told of an op that failed.
+/// The next posts of a queue pair take so many work requests each, for want of memory.
+fn plan_posts(two: &Two, number: u32, takes: &[u32]) {
+    for &taken in takes {
+        two.net.plan_post(number, PostPlan { taken, say: Say::Right, errno: errno::ENOMEM });
+    }
+}
+
+/// A slice in the middle is refused, while the last one's notification is not posted yet: it would
+/// be repeated, if it did not depend on the others. The owner is not told of an op that failed.
 #[test]
 fn an_op_that_failed_in_its_middle_notifies_nobody() {
     for opcode in [Opcode::Write, Opcode::Read] {
         let Route { mut two, ids, target } = route(Two::new(1));
         let (status, effect) = (WcStatus::RemoteAccess, false);
-        two.net.plan_work(two.join.number(1, 0), WorkPlan { after: 1, status, effect });
+        let number = two.join.number(1, 0);
+        two.net.plan_work(number, WorkPlan { after: 1, status, effect });
+        plan_posts(&two, number, &[4, 0, 0]);
         let sqe = Sqe { flags: SQE_NOTIFY, immediate: 3, ..transfer(opcode, ids, 0, 1000) };
         let cqe = two.run(0, sqe);
         assert_eq!(outcome(&cqe), failed(errno::EACCES, 0, Detail::None));
@@ -349,6 +381,32 @@ fn an_op_that_failed_in_its_middle_notifies_nobody() {
         assert_eq!(pending, 0, "{opcode:?}");
         two.expect_rest();
     }
+}
+
+/// The same when another op came between its slices, so that they are no chain.
+#[test]
+fn an_op_that_failed_and_was_overtaken_notifies_nobody() {
+    let limits = Limits { window_bytes: 4096, ..LIMITS };
+    let Route { mut two, ids, target } = route(Two::with(limits, CONFIG, 1));
+    let number = two.join.number(1, 0);
+    // Of its four slices one is posted, and refused by the peer; meanwhile another op goes first.
+    plan_posts(&two, number, &[1, 4, 0, 0]);
+    let (status, effect) = (WcStatus::RemoteAccess, false);
+    two.net.plan_work(number, WorkPlan { after: 0, status, effect });
+    let class = Class::Low as u8;
+    let sqe = Sqe { flags: SQE_NOTIFY, class, ..transfer(Opcode::Write, ids, 0, 1000) };
+    let failing = two.push(0, Sqe { user_data: 1, ..sqe });
+    two.step();
+    assert_eq!(two.net.posted(number).len(), 1, "the plan struck elsewhere");
+    let class = Class::High as u8;
+    two.push(0, Sqe { class, user_data: 2, ..transfer(Opcode::Write, ids, 8192, 100) });
+    two.settle();
+    let mut ends: Vec<_> = two.pop(0).iter().map(|cqe| (cqe.user_data, cqe.res)).collect();
+    ends.sort_unstable();
+    assert_eq!((failing, ends), (0, vec![(1, -errno::EACCES), (2, 100)]));
+    let pending = two.worlds[1].engine.regions[target.index() as usize].pending;
+    assert_eq!(pending, 0);
+    two.expect_rest();
 }
 
 /// What breaks a rail at side 0 and keeps it broken.
@@ -488,7 +546,8 @@ fn parked_ops_are_cancelled_expire_and_are_wound_up() {
     assert!(ends.contains(&failed(errno::ECANCELED, CQE_RETRYABLE, Detail::Cancelled)));
     assert_eq!(ends.len(), 2);
     assert!(two.worlds[0].engine.watches().timed, "a deadline is waited for");
-    two.steps(60);
+    assert!(two.worlds[0].engine.fall_asleep(), "asleep, but for a nap");
+    two.steps(1_100);
     let ends: Vec<_> = two.pop(0).iter().map(outcome).collect();
     assert_eq!(ends, [failed(errno::ETIME, CQE_RETRYABLE, Detail::Deadline)]);
     let token = two.worlds[0].wind(ME, Wind::Cancel);
@@ -557,6 +616,53 @@ fn claimed(two: &Two, far: RegionId) -> crate::engine::tables::RegionKind {
             RegionKind::Peer { epoch, rights: RIGHT_READ | RIGHT_WRITE, rails }
         }
         other => other,
+    }
+}
+
+/// The fabric keeps its word also for a batch of both kinds: a prefix, in order.
+#[test]
+fn a_batch_of_both_kinds_is_taken_as_a_prefix() {
+    use crate::fabric::{Fabric as _, Request, Verb};
+    let Route { mut two, ids, target } = route(Two::new(1));
+    let own = two.region(0);
+    let requests: Vec<Request> = (0..24_u32)
+        .map(|at| {
+            let rail = u16::from(at % 3 == 2);
+            let remote = if rail == 0 { own } else { ids.1 }.index();
+            let offset = 64 * u64::from(at);
+            Request {
+                ticket: u64::from(at),
+                verb: Verb::Write,
+                local: ids.0.index(),
+                remote,
+                local_offset: offset,
+                remote_offset: offset,
+                bytes: 64,
+                rail,
+                ..Request::NONE
+            }
+        })
+        .collect();
+    let mut done = Vec::with_capacity(64);
+    let mut taken = 0;
+    for _ in 0..200 {
+        two.net.advance(500);
+        let now_ns = two.net.now_ns();
+        let fabric = two.worlds[0].engine.fabric_mut();
+        if taken < requests.len() {
+            taken += fabric.post(&requests[taken..]);
+        }
+        fabric.poll(now_ns, &mut done);
+    }
+    let mut tickets: Vec<u64> = done.iter().map(|done| done.ticket).collect();
+    tickets.sort_unstable();
+    assert_eq!(tickets, (0..24).collect::<Vec<_>>());
+    assert!(done.iter().all(|done| done.errno == 0), "{done:?}");
+    let near = two.worlds[0].bytes(ids.0);
+    let places = [two.worlds[0].bytes(own), two.worlds[1].bytes(target)];
+    for at in 0..24 {
+        let range = 64 * at..64 * (at + 1);
+        assert!(near[range.clone()] == places[usize::from(at % 3 == 2)][range], "{at}");
     }
 }
 

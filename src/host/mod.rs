@@ -9,7 +9,7 @@ mod config;
 mod engine_thread;
 pub(crate) mod link;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod verbs;
 
 use std::os::fd::{AsRawFd, OwnedFd};

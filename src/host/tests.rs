@@ -17,27 +17,27 @@ use crate::shm::Mapping;
 use crate::{Nop, Rights};
 
 /// Only a failure ever waits so long.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The card's thread, as a test plays it.
-struct Played {
+pub(crate) struct Played {
     ordered: Receiver<CardOrder>,
     said: Sender<CardAnswer>,
     link: Arc<Link>,
 }
 
 impl Played {
-    fn next(&self) -> CardOrder {
+    pub(crate) fn next(&self) -> CardOrder {
         self.ordered.recv_timeout(PATIENCE).expect("an order in time")
     }
 
-    fn say(&self, token: u64, done: CardDone) {
+    pub(crate) fn say(&self, token: u64, done: CardDone) {
         self.said.send(CardAnswer { token, done }).unwrap();
         self.link.kick_control();
     }
 
     /// The next order, which must be to register; it is answered.
-    fn registers(&self, id: u32) -> Arc<Mapping> {
+    pub(crate) fn registers(&self, id: u32) -> Arc<Mapping> {
         let CardOrder { token, work } = self.next();
         let CardWork::Register { memory, access } = work else { panic!("{work:?}") };
         assert_eq!(access, Access { write: false, read: false, atomics: false });
@@ -46,7 +46,7 @@ impl Played {
     }
 
     /// The next order, which must be to end a registration; it is answered.
-    fn deregisters(&self) -> u32 {
+    pub(crate) fn deregisters(&self) -> u32 {
         let CardOrder { token, work } = self.next();
         let CardWork::Deregister { id } = work else { panic!("{work:?}") };
         self.say(token, CardDone::Deregistered);
@@ -54,13 +54,18 @@ impl Played {
     }
 }
 
-fn registration(id: u32, bytes: u64) -> Registration {
+pub(crate) fn registration(id: u32, bytes: u64) -> Registration {
     let key = Key { offset: 0, bytes, address: 0x1000, lkey: id, rkey: id };
     Registration { id, keys: Box::new([key]) }
 }
 
 fn engine() -> (Engine, Played) {
-    let config = Config { verbs: VerbsUse::Off, ..Config::default() };
+    played(Config::default(), 2)
+}
+
+/// An engine with a card that the test plays, whose fabric has no rails.
+pub(crate) fn played(config: Config, rails_max: u16) -> (Engine, Played) {
+    let config = Config { verbs: VerbsUse::Off, ..config };
     let link = Arc::new(Link::new(config.rings_max).unwrap());
     let bell = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap());
     let (orders, ordered) = channel();
@@ -71,7 +76,7 @@ fn engine() -> (Engine, Played) {
         paths: [PathSettings::DEFAULT; 3],
         caps: Caps { sends: 8, receives: 8, inline_bytes: 16 },
         receives: 4,
-        rails_max: 2,
+        rails_max,
         name: "card0 port 1".to_string(),
     };
     let played = Played { ordered, said, link: Arc::clone(&link) };

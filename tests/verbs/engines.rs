@@ -1,8 +1,8 @@
 //! Two engines joined by cards, and sessions of both: what crosses arrives, what may not is
 //! refused, what is atomic stays so, and a peer that dies costs its own ops alone.
 
-use std::io::{BufRead, BufReader, Write as _};
-use std::process::{Child, Command, Stdio};
+use std::io::{BufRead, BufReader, Lines, Write as _};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use verbring::{
     Rights, Ring, RingOptions, Secret, Session, Write, Writev,
 };
 
-use super::engine::{PATIENCE, Served, config_at, resources};
+use super::engine::{PATIENCE, Served, config_at, resources, settle};
 use super::side::{Place, places};
 
 const BYTES: u64 = 1 << 20;
@@ -319,8 +319,9 @@ fn classes_that_use_their_paths_differently_have_queue_pairs_of_their_own() {
         config.verbs_traffic_class = [106, 0, 32];
         config
     };
-    let before = resources("qp", &first.device);
+    settle(&first.device);
     let mut near = Side::start("near", config(&first));
+    let before = resources("qp", &first.device);
     let far = Side::start("far", config(&second));
     let secret = far.region.export("there", Rights::WRITE).expect("an export");
     let peer = near.session.connect_peer(&far.url).expect("a peer");
@@ -371,6 +372,8 @@ fn serve_region(name: &str, place: &Place) -> (Served, Session, Region, Secret) 
 fn a_killed_peer_gives_every_op_its_verdict_and_costs_nobody_else() {
     /// Two time-outs of a queue pair are 1.1 s; the machine may be slow beside that.
     const VERDICTS_WITHIN: Duration = Duration::from_secs(15);
+    /// The keys of a process that dies may go before its queue pairs do.
+    const GONE: [i32; 3] = [errno::EHOSTDOWN, errno::ESTALE, errno::EACCES];
     let [first, second] = places();
     for place in [&second, &first] {
         let mut near = Side::start("near", config_at(&first));
@@ -402,7 +405,7 @@ fn a_killed_peer_gives_every_op_its_verdict_and_costs_nobody_else() {
             let done = near.ring.reap().expect("a sound ring").expect("a verdict in time");
             ended += 1;
             if let Err(error) = done.result {
-                assert!([errno::EHOSTDOWN, errno::ESTALE].contains(&error.errno), "{error:?}");
+                assert!(GONE.contains(&error.errno), "{error:?}");
                 failed += 1;
             }
             assert!(killed.elapsed() < VERDICTS_WITHIN, "{} without a verdict", pushed - ended);
@@ -411,7 +414,7 @@ fn a_killed_peer_gives_every_op_its_verdict_and_costs_nobody_else() {
         served.kill();
         assert!(push(&mut near, &mut pushed));
         let error = near.next().result.expect_err("nobody is there");
-        assert!([errno::EHOSTDOWN, errno::ESTALE].contains(&error.errno), "{error:?}");
+        assert!(GONE.contains(&error.errno), "{error:?}");
 
         // This engine goes on, and finds another peer.
         near.ring.push(Nop::new()).expect("room");
@@ -426,11 +429,7 @@ fn a_killed_peer_gives_every_op_its_verdict_and_costs_nobody_else() {
         drop(import);
         near.engine.shutdown().expect("a clean end");
     }
-    let begun = Instant::now();
-    while resources("mr", &first.device) > 0 || resources("qp", &first.device) > 1 {
-        assert!(begun.elapsed() < PATIENCE, "something is left on {}", first.device);
-        sleep(Duration::from_millis(100));
-    }
+    settle(&first.device);
 }
 
 /// What a client process is told: its engine's socket, the peer's URL, the secret, its place.
@@ -471,7 +470,7 @@ fn start_client(near: &Served, url: &str, secret: &Secret, at: u64) -> Child {
 }
 
 /// Returns what else it will say: without a reader it would not end well.
-fn wait_until_written(client: &mut Child) -> impl Iterator<Item = std::io::Result<String>> {
+fn wait_until_written(client: &mut Child) -> Lines<BufReader<ChildStdout>> {
     let mut out = BufReader::new(client.stdout.take().expect("a pipe")).lines();
     let written = out.any(|line| line.is_ok_and(|line| line.contains("written")));
     assert!(written, "a client ended before it had written");
@@ -482,6 +481,7 @@ fn wait_until_written(client: &mut Child) -> impl Iterator<Item = std::io::Resul
 #[ignore = "needs two RDMA ports: tests/run vm"]
 fn queue_pairs_are_as_many_for_64_clients_as_for_one() {
     let [first, second] = places();
+    settle(&first.device);
     let (far, _session, region, secret) = serve_region("far", &second);
     let near = Served::start("near", &first, "exec", &["--quota-sessions", "200", "--log", "warn"]);
     let url = format!("unix:{}", far.socket.display());

@@ -28,6 +28,8 @@ mod loans;
 pub(crate) mod message;
 mod rails;
 #[cfg(test)]
+mod scripted;
+#[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, VecDeque};

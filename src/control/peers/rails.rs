@@ -285,10 +285,14 @@ impl Server {
     /// Applies something to each rail of a connection, and does what they ask for then.
     pub(super) fn each_rail(&mut self, key: usize, apply: impl Fn(&mut Joint)) {
         let Some(connection) = self.peers.connections.get(key) else { return };
-        for rail in connection.rails.clone() {
-            if let Some(place) = self.rail(rail) {
+        let rails = connection.rails.clone();
+        // All before any is driven: driving one looks after the connection, and so at the others.
+        for rail in &rails {
+            if let Some(place) = self.rail(*rail) {
                 apply(&mut place.joint);
             }
+        }
+        for rail in rails {
             self.drive_rail(rail);
         }
     }

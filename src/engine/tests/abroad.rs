@@ -90,6 +90,10 @@ fn withdraw_finds_what_is_parked() {
     two.served = false;
     two.net.break_pair(two.join.number(1, 0));
     two.steps(40);
+    // Behind one that stays.
+    let (own, other) = (two.region(0), two.region(1));
+    let stays = two.offer(1, other, RIGHTS_ALL, [1; 3]);
+    let first = two.push(0, transfer(Opcode::Write, (own, stays), 0, 8));
     for _ in 0..20 {
         two.push(0, transfer(Opcode::Write, ids, 0, 600));
     }
@@ -106,6 +110,10 @@ fn withdraw_finds_what_is_parked() {
     let again = withdraw(&mut two, RegionId::new(9, 40));
     let answer = two.worlds[0].reply(again);
     assert!(matches!(answer, Some(Reply::Failed { errno: errno::ENOENT, .. })), "{answer:?}");
+    two.served = true;
+    two.settle();
+    let ends: Vec<_> = two.pop(0).iter().map(|cqe| (cqe.user_data, cqe.res)).collect();
+    assert_eq!(ends, [(first, 8)]);
     two.expect_rest();
 }
 

@@ -162,8 +162,7 @@ impl Server {
         let home = self.regions.get_mut(&region.0).and_then(|place| place.links.home.take());
         if let Some(home) = home {
             // Over before the other, whose end is waited for.
-            let what = CardFor::Peers(peers::CardFor::HomeOver);
-            self.ask_card(CardWork::Deregister { id: home.id }, what);
+            self.end_registration(home.id);
         }
         let place = self.regions.get_mut(&region.0);
         match place.and_then(|place| place.registration.take()) {

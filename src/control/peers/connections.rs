@@ -21,6 +21,8 @@ use crate::control::wire::{self, Refusal};
 
 /// How long a connection may take until its rails are ready, ns.
 const UP_WITHIN_NS: u64 = 10_000_000_000;
+/// How long a rail that failed may take to come back, ns: the other engine may be hung.
+const AGAIN_WITHIN_NS: u64 = 30_000_000_000;
 /// How long a peer may take to answer a WANT: it registers memory for it, ns.
 pub(super) const HAVE_WITHIN_NS: u64 = 60_000_000_000;
 /// How long a peer may take to give back what is withdrawn: its ops run to their end, ns.
@@ -468,12 +470,20 @@ impl Server {
 
     /// Moves a connection on as far as it can go.
     pub(super) fn look_after(&mut self, key: usize) {
-        if self.rails_ready(key)
-            && let Some(connection) = self.peers.connections.get_mut(key)
-        {
-            connection.phase = Phase::Up;
-            connection.until_ns = None;
-            info!(connection = key, rails = ?connection.rails, "connection up");
+        let ready = self.rails_ready(key);
+        let Some(connection) = self.peers.connections.get_mut(key) else { return };
+        match connection.phase {
+            Phase::Joining if ready => {
+                connection.phase = Phase::Up;
+                connection.until_ns = None;
+                info!(connection = key, rails = ?connection.rails, "connection up");
+            }
+            Phase::Up if ready => connection.until_ns = None,
+            // A rail is being rebuilt, for which the other engine is needed.
+            Phase::Up => {
+                connection.until_ns.get_or_insert_with(|| clock::now_ns() + AGAIN_WITHIN_NS);
+            }
+            _ => {}
         }
         let phase = self.peers.connections.get(key).map(|connection| connection.phase);
         match phase {
@@ -575,7 +585,7 @@ impl Server {
                 continue;
             }
             if over(connection.until_ns, 0) {
-                found.push((key, "it was not up in time"));
+                found.push((key, "its rails were not connected"));
             } else if over(connection.withdrawn_ns, BACK_WITHIN_NS) {
                 found.push((key, "it does not give back what is withdrawn"));
             } else if over(first, HAVE_WITHIN_NS) {

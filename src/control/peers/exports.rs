@@ -206,8 +206,7 @@ impl Server {
         };
         if let Some(id) = unnamed {
             warn!(connection = key, "a region has more pieces than a peer can be told of");
-            let what = registrations::CardFor::Peers(CardFor::HomeOver);
-            self.ask_card(CardWork::Deregister { id }, what);
+            self.end_registration(id);
         }
         if let Some(connection) = self.peers.connections.get_mut(key) {
             connection.loans.registered(slot, registration);
@@ -286,8 +285,7 @@ impl Server {
         let place = self.regions.get_mut(&region.0).filter(|place| !place.removing);
         let memory = qp::Memory::peer(registration.keys.clone(), region.0);
         let (Some(place), Some(rail), Some(memory)) = (place, rail, memory) else {
-            let what = registrations::CardFor::Peers(CardFor::HomeOver);
-            self.ask_card(CardWork::Deregister { id: registration.id }, what);
+            self.end_registration(registration.id);
             let text = "the region was released just now, or the card has failed";
             return self.export_failed(session, &request, errno::ESTALE, text);
         };
@@ -298,9 +296,19 @@ impl Server {
         self.order(Command::SetHome { region, rail, memory, token });
     }
 
+    /// Ends a registration that nobody waits for.
+    pub(in crate::control) fn end_registration(&mut self, id: u32) {
+        let what = registrations::CardFor::Peers(CardFor::Unused);
+        self.ask_card(CardWork::Deregister { id }, what);
+    }
+
     fn at_home(&mut self, session: usize, request: &Export, reply: &Reply<Memory, Mapped>) {
         if let Reply::Failed { errno, .. } = *reply {
-            let text = "the region was released just now";
+            let place = self.regions.get_mut(&request.region);
+            if let Some(home) = place.and_then(|place| place.links.home.take()) {
+                self.end_registration(home.id);
+            }
+            let text = "the region was released just now, or the card has failed";
             return self.export_failed(session, request, errno, text);
         }
         if let Some(place) = self.regions.get_mut(&request.region) {
@@ -327,7 +335,7 @@ impl Server {
             CardFor::Loan { connection, slot } => self.loan_registered(connection, slot, done),
             CardFor::LoanOver { connection, slot } => self.loan_over(connection, slot, done),
             CardFor::Home { session, request } => self.home_registered(session, request, done),
-            CardFor::HomeOver => {
+            CardFor::Unused => {
                 if let CardDone::Failed(error) = done {
                     warn!(%error, "a registration did not end");
                 }

@@ -61,8 +61,8 @@ pub(super) enum CardFor {
     LoanOver { connection: usize, slot: u32 },
     /// EXPORT: a region is registered for atomics by way of the card.
     Home { session: usize, request: Box<Export> },
-    /// That registration ends; nobody waits for it.
-    HomeOver,
+    /// A registration ends; nobody waits for it.
+    Unused,
 }
 
 /// What the engine was asked for on behalf of peers.
@@ -144,7 +144,7 @@ struct Connection {
     socket: Option<Arc<OwnedFd>>,
     pidfd: Option<OwnedFd>,
     pid: i32,
-    /// Until when it must be up.
+    /// Until when it must be up, for the first time or again.
     until_ns: Option<u64>,
     /// In the order of classes, if there are three.
     rails: Vec<u16>,

@@ -3,7 +3,7 @@
 use tracing::{debug, error, info, warn};
 
 use super::joint::{Act, Job, Joint, Step};
-use super::{CardFor, HOME, Phase, RailPlace, Whose};
+use super::{CardFor, HOME, RailPlace, Whose};
 use crate::control::card::{CardDone, CardWork};
 use crate::control::registrations;
 use crate::control::server::Server;
@@ -251,15 +251,14 @@ impl Server {
         }
     }
 
-    /// True once all rails of a connection were ready: it is up.
+    /// True if a connection has its rails and all are ready.
     pub(super) fn rails_ready(&self, key: usize) -> bool {
         let Some(connection) = self.peers.connections.get(key) else { return false };
         let ready = |rail: &u16| {
             let place = self.peers.rails.get(usize::from(*rail)).and_then(Option::as_ref);
             place.is_some_and(|place| place.joint.ready())
         };
-        let joining = connection.phase == Phase::Joining && !connection.rails.is_empty();
-        joining && connection.rails.iter().all(ready)
+        !connection.rails.is_empty() && connection.rails.iter().all(ready)
     }
 
     /// All rails of a connection are dead or gone.

@@ -16,6 +16,7 @@ use super::message::{Failure, Have, Hello, Message, VERSION, Want};
 use crate::abi::{Detail, ReplyHead, errno};
 use crate::client::ControlError;
 use crate::control::fds;
+use crate::control::wire::{self, Refusal};
 use crate::control::{CardDone, CardWork};
 use crate::fabric::qp::provider::{Access, Key, ProviderError};
 use crate::host::tests::{PATIENCE, Played, played, registration};
@@ -383,7 +384,7 @@ fn peers_that_fail_while_they_are_reached_fail_the_connect_alone() {
     let session = engine.connect().unwrap();
     let door = Door::open("reached");
     let url = door.url();
-    for round in 0..7 {
+    for round in 0..8 {
         thread::scope(|scope| {
             let connect = scope.spawn(|| connects(&session, &url));
             let (other, hello) = door.greeted();
@@ -399,6 +400,11 @@ fn peers_that_fail_while_they_are_reached_fail_the_connect_alone() {
                 }
                 4 => other.say(&Message::Welcome(hello)),
                 5 => other.say(&Message::Welcome(Hello { rails: 3, ..HELLO })),
+                // It took us for a client, and has no room for one.
+                6 => {
+                    let why = Refusal::new(errno::EDQUOT, Detail::Quota, "quota.sessions");
+                    other.say_bytes(&wire::failure(1, 0, &why));
+                }
                 _ => {
                     other.say(&Message::Welcome(HELLO));
                     let order = card.next();
@@ -409,13 +415,14 @@ fn peers_that_fail_while_they_are_reached_fail_the_connect_alone() {
             }
             let (found, text) = connect.join().unwrap();
             let want = match round {
-                0 | 1 | 2 | 6 => (errno::EHOSTDOWN, "lost"),
+                0 | 1 | 2 | 7 => (errno::EHOSTDOWN, "lost"),
                 3 => (errno::EDQUOT, "refuses: no room"),
                 4 => (errno::EINVAL, "the engine itself"),
+                6 => (errno::EDQUOT, "refuses: quota.sessions"),
                 _ => (errno::EDQUOT, "rails"),
             };
             assert!(found == want.0 && text.contains(want.1), "{round}: {found} {text}");
-            assert_eq!(token.is_some(), round == 6);
+            assert_eq!(token.is_some(), round == 7);
         });
     }
     serves(&engine);

@@ -171,10 +171,9 @@ impl World {
         while let Some(wish) = end.rails.wish() {
             end.wishes.send(now_ns, &mut self.random, wish);
         }
-        while let Some((step, job)) = end.card.receive(now_ns) {
+        while let Some((step, job)) = self.ends[side].card.receive(now_ns) {
             self.carry_out(side, step, job);
             self.act(side);
-            return;
         }
     }
 

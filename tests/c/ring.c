@@ -666,7 +666,17 @@ static void preparing_fills_every_field(void)
     CHECK(sqe.opcode == VR_OP_ARM && sqe.local_region == 7 && sqe.bytes == 2 && sqe.flags == 0);
     CHECK(strcmp(vr_detail_name(VR_DETAIL_FAULTED), "faulted") == 0);
     CHECK(strcmp(vr_detail_name(VR_DETAIL_CANCELLED), "cancelled") == 0);
-    CHECK(strcmp(vr_detail_name(VR_DETAIL_FAULTED + 1), "unknown detail") == 0);
+    CHECK(strcmp(vr_detail_name(VR_DETAIL_REQUIRE), "require") == 0);
+    CHECK(strcmp(vr_detail_name(VR_DETAIL_WIRE), "wire") == 0);
+    CHECK(strcmp(vr_detail_name(VR_DETAIL_WIRE + 1), "unknown detail") == 0);
+}
+
+static void cqes_tell_what_carried_them(void)
+{
+    struct vr_cqe cqe;
+    memset(&cqe, 0, sizeof cqe);
+    cqe.detail = VR_FABRIC_VERBS << 8 | 63;
+    CHECK(vr_cqe_fabric(&cqe) == VR_FABRIC_VERBS && vr_cqe_rail(&cqe) == 63);
 }
 
 int main(void)
@@ -693,6 +703,7 @@ int main(void)
     a_closed_session_ends_a_wait();
     verdicts_follow_the_fate_table();
     preparing_fills_every_field();
+    cqes_tell_what_carried_them();
     printf("%u checks of the ring held\n", checks);
     return 0;
 }

@@ -558,6 +558,11 @@ class Control(WithEngine):
             other.import_region("theirs", secret, peer=first)
         other.close()
 
+    def test_a_completion_tells_what_carried_it(self):
+        fields = dict.fromkeys(vr.CQE.record._fields, 0)
+        completion = vr.Completion(**{**fields, "detail": vr.FABRIC_VERBS << 8 | 63})
+        self.assertEqual((completion.fabric, completion.rail), (vr.FABRIC_VERBS, 63))
+
     def test_a_peer_that_was_not_asked_for_is_not_believed(self):
         for change in (dict(peer=0), dict(fabric=vr.FABRIC_LOCAL), dict(fabric=256),
                        dict(rail=256)):

@@ -67,7 +67,10 @@ struct Joined {
 }
 
 fn join(near: &Place, far: &Place, rights: Rights) -> Joined {
-    let (near, far) = (Side::start("near", config_at(near)), Side::start("far", config_at(far)));
+    // Ours sleeps whenever it can: what completes must wake it.
+    let mut sleepy = config_at(near);
+    sleepy.spin_us = 0;
+    let (near, far) = (Side::start("near", sleepy), Side::start("far", config_at(far)));
     let secret = far.region.export("there", rights).expect("an export");
     let peer = near.session.connect_peer_over(&far.url, FABRIC_VERBS).expect("a peer");
     let import = peer.import("there", None, &secret).expect("an import");

@@ -5,6 +5,7 @@
 //! `rxe0:1:1,rxe1:1:1`. The tests are ignored elsewhere; `tests/run vm` runs them over Soft-RoCE
 //! in a virtual machine. Each is tried from a port to itself and to the other. Two openings of
 //! devices stand for two engines; nothing but keys, addresses and endpoints passes between them.
+//! Whole engines, alone and joined, are in `engine` and `engines`.
 
 #[cfg(feature = "sim")]
 mod conformance;

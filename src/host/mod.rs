@@ -34,7 +34,8 @@ pub use verbs::{NoVerbs, Verbs};
 use crate::control::fds::control_pair;
 use crate::control::{Card, CardOrders, Server};
 use crate::engine;
-use crate::fabric::qp::Rails;
+use crate::fabric::qp::provider::PathSettings;
+use crate::fabric::qp::{self, Rails};
 use crate::fabric::verbs::{VerbsControl, VerbsProvider};
 use crate::fabric::{Local, Pair};
 use card_thread::CardThread;
@@ -147,12 +148,10 @@ impl Engine {
         let os = |call| move |errno: Errno| SpawnError::Os { call, source: errno.into() };
         let link = Arc::new(Link::new(config.rings_max).map_err(os("epoll_create"))?);
         let (verbs, rails, card) = match opened {
-            Some(opened) => {
-                let channel = opened.provider.channel();
-                link.watch_completions(channel).map_err(os("epoll_ctl"))?;
-                let verbs = opened.verbs.clone();
-                let (rails, desk) = part(opened, &link).map_err(os("eventfd"))?;
-                (Some(verbs), Some(rails), Some(desk))
+            Some(Opened { provider, control, rails, paths, verbs }) => {
+                link.watch_completions(provider.channel()).map_err(os("epoll_ctl"))?;
+                let desk = desk(control, paths, &rails, &verbs, &link).map_err(os("eventfd"))?;
+                (Some(verbs), Some(Rails::new(provider, rails)), Some(desk))
             }
             None => (None, None, None),
         };
@@ -302,28 +301,29 @@ impl Drop for Engine {
     }
 }
 
-/// Parts an open card among the threads: the engine's rails, and what the control thread knows of
-/// the card, with the card's own thread.
-fn part(
-    opened: Opened,
+/// What the control thread knows of an open card, and the card's own thread.
+fn desk(
+    control: VerbsControl,
+    paths: [PathSettings; 3],
+    rails: &qp::Config,
+    verbs: &Verbs,
     link: &Arc<Link>,
-) -> Result<(Rails<VerbsProvider>, (Card, CardThread<VerbsControl>)), Errno> {
+) -> Result<(Card, CardThread<VerbsControl>), Errno> {
     let bell = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
     let (orders, ordered) = channel();
     let (said, answers) = channel();
     let card = Card {
         orders: CardOrders::new(orders, Arc::clone(&bell)),
         answers,
-        paths: opened.paths,
-        caps: opened.rails.caps(),
-        receives: opened.rails.receives,
-        rails_max: opened.rails.rails_max,
-        name: format!("{} port {}", opened.verbs.device, opened.verbs.port),
+        paths,
+        caps: rails.caps(),
+        receives: rails.receives,
+        rails_max: rails.rails_max,
+        name: format!("{} port {}", verbs.device, verbs.port),
     };
     let woken = Arc::clone(link);
     let kick = Box::new(move || woken.kick_control());
-    let thread = CardThread::new(opened.control, ordered, bell, said, kick);
-    Ok((Rails::new(opened.provider, opened.rails), (card, thread)))
+    Ok((card, CardThread::new(control, ordered, bell, said, kick)))
 }
 
 fn pin_to(cpu: Option<u32>) {

@@ -132,7 +132,9 @@ fn of_unknown_kinds() {
 /// other. None of it ends the session.
 #[test]
 fn of_peers() {
-    let mut stage = Stage::set("peers that are not there");
+    let mut stage = Stage::with("peers that are not there", |config| {
+        config.verbs = verbring::host::VerbsUse::Off;
+    });
     while stage.goes_on() {
         let mut wire = stage.wire();
         let long = [b'u'; abi::URL_BYTES];

@@ -32,7 +32,7 @@ const CONFIG: Config = Config {
 };
 
 /// Two fabrics over devices, a memory each, and the control of both.
-struct Two {
+pub(crate) struct Two {
     near: Rails<VerbsProvider>,
     far: Rails<VerbsProvider>,
     join: Join<VerbsControl>,
@@ -50,7 +50,7 @@ fn exported(keys: &[Key], forged: bool) -> Memory {
 }
 
 impl Two {
-    fn new([near, far]: [&Place; 2], rails: u16) -> Self {
+    pub(crate) fn new([near, far]: [&Place; 2], rails: u16) -> Self {
         let opened = |place: &Place| {
             let mut settings = VerbsSettings::new(&place.device, place.settings.port);
             settings.completions = CONFIG.completions();

@@ -8,6 +8,8 @@
 //! Whole engines, alone and joined, are in `engine` and `engines`.
 
 #[cfg(feature = "sim")]
+mod chains;
+#[cfg(feature = "sim")]
 mod conformance;
 mod data;
 mod engine;

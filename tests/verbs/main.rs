@@ -15,6 +15,7 @@ mod data;
 mod engine;
 mod engines;
 mod errors;
+mod files;
 mod rights;
 mod side;
 mod sizes;

@@ -70,6 +70,8 @@ pub mod sched;
 mod seeds;
 #[cfg(not(verbring_loom))]
 pub mod shm;
+#[cfg(all(any(test, feature = "sim"), not(verbring_loom)))]
+pub mod sim;
 mod sync;
 #[cfg(test)]
 mod tidy;

@@ -51,6 +51,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "client",
         ],
     ),
+    ("sim", &["abi", "ids", "shm", "random", "ring", "fabric", "engine", "control::peers::joint"]),
     // The command is a crate of its own: of the library it sees what is public.
     ("main", &["cli"]),
     ("cli", &[]),

@@ -4,7 +4,7 @@ mod card;
 pub mod fds;
 mod jobs;
 mod objects;
-mod peers;
+pub(crate) mod peers;
 mod places;
 mod questions;
 mod registrations;

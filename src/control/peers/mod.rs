@@ -23,7 +23,7 @@
 mod connections;
 mod exports;
 mod imports;
-mod joint;
+pub(crate) mod joint;
 mod loans;
 pub(crate) mod message;
 mod rails;

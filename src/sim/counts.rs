@@ -1,0 +1,189 @@
+//! How often everything happened: a world in which nothing went wrong proves nothing.
+
+use crate::abi::{
+    CQE_FLUSHED, CQE_MAYBE_DONE, CQE_RETRYABLE, Cqe, FABRIC_LOCAL, FABRIC_VERBS, errno,
+};
+
+macro_rules! counts {
+    ($($(#[$doc:meta])* $name:ident = $text:literal $kind:ident;)*) => {
+        /// Something that happens in a world.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub enum Count {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Count {
+            /// All of them, in the order in which they are shown.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// What it is called.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+
+            /// Whether it is a fault, something that becomes of an op, or a sum.
+            #[must_use]
+            pub fn kind(self) -> Kind {
+                match self { $(Self::$name => Kind::$kind,)* }
+            }
+        }
+    };
+}
+
+/// What is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A plain sum.
+    Sum,
+    /// A fault that was planted.
+    Fault,
+    /// A state that an op or a queue pair went through.
+    Passage,
+}
+
+counts! {
+    /// Worlds.
+    Worlds = "worlds" Sum;
+    /// SQEs pushed.
+    Ops = "ops" Sum;
+    /// Turns of all engines.
+    Turns = "turns" Sum;
+    /// Work requests posted.
+    Works = "work_requests" Sum;
+    /// Lists posted.
+    Doorbells = "doorbells" Sum;
+
+    /// A post stops in the middle, and says where.
+    PostCut = "post_cut" Fault;
+    /// A post stops in the middle, and does not say where.
+    PostCutMissing = "post_cut_missing_bad_wr" Fault;
+    /// A post stops in the middle, and says a wrong place.
+    PostCutWrong = "post_cut_wrong_bad_wr" Fault;
+    /// A post of receives stops in the middle.
+    ReceivesCut = "receives_cut" Fault;
+    /// A work request fails on its way, without effect.
+    WorkLost = "work_lost" Fault;
+    /// A work request takes effect, and its acknowledgement is lost.
+    AnswerLost = "answer_lost" Fault;
+    /// A work request is refused by the responder.
+    WorkRefused = "work_refused" Fault;
+    /// A queue pair goes to ERROR by itself.
+    PairBroken = "pair_broken" Fault;
+    /// Packets of a queue pair take longer from now on: order between queue pairs changes.
+    Delayed = "delayed" Fault;
+    /// A completion comes a second time.
+    Repeated = "completion_repeated" Fault;
+    /// An engine dies, with all its queue pairs.
+    EngineDied = "engine_died" Fault;
+    /// The connection between two controls is lost.
+    ControlLost = "control_lost" Fault;
+    /// A client stops looking at its CQ for a while.
+    ClientSlow = "client_slow" Fault;
+    /// A client breaks its ring.
+    ClientHostile = "client_hostile" Fault;
+    /// A region is revoked under way.
+    Revoked = "revoked" Fault;
+
+    /// Ops that succeeded on this host.
+    DoneLocal = "done_local" Passage;
+    /// Ops that succeeded over a queue pair.
+    DoneVerbs = "done_verbs" Passage;
+    /// Ops whose success was skipped.
+    Skipped = "skipped" Passage;
+    /// Ops that were not started when their engine died.
+    VerdictNotStarted = "verdict_not_started" Passage;
+    /// Ops of which nobody knows, since their engine died.
+    VerdictIndeterminate = "verdict_indeterminate" Passage;
+    /// Engines that were joined anew.
+    Rejoined = "rejoined" Passage;
+    /// Ops that were taken back.
+    Cancelled = "cancelled" Passage;
+    /// Ops that were too late.
+    Late = "late" Passage;
+    /// Ops that ended flushed.
+    Flushed = "flushed" Passage;
+    /// Ops of which nobody knows whether they took effect.
+    MaybeDone = "maybe_done" Passage;
+    /// Failed ops that may be repeated.
+    Retryable = "retryable" Passage;
+    /// Ops whose peer is gone.
+    HostDown = "host_down" Passage;
+    /// Ops whose target was withdrawn.
+    Stale = "stale" Passage;
+    /// Queue pairs in doubt.
+    Degraded = "degraded" Passage;
+    /// Requests repeated on a rebuilt queue pair.
+    Repeats = "repeats" Passage;
+    /// Posts of which a known part was taken.
+    Partial = "partial_posts" Passage;
+    /// Posts of which it is not known how much was taken.
+    Doubts = "posts_in_doubt" Passage;
+    /// Completions that belong to nothing.
+    StaleCompletions = "stale_completions" Passage;
+    /// Markers posted behind unsignalled work.
+    Markers = "markers" Passage;
+    /// Messages that only return credit.
+    CreditMessages = "credit_messages" Passage;
+    /// Answers of the control side to something that was not asked.
+    StaleNews = "stale_news" Passage;
+}
+
+/// The sums of one world, or of many.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counts([u64; Count::ALL.len()]);
+
+impl Default for Counts {
+    fn default() -> Self {
+        Self([0; Count::ALL.len()])
+    }
+}
+
+impl Counts {
+    /// How often something happened.
+    #[must_use]
+    pub fn of(&self, count: Count) -> u64 {
+        self.0[count as usize]
+    }
+
+    /// Adds what happened elsewhere.
+    pub fn merge(&mut self, other: &Self) {
+        for (sum, more) in self.0.iter_mut().zip(other.0) {
+            *sum += more;
+        }
+    }
+
+    pub(super) fn add(&mut self, count: Count) {
+        self.many(count, 1);
+    }
+
+    pub(super) fn many(&mut self, count: Count, by: u64) {
+        self.0[count as usize] += by;
+    }
+
+    /// Counts how an op ended.
+    pub(super) fn end(&mut self, cqe: &Cqe) {
+        for (flag, count) in [
+            (CQE_FLUSHED, Count::Flushed),
+            (CQE_MAYBE_DONE, Count::MaybeDone),
+            (CQE_RETRYABLE, Count::Retryable),
+        ] {
+            self.many(count, u64::from(cqe.flags & flag != 0));
+        }
+        if cqe.res >= 0 {
+            match cqe.detail >> 8 {
+                fabric if fabric == u16::from(FABRIC_LOCAL) => self.add(Count::DoneLocal),
+                fabric if fabric == u16::from(FABRIC_VERBS) => self.add(Count::DoneVerbs),
+                _ => {}
+            }
+        }
+        match -cqe.res {
+            errno::ECANCELED => self.add(Count::Cancelled),
+            errno::ETIME => self.add(Count::Late),
+            errno::EHOSTDOWN => self.add(Count::HostDown),
+            errno::ESTALE => self.add(Count::Stale),
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! Faults, planted one at a time where the world's options say.
+
+use super::cable::Cable;
+use super::counts::{Count, Counts};
+use super::options::Rates;
+use crate::abi::errno;
+use crate::fabric::qp::provider::{Wc, WcKind, WcStatus};
+use crate::fabric::qp::sim::{Net, PostPlan, Say, WorkPlan};
+use crate::random::Random;
+
+/// Draws faults of queue pairs for one step.
+pub(super) fn plant(
+    net: &Net,
+    cables: &[Cable],
+    rates: &Rates,
+    random: &mut Random,
+    counts: &mut Counts,
+) {
+    let live: Vec<u32> = cables
+        .iter()
+        .filter(|cable| !cable.lost)
+        .flat_map(|cable| (0..cable.ends.len()).filter_map(|end| cable.number(end)))
+        .collect();
+    if live.is_empty() {
+        return;
+    }
+    let number = live[random.index(live.len())];
+    let mut now = |rate: u64| random.below(1_000) < rate;
+    let struck = [now(rates.posts), now(rates.work), now(rates.pairs), now(rates.delays)];
+    let repeat = now(rates.completions);
+    if struck[0] {
+        let errno = random.pick(&[errno::ENOMEM, errno::ENOMEM, errno::EINVAL]);
+        let taken = random.below32(6);
+        let (say, count) = match random.below(4) {
+            0 => (Say::Missing, Count::PostCutMissing),
+            1 => (Say::Wrong(1 << 20), Count::PostCutWrong),
+            _ => (Say::Right, Count::PostCut),
+        };
+        if random.below(5) == 0 {
+            net.plan_receives(
+                number,
+                PostPlan { taken: random.below32(3), say: Say::Right, errno },
+            );
+            counts.add(Count::ReceivesCut);
+        } else {
+            net.plan_post(number, PostPlan { taken, say, errno });
+            counts.add(count);
+        }
+    }
+    if struck[1] {
+        let path = [WcStatus::RetryExceeded, WcStatus::Flushed, WcStatus::Other(21)];
+        let after = random.below32(6);
+        let (status, effect, count) = match random.below(4) {
+            0 => (WcStatus::RemoteAccess, false, Count::WorkRefused),
+            1 => (random.pick(&path), true, Count::AnswerLost),
+            _ => (random.pick(&path), false, Count::WorkLost),
+        };
+        net.plan_work(number, WorkPlan { after, status, effect });
+        counts.add(count);
+    }
+    if struck[2] {
+        net.break_pair(number);
+        counts.add(Count::PairBroken);
+    }
+    if struck[3] {
+        net.delay(number, 100 + random.below(8_000));
+        counts.add(Count::Delayed);
+    }
+    if repeat {
+        let posted = net.posted(number);
+        if posted.len() > 64 {
+            let wr_id = posted[random.index(posted.len() - 40)].wr_id;
+            let status = random.pick(&[WcStatus::Success, WcStatus::Flushed]);
+            let kind = WcKind::Work;
+            let (bytes, message, vendor_error) = (0, [0; 2], 0);
+            net.inject(number, Wc { wr_id, number, status, kind, bytes, message, vendor_error });
+            counts.add(Count::Repeated);
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! What a world is like: drawn from its seed, each world another one.
+//!
+//! Swarm: most worlds have only some of the faults, so that none hides behind another.
+
+use crate::fabric::qp;
+use crate::fabric::qp::provider::Caps;
+use crate::fabric::qp::sim::SimConfig;
+use crate::random::Random;
+
+/// How often a fault is planted, per mille of the steps.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Rates {
+    pub(super) posts: u64,
+    pub(super) work: u64,
+    pub(super) pairs: u64,
+    pub(super) delays: u64,
+    pub(super) completions: u64,
+    pub(super) deaths: u64,
+    pub(super) control: u64,
+    pub(super) clients: u64,
+    pub(super) revokes: u64,
+}
+
+/// One world's shape.
+#[derive(Clone, Debug)]
+pub(super) struct Options {
+    pub(super) engines: usize,
+    pub(super) clients: usize,
+    pub(super) steps: u64,
+    pub(super) step_ns: u64,
+    pub(super) sq_entries: u32,
+    pub(super) cq_entries: u32,
+    pub(super) limits: crate::engine::Limits,
+    pub(super) rails: qp::Config,
+    pub(super) device: SimConfig,
+    /// A message between two controls takes at most so long, ns.
+    pub(super) control_ns: u64,
+    /// Card work takes at most so long, ns.
+    pub(super) card_ns: u64,
+    pub(super) rates: Rates,
+}
+
+const MS: u64 = 1_000_000;
+
+impl Options {
+    pub(super) fn draw(random: &mut Random) -> Self {
+        let mut rate = |most: u64| if random.below(2) == 0 { 0 } else { 1 + random.below(most) };
+        let rates = Rates {
+            posts: rate(20),
+            work: rate(10),
+            pairs: rate(6),
+            delays: rate(10),
+            completions: rate(10),
+            deaths: rate(2),
+            control: rate(2),
+            clients: rate(4),
+            revokes: rate(3),
+        };
+        let engines = 2 + random.index(2);
+        let pieces = random.below(5) == 0;
+        let depth = 1 + random.below32(24);
+        let mut device = SimConfig::DEFAULT;
+        device.latency_ns = 200 + random.below(4_000);
+        if pieces {
+            device.limits.registration_bytes_max = 1_000;
+            device.limits.message_bytes_max = 96;
+        }
+        if random.below(4) == 0 {
+            // Less than is asked for.
+            device.caps_max = Caps { sends: 3 + depth / 2, receives: 4, inline_bytes: 16 };
+        }
+        let window_ops = 1 + random.below32(32);
+        let slice_bytes = random.pick(&[64, 128, 256, 4096]);
+        let limits = crate::engine::Limits {
+            engine: 0,
+            records: 128,
+            list_blocks: 64,
+            sessions_max: 8,
+            rings_max: 16,
+            regions_max: 128,
+            window_ops,
+            window_bytes: u64::from(slice_bytes) * (1 + random.below(8)),
+            slice_bytes,
+            intake_budget: 1 + random.below32(16),
+            ring_idle_ns: 100_000,
+        };
+        let rails = qp::Config {
+            fabric: crate::abi::FABRIC_VERBS,
+            rails_max: 16,
+            depth,
+            receives: 1 + random.below32(8),
+            inline_bytes: random.pick(&[0, 16, 64]),
+            signal_every: 1 + random.below32(8),
+            message_bytes_max: device.limits.message_bytes_max,
+            regions_max: limits.regions_max,
+            attempts_max: u8::try_from(random.below(5)).unwrap_or(0),
+            stuck_ns: 2 * MS,
+            grace_ns: MS / 5,
+            drain_ns: 5 * MS,
+        };
+        Self {
+            engines,
+            clients: engines * (1 + random.index(2)),
+            steps: 200 + random.below(400),
+            step_ns: 500 + random.below(1_000),
+            sq_entries: random.pick(&[4, 16, 64]),
+            cq_entries: random.pick(&[16, 64]),
+            limits,
+            rails,
+            device,
+            control_ns: 1 + random.below(20_000),
+            card_ns: 1 + random.below(10_000),
+            rates,
+        }
+    }
+}

@@ -12,6 +12,7 @@ mod place;
 mod probe;
 mod serve;
 mod settings;
+mod sim;
 mod stat;
 
 use std::fmt;
@@ -27,6 +28,7 @@ use devices::Devices;
 use probe::ProbeEngine;
 use serve::Serve;
 use settings::BadSetting;
+use sim::Sim;
 use stat::Stat;
 
 /// Runs the command line and reports how that ended.
@@ -76,6 +78,8 @@ enum Verb {
     Probe(ProbeEngine),
     /// Prints what could move bytes on this machine, what would, and why.
     Devices(Devices),
+    /// Runs engines, peers and clients in virtual time, with faults drawn from seeds.
+    Sim(Sim),
     /// Prints every offset, size and constant of the ABI.
     Abi {
         /// Prints one JSON object instead of lines.
@@ -96,6 +100,7 @@ impl Verb {
             Self::Stat(stat) => stat.run(),
             Self::Probe(probe) => probe.run(),
             Self::Devices(devices) => devices.run(),
+            Self::Sim(sim) => sim.run(),
             Self::Abi { json } => print_abi(json),
             Self::DemoClient(client) => client.run(),
             Self::Bench(bench) => bench.run(),

@@ -1,0 +1,137 @@
+//! `verbring sim`: worlds of engines, peers and clients in virtual time, each from one seed.
+
+use std::num::NonZeroUsize;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use clap::Args;
+use serde_json::json;
+use verbring::sim::{Count, Counts, Kind, run};
+
+use super::{Failure, complain, grouped, say, say_json};
+
+/// Arguments of `verbring sim`.
+#[derive(Debug, Args)]
+pub(crate) struct Sim {
+    /// How many worlds.
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..))]
+    worlds: u64,
+    /// The first world's seed; the others' follow.
+    #[arg(long, value_name = "SEED", default_value_t = 1)]
+    seed: u64,
+    /// Threads that run worlds [default: one a processor].
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    /// Fails if any fault or passage occurred less often: a world without faults proves nothing.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    least: u64,
+    /// Prints one JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Sim {
+    pub(crate) fn run(&self) -> Result<(), Failure> {
+        let threads = self.threads.or_else(|| thread::available_parallelism().ok());
+        let threads = threads.map_or(1, NonZeroUsize::get);
+        let begun = Instant::now();
+        let (next, failed) = (AtomicU64::new(0), AtomicBool::new(false));
+        let mut counts = Counts::default();
+        thread::scope(|scope| {
+            let workers: Vec<_> =
+                (0..threads).map(|_| scope.spawn(|| self.work(&next, &failed))).collect();
+            for worker in workers {
+                if let Ok(own) = worker.join() {
+                    counts.merge(&own);
+                }
+            }
+        });
+        if failed.load(Ordering::Relaxed) {
+            return Err(Failure::Quiet);
+        }
+        let seconds = begun.elapsed().as_secs_f64();
+        if self.json {
+            say_json(&to_json(&counts, seconds))?;
+        } else {
+            say(&to_text(&counts, seconds))?;
+        }
+        let seldom: Vec<_> = Count::ALL
+            .iter()
+            .filter(|count| count.kind() != Kind::Sum && counts.of(**count) < self.least)
+            .map(|count| format!("{} ({})", count.name(), counts.of(*count)))
+            .collect();
+        if seldom.is_empty() {
+            return Ok(());
+        }
+        let (seldom, least) = (seldom.join(", "), self.least);
+        Err(Failure::Failed(format!("less than {least} times: {seldom}; run more worlds")))
+    }
+
+    /// Runs worlds until there are no more, or one of any thread has failed.
+    fn work(&self, next: &AtomicU64, failed: &AtomicBool) -> Counts {
+        let mut counts = Counts::default();
+        while !failed.load(Ordering::Relaxed) {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            if at >= self.worlds {
+                break;
+            }
+            let seed = self.seed.wrapping_add(at);
+            // The panic itself has been printed where it happened.
+            match catch_unwind(AssertUnwindSafe(|| run(seed))) {
+                Ok(report) => counts.merge(&report.counts),
+                Err(_) => {
+                    failed.store(true, Ordering::Relaxed);
+                    complain(&format!("replay: verbring sim --worlds 1 --seed {seed}"));
+                }
+            }
+        }
+        counts
+    }
+}
+
+fn kind_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Sum => "sums",
+        Kind::Fault => "faults planted",
+        Kind::Passage => "what became of ops and queue pairs",
+    }
+}
+
+fn to_text(counts: &Counts, seconds: f64) -> String {
+    let mut text = String::new();
+    for kind in [Kind::Sum, Kind::Fault, Kind::Passage] {
+        text.push_str(&format!("{}\n", kind_name(kind)));
+        for count in Count::ALL.iter().filter(|count| count.kind() == kind) {
+            text.push_str(&format!("  {:<26}{:>16}\n", count.name(), grouped(counts.of(*count))));
+        }
+    }
+    text.push_str(&format!("no invariant was broken; it took {seconds:.1} s\n"));
+    text
+}
+
+fn to_json(counts: &Counts, seconds: f64) -> serde_json::Value {
+    let each = Count::ALL.iter().map(|count| (count.name().to_string(), counts.of(*count).into()));
+    json!({ "seconds": seconds, "counts": each.collect::<serde_json::Map<_, _>>() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn worlds_are_counted_and_what_is_seldom_is_a_failure() {
+        let sim = Sim { worlds: 20, seed: 1, threads: None, least: 0, json: false };
+        let (next, failed) = (AtomicU64::new(0), AtomicBool::new(false));
+        let counts = sim.work(&next, &failed);
+        assert_eq!(counts.of(Count::Worlds), 20);
+        assert!(counts.of(Count::Ops) > 1_000 && !failed.load(Ordering::Relaxed));
+        let text = to_text(&counts, 1.0);
+        assert!(text.contains("engine_died") && text.contains("degraded"), "{text}");
+        assert_eq!(to_json(&counts, 1.0)["counts"]["worlds"], 20);
+        let sim = Sim { least: u64::MAX, json: true, worlds: 1, ..sim };
+        let Err(Failure::Failed(why)) = sim.run() else { panic!("it did not fail") };
+        assert!(why.contains("engine_died"), "{why}");
+    }
+}

@@ -15,7 +15,7 @@
 
 use crate::abi::{
     CQE_FLUSHED, CQE_MAYBE_DONE, CQE_RETRYABLE, Counter, Detail, Opcode, SQE_NOTIFY, WAIT_CREDIT,
-    WAIT_FABRIC, WAIT_RAIL,
+    WAIT_FABRIC, WAIT_RAIL, errno,
 };
 use crate::fabric::{
     Arrival, DONE_FLUSHED, DONE_MAYBE, DONE_PLACED, Done, Fabric, REQUEST_CHAIN, REQUEST_NOTIFY,
@@ -186,8 +186,10 @@ pub(super) fn note_failure(record: &mut Record, bytes: u32, done: Done) {
     }
     let maybe = done.flags & DONE_MAYBE != 0;
     if let Some(failure) = record.failure.as_mut() {
-        // Behind a slice that was refused no other takes effect: the chain sees to that.
-        if maybe && failure.flags & CQE_FLUSHED != 0 {
+        // Behind a slice that was refused no other takes effect: the chain sees to that. Where the
+        // card does not say what became of the first, those behind it may have landed, too.
+        let unknown = failure.flags & CQE_FLUSHED != 0 || failure.errno == errno::EIO;
+        if maybe && unknown {
             failure.flags = failure.flags & !CQE_RETRYABLE | CQE_MAYBE_DONE;
         }
         return;

@@ -7,6 +7,7 @@ use super::node::Node;
 use crate::control::peers::joint::{Act, Job, Joint, Say, Step};
 use crate::fabric::qp::Told;
 use crate::fabric::qp::provider::{Caps, Endpoint, Move, ProviderControl};
+use crate::fabric::qp::sim::Net;
 use crate::random::Random;
 
 /// How long things take, at most, ns.
@@ -103,8 +104,14 @@ impl Cable {
     }
 
     /// The connection is gone: each end comes to its end by itself.
-    pub(super) fn lose(&mut self) {
+    ///
+    /// Production has no lease yet that holds an end back until the other one must be quiet: so
+    /// nothing lands late here, which would show that.
+    pub(super) fn lose(&mut self, net: &Net) {
         self.lost = true;
+        for number in self.ends.iter().filter_map(|end| end.joint.number()) {
+            net.forget_late(number);
+        }
         for end in &mut self.ends {
             end.heard.clear();
             end.joint.lose();
@@ -112,8 +119,8 @@ impl Cable {
     }
 
     /// An engine is dead, with its end.
-    pub(super) fn bury(&mut self, node: usize) {
-        self.lose();
+    pub(super) fn bury(&mut self, node: usize, net: &Net) {
+        self.lose(net);
         for end in self.ends.iter_mut().filter(|end| end.node == node) {
             end.over = true;
             end.buried = true;
@@ -143,7 +150,7 @@ impl Cable {
     }
 
     /// Lets both ends do what is due.
-    pub(super) fn step(&mut self, now_ns: u64, nodes: &mut [Node], random: &mut Random) {
+    pub(super) fn step(&mut self, now_ns: u64, nodes: &mut [Node], random: &mut Random, net: &Net) {
         for at in 0..self.ends.len() {
             if self.ends[at].over {
                 continue;
@@ -158,12 +165,20 @@ impl Cable {
                 self.ends[at].carry_out(step, &job, &mut nodes[..]);
             }
             while let Some(act) = self.ends[at].joint.act() {
-                self.act(at, act, now_ns, nodes, random);
+                self.act(at, act, now_ns, nodes, random, net);
             }
         }
     }
 
-    fn act(&mut self, at: usize, act: Act, now_ns: u64, nodes: &mut [Node], random: &mut Random) {
+    fn act(
+        &mut self,
+        at: usize,
+        act: Act,
+        now_ns: u64,
+        nodes: &mut [Node],
+        random: &mut Random,
+        net: &Net,
+    ) {
         let count = self.ends.len();
         match act {
             Act::Send(say) => {
@@ -185,7 +200,7 @@ impl Cable {
                 nodes[end.node].rails_mut().tell(Told { rail: end.rail, epoch, news });
             }
             Act::Release => self.ends[at].destroy(nodes),
-            Act::Fail(_) => self.lose(),
+            Act::Fail(_) => self.lose(net),
             Act::Over => self.ends[at].over = true,
         }
     }

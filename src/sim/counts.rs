@@ -122,6 +122,8 @@ counts! {
     Doubts = "posts_in_doubt" Passage;
     /// Completions that belong to nothing.
     StaleCompletions = "stale_completions" Passage;
+    /// Packets that took effect after their sender had given them up.
+    LandedLate = "landed_late" Passage;
     /// Markers posted behind unsignalled work.
     Markers = "markers" Passage;
     /// Messages that only return credit.

@@ -33,6 +33,8 @@ pub(super) struct Options {
     pub(super) limits: crate::engine::Limits,
     pub(super) rails: qp::Config,
     pub(super) device: SimConfig,
+    /// What is on its way when its queue pair fails lands all the same.
+    pub(super) late: bool,
     /// A message between two controls takes at most so long, ns.
     pub(super) control_ns: u64,
     /// Card work takes at most so long, ns.
@@ -108,6 +110,7 @@ impl Options {
             limits,
             rails,
             device,
+            late: random.below(2) == 0,
             control_ns: 1 + random.below(20_000),
             card_ns: 1 + random.below(10_000),
             rates,

@@ -49,6 +49,7 @@ impl World {
         let mut random = Random::new(seed);
         let options = Options::draw(&mut random);
         let net = Net::new();
+        net.land_late(options.late);
         let nodes = (0..options.engines).map(|at| Node::new(at, &options, &net)).collect();
         let mut world = Self {
             options,
@@ -160,7 +161,7 @@ impl World {
         if loss {
             let at = self.random.index(self.cables.len());
             if self.cables[at].ends.len() == 2 && !self.cables[at].lost {
-                self.cables[at].lose();
+                self.cables[at].lose(&self.net);
                 self.counts.add(Count::ControlLost);
             }
         }
@@ -192,7 +193,7 @@ impl World {
             for number in cable.numbers_at(node) {
                 self.net.kill(number);
             }
-            cable.bury(node);
+            cable.bury(node, &self.net);
         }
         for loan in &mut self.loans {
             loan.bury(node);
@@ -324,7 +325,7 @@ impl World {
             self.hear(at, now_ns);
         }
         for cable in &mut self.cables {
-            cable.step(now_ns, &mut self.nodes, &mut self.random);
+            cable.step(now_ns, &mut self.nodes, &mut self.random, &self.net);
         }
         for loan in &mut self.loans {
             loan.step(now_ns, &mut self.nodes, &self.cables[loan.cable]);
@@ -383,6 +384,8 @@ impl World {
         for at in 0..self.nodes.len() {
             self.at_rest(at);
         }
+        self.counts.many(Count::LandedLate, self.net.landed_late());
+        assert_eq!(self.net.overfull(), 0, "posts beyond a send queue's depth");
     }
 
     /// At rest an engine holds nothing but ARMs.

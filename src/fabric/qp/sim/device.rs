@@ -56,6 +56,7 @@ impl SimProvider {
             return Err(errno::EINVAL);
         }
         if pair.occupied.len() >= pair.caps.sends as usize {
+            world.overfull += 1;
             return Err(errno::ENOMEM);
         }
         if wr.inline && wr.bytes > pair.caps.inline_bytes {
@@ -78,7 +79,12 @@ impl SimProvider {
             let wc = work_completion(number as usize, wr.wr_id, WcStatus::Flushed);
             world.complete(self.device, wc);
         } else {
-            pair.sends.push_back(Sent { wr: *wr, payload, phase: Phase::Waiting(now_ns) });
+            pair.sends.push_back(Sent {
+                wr: *wr,
+                payload,
+                phase: Phase::Waiting(now_ns),
+                took: false,
+            });
         }
         Ok(())
     }
@@ -211,6 +217,7 @@ impl ProviderControl for SimControl {
             occupied_most: 0,
             last_start_ns: 0,
             dead: false,
+            forgets_late: false,
             destroyed: false,
             rnr_count: 0,
             latency_ns: config.latency_ns,
@@ -254,6 +261,8 @@ impl ProviderControl for SimControl {
         let refuse = |want| Err(ProviderError::State { number, have, want });
         match to {
             Move::Reset => {
+                world.give_up(index);
+                let pair = &mut world.pairs[index];
                 pair.state = PairState::Reset;
                 pair.link = None;
                 pair.sends.clear();

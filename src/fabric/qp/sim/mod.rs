@@ -14,7 +14,8 @@
 //!
 //! A test plants faults by hand: partial posts with a right, wrong or missing `bad_wr`
 //! ([`Net::plan_post`]), failures of the n-th work request ([`Net::plan_work`]), a dead queue
-//! pair ([`Net::kill`]), completions that belong to nothing ([`Net::inject`]).
+//! pair ([`Net::kill`]), completions that belong to nothing ([`Net::inject`]), packets that land
+//! after their sender has given them up ([`Net::land_late`]).
 //!
 //! **Deliberately absent**: any chance of its own. What is random is drawn by the test.
 
@@ -114,6 +115,21 @@ struct World {
     memories: Vec<Option<Registered>>,
     next_key: u32,
     next_psn: u32,
+    /// What was on its way when its queue pair failed lands all the same.
+    late: bool,
+    ghosts: Vec<Ghost>,
+    landed_late: u64,
+    overfull: u64,
+}
+
+/// A packet whose sender has given it up.
+#[derive(Debug)]
+struct Ghost {
+    at_ns: u64,
+    from: usize,
+    link: Link,
+    wr: Wr,
+    payload: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -141,6 +157,7 @@ struct Pair {
     occupied_most: usize,
     last_start_ns: u64,
     dead: bool,
+    forgets_late: bool,
     destroyed: bool,
     rnr_count: u32,
     latency_ns: u64,
@@ -157,6 +174,8 @@ struct Sent {
     /// Its bytes, once they were fetched; the answer's, once it was made.
     payload: Vec<u8>,
     phase: Phase,
+    /// It took effect at the responder.
+    took: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -239,6 +258,24 @@ impl Net {
         self.pair(number).work_plans.push_back(plan);
     }
 
+    /// Has what is on its way when its queue pair fails, or is reset, land in its time, unless the
+    /// responder's queue pair admits nothing any more by then.
+    pub fn land_late(&self, late: bool) {
+        self.world().late = late;
+    }
+
+    /// Packets that took effect after their sender had given them up.
+    #[must_use]
+    pub fn landed_late(&self) -> u64 {
+        self.look().landed_late
+    }
+
+    /// Posts that found no room in a send queue, not by plan.
+    #[must_use]
+    pub fn overfull(&self) -> u64 {
+        self.look().overfull
+    }
+
     /// Takes back every plan that has not struck yet.
     pub fn calm(&self) {
         for pair in &mut self.world().pairs {
@@ -248,9 +285,16 @@ impl Net {
         }
     }
 
-    /// A queue pair's host is gone: it neither sends nor answers.
+    /// A queue pair's host is gone: it neither sends nor answers, and what it has sent is lost.
     pub fn kill(&self, number: u32) {
         self.pair(number).dead = true;
+        self.world().ghosts.retain(|ghost| ghost.from != number as usize);
+    }
+
+    /// Nothing that a queue pair has given up lands late, from now on.
+    pub fn forget_late(&self, number: u32) {
+        self.pair(number).forgets_late = true;
+        self.world().ghosts.retain(|ghost| ghost.from != number as usize);
     }
 
     /// Sets how long a queue pair's packets are under way, ns.
@@ -313,6 +357,24 @@ impl World {
         device.completions.push_back(wc);
     }
 
+    /// A queue pair leaves RTS: what it has sent is on its way for all that.
+    fn give_up(&mut self, number: usize) {
+        let pair = &self.pairs[number];
+        let late = self.late && !pair.dead && !pair.forgets_late;
+        let Some(link) = pair.link.filter(|_| late) else { return };
+        for sent in &pair.sends {
+            match sent.phase {
+                Phase::Flying(at_ns) => {
+                    let (wr, payload) = (sent.wr, sent.payload.clone());
+                    self.ghosts.push(Ghost { at_ns, from: number, link, wr, payload });
+                }
+                Phase::Answered(..) if sent.took => {}
+                // The responder waits for this one, and takes none behind it.
+                Phase::Answered(..) | Phase::Waiting(_) => break,
+            }
+        }
+    }
+
     /// Moves a queue pair to ERROR: everything posted is flushed.
     fn fail_pair(&mut self, number: usize) {
         let pair = &mut self.pairs[number];
@@ -320,6 +382,8 @@ impl World {
         if pair.state == PairState::Error || pair.state == PairState::Reset {
             return;
         }
+        self.give_up(number);
+        let pair = &mut self.pairs[number];
         pair.state = PairState::Error;
         let sends = std::mem::take(&mut pair.sends);
         let receives = std::mem::take(&mut pair.receives);

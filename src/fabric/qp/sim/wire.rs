@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::super::provider::{PairState, WcStatus, Wr, WrVerb};
+use super::super::provider::{Link, PairState, WcStatus, Wr, WrVerb};
 use super::{Phase, Place, World, receive_completion, work_completion};
 
 /// How long a receiver that is not ready is given, ns.
@@ -21,13 +21,21 @@ pub(super) struct Event {
 enum Kind {
     Complete,
     Arrive,
+    /// What its sender has given up arrives.
+    Late,
     Start,
 }
 
 impl World {
     /// The next thing that happens anywhere.
     pub(super) fn next_event(&self) -> Option<Event> {
-        (0..self.pairs.len()).filter_map(|pair| self.next_of(pair)).min()
+        let late = self.ghosts.iter().enumerate().map(|(index, ghost)| Event {
+            at_ns: ghost.at_ns,
+            pair: ghost.from,
+            kind: Kind::Late,
+            index,
+        });
+        (0..self.pairs.len()).filter_map(|pair| self.next_of(pair)).chain(late).min()
     }
 
     fn next_of(&self, number: usize) -> Option<Event> {
@@ -79,6 +87,7 @@ impl World {
         match event.kind {
             Kind::Start => self.start(event.pair, event.index),
             Kind::Arrive => self.arrive(event.pair, event.index),
+            Kind::Late => self.arrive_late(event.index),
             Kind::Complete => self.finish(event.pair),
         }
         true
@@ -107,6 +116,32 @@ impl World {
         }
     }
 
+    /// True if the queue pair at the other end is joined to this very life of ours.
+    fn answers(&self, number: usize, link: &Link) -> bool {
+        self.pairs.get(link.peer.number as usize).is_some_and(|peer| {
+            let state = matches!(peer.state, PairState::ReadyToReceive | PairState::ReadyToSend);
+            let ours = peer.link.is_some_and(|theirs| {
+                theirs.peer.number as usize == number && theirs.peer.psn == link.own.psn
+            });
+            state && ours && !peer.dead
+        })
+    }
+
+    /// A packet whose sender has given it up reaches the responder, who cannot know that.
+    fn arrive_late(&mut self, index: usize) {
+        let ghost = self.ghosts.remove(index);
+        if !self.answers(ghost.from, &ghost.link) {
+            return;
+        }
+        let peer = ghost.link.peer.number as usize;
+        let mut payload = ghost.payload;
+        let status = self.carry_out(peer, &mut payload, &ghost.wr);
+        self.landed_late += u64::from(status == Some(WcStatus::Success));
+        if matches!(status, Some(WcStatus::RemoteAccess | WcStatus::RemoteInvalid)) {
+            self.fail_pair(peer);
+        }
+    }
+
     /// A work request reaches the responder.
     fn arrive(&mut self, number: usize, index: usize) {
         let pair = &mut self.pairs[number];
@@ -122,13 +157,7 @@ impl World {
         if planned.is_some() {
             pair.work_plans.pop_front();
         }
-        let answers = self.pairs.get(peer).is_some_and(|peer| {
-            let state = matches!(peer.state, PairState::ReadyToReceive | PairState::ReadyToSend);
-            let ours = peer.link.is_some_and(|theirs| {
-                theirs.peer.number as usize == number && theirs.peer.psn == link.own.psn
-            });
-            state && ours && !peer.dead
-        });
+        let answers = self.answers(number, &link);
         let pair = &mut self.pairs[number];
         if !answers {
             let once_ns = 4_096_u64 << link.settings.timeout.min(31);
@@ -138,7 +167,7 @@ impl World {
         }
         let status = match planned {
             Some(plan) if !plan.effect => plan.status,
-            _ => match self.carry_out(peer, number, index, &wr) {
+            _ => match self.carry_out_of(number, index, peer, &wr) {
                 Some(status) => planned.map_or(status, |plan| plan.status),
                 None => {
                     self.not_ready(number, index, link.settings.rnr_retry);
@@ -168,12 +197,30 @@ impl World {
         };
     }
 
+    fn carry_out_of(
+        &mut self,
+        number: usize,
+        index: usize,
+        peer: usize,
+        wr: &Wr,
+    ) -> Option<WcStatus> {
+        let mut payload = std::mem::take(&mut self.pairs[number].sends[index].payload);
+        let status = self.carry_out(peer, &mut payload, wr);
+        if status.is_some() && wr.verb == WrVerb::Send {
+            self.pairs[number].rnr_count = 0;
+        }
+        if let Some(sent) = self.pairs[number].sends.get_mut(index) {
+            sent.payload = payload;
+            sent.took = status == Some(WcStatus::Success);
+        }
+        status
+    }
+
     /// What a work request does at the responder; `None` if it needs a receive and there is none.
-    fn carry_out(&mut self, peer: usize, number: usize, index: usize, wr: &Wr) -> Option<WcStatus> {
+    fn carry_out(&mut self, peer: usize, payload: &mut Vec<u8>, wr: &Wr) -> Option<WcStatus> {
         let device = self.pairs[peer].device;
         if wr.verb == WrVerb::Send {
             let wr_id = self.pairs[peer].receives.pop_front()?;
-            self.pairs[number].rnr_count = 0;
             self.complete(device, receive_completion(peer, wr_id, wr.arg));
             return Some(WcStatus::Success);
         }
@@ -195,7 +242,6 @@ impl World {
         {
             return Some(WcStatus::RemoteInvalid);
         }
-        let payload = &mut self.pairs[number].sends[index].payload;
         match wr.verb {
             WrVerb::Write => place.mapping.write(place.offset, payload),
             WrVerb::Read => *payload = read(&place, wr.bytes),
@@ -234,6 +280,11 @@ impl World {
             self.complete(device, super::Wc { bytes: wr.bytes, ..wc });
         }
         if status != WcStatus::Success {
+            if !sent.took {
+                // The responder waits for it, and takes none behind it.
+                let behind = &mut self.pairs[number].sends;
+                behind.iter_mut().for_each(|sent| sent.phase = Phase::Waiting(self.now_ns));
+            }
             self.fail_pair(number);
         }
     }

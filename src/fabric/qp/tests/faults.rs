@@ -2,7 +2,7 @@
 
 use super::super::provider::{PairState, ProviderControl, Wc, WcKind, WcStatus};
 use super::super::sim::{PostPlan, Say, SimConfig, WorkPlan};
-use super::super::{AdoptError, EHOSTDOWN, RailState, Rails};
+use super::super::{AdoptError, Ask, EHOSTDOWN, RailState, Rails};
 use super::pair::{CONFIG, Shape, Two};
 use crate::abi::errno;
 use crate::fabric::conformance::{FAR, FORGED, Harness, carry, request, succeed};
@@ -295,6 +295,20 @@ fn a_dead_peer_ends_every_request_and_stops_nobody_else() {
     two.join.control(0).destroy(pair, pair).unwrap();
     assert_eq!(two.near.state(0), RailState::Absent);
     assert_eq!(two.near.post(&[by(0, write(8))]), 0);
+}
+
+/// What the control side had no room to hear is told later: the host must not sleep on it.
+#[test]
+fn a_wish_that_nobody_took_keeps_the_host_awake() {
+    let mut two = two();
+    assert!(!two.near.restless());
+    two.near.degrade(0);
+    for _ in 0..3 {
+        two.near.poll(two.net.now_ns(), &mut Vec::new());
+    }
+    assert!(two.near.restless());
+    assert_eq!(two.near.wish().map(|wish| wish.ask), Some(Ask::Quiesce));
+    assert!(!two.near.restless(), "the answer will wake it");
 }
 
 /// A process that dies loses its keys before its queue pairs: who meets that is not at fault.

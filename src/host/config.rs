@@ -61,7 +61,8 @@ pub struct Config {
     pub verbs_timeout: u8,
     /// Repeats without an acknowledgement; 0 to 7.
     pub verbs_retry: u8,
-    /// Repeats while the peer has no receive; 0 to 7, where 7 is without end.
+    /// Repeats while the peer has no receive; 0 to 7, where 7 is without end. A peer that keeps the
+    /// rules has one for all that is sent to it.
     pub verbs_rnr_retry: u8,
     /// Largest path MTU to use, bytes: 256, 512, 1024, 2048 or 4096.
     pub verbs_mtu: u32,
@@ -174,7 +175,7 @@ impl Default for Config {
             verbs_receives: 64,
             verbs_timeout: 14,
             verbs_retry: 7,
-            verbs_rnr_retry: 7,
+            verbs_rnr_retry: 6,
             verbs_mtu: 4_096,
             verbs_service_level: [0; 3],
             verbs_traffic_class: [0; 3],

@@ -102,7 +102,8 @@ impl EngineThread {
                     if self.pairs > 0 { clock::now_ns() } else { self.look_around(idle_since) };
                 continue;
             }
-            if self.engine.fall_asleep() && !self.stirs_when_armed() {
+            // What the control thread has no room to hear yet is told before sleep.
+            if !self.engine.has_news() && self.engine.fall_asleep() && !self.stirs_when_armed() {
                 self.sleep(&mut events);
                 self.woke_ns = clock::now_ns();
                 idle_since = self.woke_ns;

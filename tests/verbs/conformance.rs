@@ -13,10 +13,14 @@ use verbring::fabric::{Arrival, Done, Fabric};
 use verbring::shm::Mapping;
 
 use super::side::{ALL, Place, places};
+use super::small::Boaster;
 
 const MS: u64 = 1_000_000;
 
-const CONFIG: Config = Config {
+/// Only a failure ever waits so long.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(crate) const CONFIG: Config = Config {
     fabric: 2,
     rails_max: 4,
     depth: 16,
@@ -35,7 +39,7 @@ const CONFIG: Config = Config {
 pub(crate) struct Two {
     near: Rails<VerbsProvider>,
     far: Rails<VerbsProvider>,
-    join: Join<VerbsControl>,
+    join: Join<Boaster<VerbsControl>>,
     memories: [Arc<Mapping>; 2],
     begun: Instant,
     rails: u16,
@@ -50,7 +54,12 @@ fn exported(keys: &[Key], forged: bool) -> Memory {
 }
 
 impl Two {
-    pub(crate) fn new([near, far]: [&Place; 2], rails: u16) -> Self {
+    pub(crate) fn new(ends: [&Place; 2], rails: u16) -> Self {
+        Self::boasting(ends, rails, u32::MAX)
+    }
+
+    /// With queue pairs of no more than so many sends, of which nothing is told.
+    pub(crate) fn boasting([near, far]: [&Place; 2], rails: u16, sends: u32) -> Self {
         let opened = |place: &Place| {
             let mut settings = VerbsSettings::new(&place.device, place.settings.port);
             settings.completions = CONFIG.completions();
@@ -70,6 +79,7 @@ impl Two {
         near.attach(FORGED, exported(&theirs.keys, true));
         far.attach(NEAR, Memory::own(Arc::clone(&memories[1]), &theirs, NEAR));
         far.attach(FAR, exported(&ours.keys, false));
+        let controls = controls.map(|control| Boaster::new(control, sends));
         let mut join = Join::new(controls, settings);
         for _ in 0..rails {
             join.open([&mut near, &mut far], &CONFIG).expect("a queue pair at each end");

@@ -6,6 +6,8 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use verbring::abi::{Class, Counter, Detail, FABRIC_VERBS, errno};
 use verbring::client::{Peer, Scope};
 use verbring::host::{Config, VerbsUse};
@@ -432,6 +434,97 @@ fn a_killed_peer_gives_every_op_its_verdict_and_costs_nobody_else() {
         drop(import);
         near.engine.shutdown().expect("a clean end");
     }
+    settle(&first.device);
+}
+
+/// Stops the processes of an engine, or lets them go on.
+fn signal(served: &Served, signal: Signal) {
+    let pid = i32::try_from(served.child.id()).expect("a pid");
+    kill(Pid::from_raw(pid), signal).expect("it is ours");
+}
+
+#[test]
+#[ignore = "needs two RDMA ports: tests/run vm"]
+fn a_stopped_peer_gives_every_op_its_verdict_and_costs_nobody_else() {
+    /// It is called after 5 s of silence and lost 20 s later; the machine may be slow beside that.
+    const VERDICTS_WITHIN: Duration = Duration::from_secs(60);
+    let [first, second] = places();
+    let mut near = Side::start("near", config_at(&first));
+    let (served, _session, _region, secret) = serve_region("far", &second);
+    let url = format!("unix:{}", served.socket.display());
+    let peer = near.session.connect_peer_over(&url, FABRIC_VERBS).expect("a peer");
+    let import = peer.import("there", None, &secret).expect("an import");
+    // Those that notify need the other engine; its card takes the bytes by itself.
+    let push = |near: &mut Side, count: &mut u64| {
+        let at = *count % 64 * 8192;
+        let Ok(lease) = near.region.lend(at..at + 8192) else { return false };
+        let write = Write::new(lease, import.at(at));
+        let write = if count.is_multiple_of(3) { write.notify(1) } else { write };
+        let pushed = near.ring.push(write).is_ok();
+        *count += u64::from(pushed);
+        pushed
+    };
+    let (mut pushed, mut ended) = (0, 0);
+    // Stopped for a moment, nobody minds.
+    for round in 0..3 {
+        let resume = ended + 200;
+        if round == 1 {
+            signal(&served, Signal::SIGSTOP);
+        }
+        let stopped = Instant::now();
+        while ended < resume || pushed > ended {
+            if round == 1 && stopped.elapsed() > Duration::from_secs(2) {
+                signal(&served, Signal::SIGCONT);
+            }
+            while ended < resume && pushed - ended < 32 && push(&mut near, &mut pushed) {}
+            near.ring.submit_and_wait(1, Some(Duration::from_millis(500))).expect("a wait");
+            while let Some(done) = near.ring.reap().expect("a sound ring") {
+                assert_eq!(done.result, Ok(8192), "{done:?}");
+                ended += 1;
+            }
+            assert!(stopped.elapsed() < PATIENCE, "{} of {pushed} ended", ended);
+        }
+        signal(&served, Signal::SIGCONT);
+    }
+
+    // Stopped for good, it is found out.
+    signal(&served, Signal::SIGSTOP);
+    let stopped = Instant::now();
+    let other = near.engine.connect().expect("another session");
+    let mut others = other.ring(RingOptions::new(8, 8)).expect("a ring");
+    let mut failed = 0;
+    while ended < pushed || failed == 0 {
+        while failed == 0 && pushed - ended < 32 && push(&mut near, &mut pushed) {}
+        near.ring.submit_and_wait(1, Some(Duration::from_millis(500))).expect("a wait");
+        while let Some(done) = near.ring.reap().expect("a sound ring") {
+            ended += 1;
+            if let Err(error) = done.result {
+                assert!([errno::EHOSTDOWN, errno::ESTALE].contains(&error.errno), "{error:?}");
+                failed += 1;
+            }
+        }
+        assert!(stopped.elapsed() < VERDICTS_WITHIN, "{} without a verdict", pushed - ended);
+        // Nobody else waits for it.
+        let asked = Instant::now();
+        others.push(Nop::new()).expect("room");
+        assert_eq!(next(&mut others).result, Ok(0));
+        assert!(asked.elapsed() < Duration::from_secs(5), "another session waits");
+    }
+    println!("{failed} ops failed, the last verdict after {:?}", stopped.elapsed());
+    assert!(push(&mut near, &mut pushed));
+    near.next().result.expect_err("it is lost");
+    drop(import);
+
+    // It goes on, hears that it was left, and is a peer again.
+    signal(&served, Signal::SIGCONT);
+    let peer = near.session.connect_peer_over(&url, FABRIC_VERBS).expect("a peer");
+    let import = peer.import("there", None, &secret).expect("an import");
+    let lease = near.region.lend(0..4096).expect("free");
+    near.ring.push(Write::new(lease, import.at(0)).notify(2)).expect("room");
+    drop(near.done(4096, &peer));
+    drop((import, others, other));
+    near.engine.shutdown().expect("a clean end");
+    drop(served);
     settle(&first.device);
 }
 

@@ -19,3 +19,5 @@ mod files;
 mod rights;
 mod side;
 mod sizes;
+#[cfg(feature = "sim")]
+mod small;

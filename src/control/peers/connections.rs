@@ -12,6 +12,7 @@ use tracing::{debug, info, warn};
 
 use super::joint::Say;
 use super::message::{Failure, Hello, Message, PeerError};
+use super::patience::{Due, Pulse};
 use super::{Connection, PeerPlace, Phase};
 use crate::abi::{self, Connect, ConnectReply, Detail, Kind, REPLY, ReplyHead, errno};
 use crate::clock;
@@ -292,8 +293,11 @@ impl Server {
             }
         };
         debug!(connection = key, kind = message.name(), "heard");
-        let Some(connection) = self.peers.connections.get(key) else { return };
+        let Some(connection) = self.peers.connections.get_mut(key) else { return };
         let up = matches!(connection.phase, Phase::Joining | Phase::Up);
+        if connection.pulse.is_some() {
+            connection.pulse = Some(Pulse::new(clock::now_ns()));
+        }
         match message {
             Message::Welcome(hello) if connection.phase == Phase::Greeting => {
                 self.welcomed(key, hello);
@@ -309,6 +313,8 @@ impl Server {
             Message::No(tag, why) if up => self.denied(key, tag, &why),
             Message::Withdraw(loan) if up => self.withdrawn(key, loan),
             Message::GiveBack(loan) if up => self.given_back(key, loan),
+            Message::Call if up => self.say(key, &Message::Here),
+            Message::Here if up => {}
             other => {
                 warn!(connection = key, kind = other.name(), "a message out of turn");
                 self.lose_connection(key, "it sent a message out of turn");
@@ -430,7 +436,8 @@ impl Server {
         info!(connection = key, pid = connection.pid, phase = ?was, why, "connection lost");
         connection.url = None;
         connection.until_ns = None;
-        connection.withdrawn_ns = None;
+        connection.withdrawn.forget();
+        connection.pulse = None;
         connection.unsent.clear();
         let waiting = std::mem::take(&mut connection.waiting);
         if let Some(pidfd) = connection.pidfd.take() {
@@ -476,6 +483,7 @@ impl Server {
             Phase::Joining if ready => {
                 connection.phase = Phase::Up;
                 connection.until_ns = None;
+                connection.pulse = Some(Pulse::new(clock::now_ns()));
                 info!(connection = key, rails = ?connection.rails, "connection up");
             }
             Phase::Up if ready => connection.until_ns = None,
@@ -566,9 +574,10 @@ impl Server {
     /// Milliseconds until something of a peer is overdue.
     pub(in crate::control) fn peers_due_ms(&self) -> Option<u64> {
         let due = |connection: &Connection| {
-            let withdrawn = connection.withdrawn_ns.map(|since| since + BACK_WITHIN_NS);
+            let withdrawn = connection.withdrawn.first_ns().map(|since| since + BACK_WITHIN_NS);
+            let pulse = connection.pulse.map(|pulse| pulse.due_ns());
             let wanted = connection.wants.values().map(|want| want.since_ns + HAVE_WITHIN_NS).min();
-            [connection.until_ns, withdrawn, wanted].into_iter().flatten().min()
+            [connection.until_ns, withdrawn, wanted, pulse].into_iter().flatten().min()
         };
         let first = self.peers.connections.iter().filter_map(|(_, it)| due(it)).min()?;
         Some(first.saturating_sub(clock::now_ns()).div_ceil(1_000_000))
@@ -578,19 +587,26 @@ impl Server {
     pub(in crate::control) fn lose_overdue(&mut self) {
         let now_ns = clock::now_ns();
         let over = |since: Option<u64>, within| since.is_some_and(|since| now_ns >= since + within);
-        let mut found = Vec::new();
-        for (key, connection) in &self.peers.connections {
+        let (mut found, mut called) = (Vec::new(), Vec::new());
+        for (key, connection) in &mut self.peers.connections {
             let first = connection.wants.values().map(|want| want.since_ns).min();
             if connection.phase == Phase::Lost {
                 continue;
             }
+            let pulse = connection.pulse.as_mut().map_or(Due::Nothing, |it| it.step(now_ns));
+            if pulse == Due::Call {
+                called.push(key);
+            }
             if over(connection.until_ns, 0) {
                 found.push((key, "its rails were not connected"));
-            } else if over(connection.withdrawn_ns, BACK_WITHIN_NS) {
+            } else if over(connection.withdrawn.first_ns(), BACK_WITHIN_NS) {
                 found.push((key, "it does not give back what is withdrawn"));
-            } else if over(first, HAVE_WITHIN_NS) {
+            } else if over(first, HAVE_WITHIN_NS) || pulse == Due::Lost {
                 found.push((key, "it does not answer"));
             }
+        }
+        for key in called {
+            self.say(key, &Message::Call);
         }
         for (key, why) in found {
             let text = format!("the other engine did not answer in time: {why}");

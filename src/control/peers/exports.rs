@@ -22,8 +22,10 @@ use crate::fabric::qp::provider::Access;
 use crate::ids::RegionId;
 use crate::ring::Mapped;
 
-/// Uids that may have shown wrong secrets over one connection.
+/// Uids that may have shown as many wrong secrets as they may over one connection.
 const GUESSERS_MAX: usize = 64;
+/// Uids whose wrong secrets are counted over one connection: the peer says whom it asks for.
+const ASKERS_MAX: usize = 1_024;
 
 impl Server {
     /// A peer wants an export of a session here.
@@ -38,11 +40,12 @@ impl Server {
             Err(refusal) => {
                 info!(connection = key, asker = want.asker, %refusal, "an export is not lent");
                 self.say(key, &Message::No(want.tag, failure(&refusal)));
-                let guessers = self.peers.connections.get(key).map_or(0, |connection| {
+                let guessed = self.peers.connections.get(key).is_some_and(|connection| {
+                    let wrong = &connection.wrong_secrets;
                     let done = |wrong: &&u32| **wrong >= WRONG_SECRETS_MAX;
-                    connection.wrong_secrets.values().filter(done).count()
+                    wrong.len() > ASKERS_MAX || wrong.values().filter(done).count() >= GUESSERS_MAX
                 });
-                if guessers >= GUESSERS_MAX {
+                if guessed {
                     self.lose_connection(key, "too many wrong secrets");
                 }
             }
@@ -93,7 +96,12 @@ impl Server {
                 LoanAct::No { tag, why } => {
                     self.say(key, &Message::No(tag, failure(&no_loan(why))));
                 }
-                LoanAct::Withdraw { loan } => self.say(key, &Message::Withdraw(loan)),
+                LoanAct::Withdraw { loan } => {
+                    if connection.phase != Phase::Lost {
+                        connection.withdrawn.asked(loan, clock::now_ns());
+                    }
+                    self.say(key, &Message::Withdraw(loan));
+                }
                 LoanAct::Deregister { slot, id } => {
                     let what = CardFor::LoanOver { connection: key, slot };
                     let work = CardWork::Deregister { id };
@@ -107,13 +115,7 @@ impl Server {
                 }
             }
         }
-        let Some(connection) = self.peers.connections.get_mut(key) else { return };
-        let withdrawing = connection.phase != Phase::Lost && connection.loans.withdrawing();
-        connection.withdrawn_ns = match withdrawing {
-            true => connection.withdrawn_ns.or_else(|| Some(clock::now_ns())),
-            false => None,
-        };
-        if connection.phase == Phase::Lost {
+        if self.peers.connections.get(key).is_some_and(|it| it.phase == Phase::Lost) {
             self.look_after(key);
         }
     }
@@ -185,6 +187,7 @@ impl Server {
         if !connection.loans.give_back(loan) {
             return self.lose_connection(key, "it gives back what it does not have");
         }
+        connection.withdrawn.came_back(loan);
         self.drive_loans(key);
     }
 

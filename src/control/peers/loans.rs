@@ -174,7 +174,8 @@ impl Loans {
         self.regions.is_empty() && self.acts.is_empty()
     }
 
-    /// The peer waits for this to be given, or is to give something back.
+    /// The peer is to give something back.
+    #[cfg(test)]
     pub(crate) fn withdrawing(&self) -> bool {
         self.loans.values().any(|loan| loan.stage == Stage::Withdrawing)
     }

@@ -13,6 +13,8 @@
 //!        <------------------------------- HAVE, or NO
 //!        <------------------------------- WITHDRAW     it was revoked
 //!  GIVE BACK -------------------------->               nothing touches it here any more
+//!  CALL ------------------------------->               from either side, after a silence
+//!        <------------------------------- HERE
 //! ```
 //!
 //! **Tests**: every message comes back as it was; no bytes at all make the parser panic.
@@ -141,6 +143,10 @@ pub(super) enum Message {
     No(u64, Failure),
     Withdraw(u32),
     GiveBack(u32),
+    /// Are you there?
+    Call,
+    /// The answer to it.
+    Here,
 }
 
 macro_rules! layouts {
@@ -186,6 +192,8 @@ const HAVE: u16 = 8;
 const NO: u16 = 9;
 const WITHDRAW: u16 = 10;
 const GIVE_BACK: u16 = 11;
+const CALL: u16 = 12;
+const HERE: u16 = 13;
 
 impl Message {
     /// What it is called: what is in it is not for a log.
@@ -202,6 +210,8 @@ impl Message {
             Self::No(..) => "NO",
             Self::Withdraw(_) => "WITHDRAW",
             Self::GiveBack(_) => "GIVE BACK",
+            Self::Call => "CALL",
+            Self::Here => "HERE",
         }
     }
 
@@ -222,6 +232,8 @@ impl Message {
             Self::Have(have) => have.to_bytes(),
             Self::Withdraw(loan) => loan_bytes(WITHDRAW, *loan),
             Self::GiveBack(loan) => loan_bytes(GIVE_BACK, *loan),
+            Self::Call => bytes(&head::<HeadWire>(CALL)),
+            Self::Here => bytes(&head::<HeadWire>(HERE)),
         }
     }
 
@@ -270,8 +282,10 @@ impl Message {
             HAVE => Self::Have(Have::parse(&exact(datagram)?)?),
             WITHDRAW => Self::Withdraw(parse_loan(datagram)?),
             GIVE_BACK => Self::GiveBack(parse_loan(datagram)?),
+            CALL => exact::<HeadWire>(datagram).map(|_| Self::Call)?,
+            HERE => exact::<HeadWire>(datagram).map(|_| Self::Here)?,
             kind => {
-                let (field, value, limit) = ("kind", u64::from(kind), "1 to 11");
+                let (field, value, limit) = ("kind", u64::from(kind), "1 to 13");
                 return Err(PeerError::Field { field, value, limit });
             }
         })
@@ -505,6 +519,8 @@ mod tests {
             Message::No(7, failure),
             Message::Withdraw(3),
             Message::GiveBack(4),
+            Message::Call,
+            Message::Here,
         ]
     }
 
@@ -559,7 +575,7 @@ mod tests {
         /// parsed says the same once more.
         #[test]
         fn no_bytes_make_the_parser_panic(
-            which in 0..12_usize,
+            which in 0..14_usize,
             noise in proptest::collection::vec(any::<u8>(), 0..520),
             changes in proptest::collection::vec((any::<usize>(), any::<u8>()), 0..6),
         ) {

@@ -10,6 +10,7 @@
 //!  message   what is said                 connections  sockets: reaching, greeting, losing
 //!  joint     one rail, as values          rails        joints, the card and the engine thread
 //!  loans     what is lent, as values      exports      WANT and what becomes of it, at the owner
+//!  patience  how long one waits, as values
 //!                                         imports      IMPORT from a peer, until it is given back
 //! ```
 //!
@@ -26,6 +27,7 @@ mod imports;
 pub(crate) mod joint;
 mod loans;
 pub(crate) mod message;
+mod patience;
 mod rails;
 #[cfg(test)]
 mod scripted;
@@ -42,6 +44,7 @@ use slab::Slab;
 use self::imports::{Held, Wanted};
 use self::joint::{Joint, Step};
 use self::loans::Loans;
+use self::patience::{Pulse, Withdrawals};
 use super::card::Card;
 use crate::abi::Export;
 use crate::fabric::verbs::VerbsPair;
@@ -155,8 +158,9 @@ struct Connection {
     loans: Loans,
     /// Rails that have not answered, and whether all have lent so far: by loan.
     lends: BTreeMap<u32, (usize, bool)>,
-    /// Since when the peer is to give something back.
-    withdrawn_ns: Option<u64>,
+    /// What the peer is to give back, since when; and whether it is there, once it was up.
+    withdrawn: Withdrawals,
+    pulse: Option<Pulse>,
     /// Its rails were dead, and all that it had was taken back.
     loans_lost: bool,
     /// Wrong secrets, by the uid that showed them.
@@ -205,7 +209,8 @@ impl Connection {
             waiting: Vec::new(),
             loans: Loans::default(),
             lends: BTreeMap::new(),
-            withdrawn_ns: None,
+            withdrawn: Withdrawals::default(),
+            pulse: None,
             loans_lost: false,
             wrong_secrets: BTreeMap::new(),
             wants: BTreeMap::new(),

@@ -284,6 +284,40 @@ fn secrets_are_guessed_ten_times_and_no_more() {
     let_go(region, &card);
 }
 
+/// It names whom it asks for as it likes: what is remembered of them is bounded.
+#[test]
+fn a_peer_that_guesses_under_ever_new_names_is_left() {
+    let (engine, card, socket) = engine("askers", 3);
+    let session = engine.connect().unwrap();
+    let region = alloc(&session, &card);
+    region.export("known", Rights::READ).unwrap();
+    let (other, token) = Other::greet(&socket, &card);
+    let mut denied = 0;
+    for asker in 0..2_000 {
+        other.say(&Message::Want(want(u64::from(asker), asker, "known", [0; 32])));
+        let Some(Message::No(..)) = other.hear() else { break };
+        denied += 1;
+    }
+    assert_eq!(denied, 1_025, "then the connection ends");
+    card.say(token, no_pair());
+    let_go(region, &card);
+    serves(&engine);
+}
+
+#[test]
+fn a_peer_that_calls_is_answered() {
+    let (engine, card, socket) = engine("calling", 3);
+    let (other, token) = Other::greet(&socket, &card);
+    for _ in 0..3 {
+        other.say(&Message::Call);
+        assert_eq!(other.hear(), Some(Message::Here));
+        other.say(&Message::Here);
+    }
+    drop(other);
+    card.say(token, no_pair());
+    serves(&engine);
+}
+
 #[test]
 fn atomics_are_exported_once_the_card_serves_them() {
     let (engine, card, _) = engine("atomics", 3);

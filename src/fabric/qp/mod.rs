@@ -434,7 +434,8 @@ impl<P: Provider> Fabric for Rails<P> {
     }
 
     fn restless(&self) -> bool {
-        !self.listed.is_empty()
+        // A wish that nobody took may have found no room on its way to the control side.
+        !self.listed.is_empty() || !self.wishes.is_empty()
     }
 
     fn room(&self, rail: u16) -> Room {

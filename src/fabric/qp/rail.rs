@@ -121,6 +121,20 @@ impl Taken {
         self.data_failed |= data;
     }
 
+    /// The peer's card would not have it.
+    pub(super) fn refused_by_peer(&self) -> bool {
+        self.failure.is_some_and(|(fault, _)| fault == Fault::Refused)
+    }
+
+    /// What the peer's card would not have fails as what it never saw. What it refused before it
+    /// touched anything had no effect, and neither had the notification behind it.
+    pub(super) fn blame_the_path(&mut self, verdict: Option<(Fault, i32)>) {
+        if self.errno() != EIO {
+            (self.cursor, self.stage) = (0, Stage::Data);
+        }
+        self.failure = verdict;
+    }
+
     pub(super) fn errno(&self) -> i32 {
         self.failure.map_or(0, |(_, errno)| errno)
     }

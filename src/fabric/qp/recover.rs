@@ -274,6 +274,9 @@ impl<P: Provider> Rails<P> {
                 taken.failure = Some(super::rail::Rail::CANCELLED);
             } else if !whole && taken.failure.is_none() {
                 taken.failure = verdict;
+            } else if verdict.is_some() && taken.refused_by_peer() {
+                // It was going by then, and took its keys along: nobody is at fault here.
+                taken.blame_the_path(verdict);
             } else if hurt && taken.errno() != crate::abi::errno::ECANCELED {
                 let again = taken.repeatable() && taken.attempts < attempts_max;
                 taken.failure = match verdict {

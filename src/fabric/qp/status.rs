@@ -17,6 +17,9 @@ pub const EHOSTDOWN: i32 = 112;
 pub(super) enum Fault {
     /// The request's own: to repeat it would fail again.
     Request,
+    /// The peer's card would not have it. That is the request's own fault, unless the peer is
+    /// going: a process that dies loses its keys before its queue pairs.
+    Refused,
     /// Of the path, the peer or the queue pair: the request may do better on a fresh one.
     Path,
 }
@@ -25,15 +28,12 @@ pub(super) enum Fault {
 pub(super) fn judge(status: WcStatus) -> (Fault, i32) {
     match status {
         WcStatus::Success => unreachable!("a success was judged as a failure"),
-        WcStatus::LocalLength | WcStatus::LocalOperation | WcStatus::RemoteInvalid => {
-            (Fault::Request, errno::EINVAL)
-        }
-        WcStatus::LocalProtection | WcStatus::LocalAccess | WcStatus::RemoteAccess => {
-            (Fault::Request, errno::EACCES)
-        }
-        WcStatus::RemoteOperation | WcStatus::BadResponse | WcStatus::Other(_) => {
-            (Fault::Request, EIO)
-        }
+        WcStatus::LocalLength | WcStatus::LocalOperation => (Fault::Request, errno::EINVAL),
+        WcStatus::LocalProtection | WcStatus::LocalAccess => (Fault::Request, errno::EACCES),
+        WcStatus::RemoteInvalid => (Fault::Refused, errno::EINVAL),
+        WcStatus::RemoteAccess => (Fault::Refused, errno::EACCES),
+        WcStatus::RemoteOperation => (Fault::Refused, EIO),
+        WcStatus::BadResponse | WcStatus::Other(_) => (Fault::Request, EIO),
         WcStatus::RetryExceeded | WcStatus::ReceiverNotReady | WcStatus::ResponseTimeout => {
             (Fault::Path, ETIMEDOUT)
         }
@@ -54,7 +54,7 @@ mod tests {
             assert!(errno > 0, "{status:?} {fault:?}");
         }
         assert_eq!(judge(WcStatus::from_ibv(5)), (Fault::Path, EIO), "flushed");
-        assert_eq!(judge(WcStatus::from_ibv(10)), (Fault::Request, errno::EACCES), "rkey");
+        assert_eq!(judge(WcStatus::from_ibv(10)), (Fault::Refused, errno::EACCES), "rkey");
         assert_eq!(judge(WcStatus::from_ibv(12)), (Fault::Path, ETIMEDOUT), "no answer");
     }
 }

@@ -2,7 +2,7 @@
 
 use super::super::provider::{PairState, ProviderControl, Wc, WcKind, WcStatus};
 use super::super::sim::{PostPlan, Say, SimConfig, WorkPlan};
-use super::super::{AdoptError, EHOSTDOWN, RailState, Rails};
+use super::super::{AdoptError, Ask, EHOSTDOWN, RailState, Rails};
 use super::pair::{CONFIG, Shape, Two};
 use crate::abi::errno;
 use crate::fabric::conformance::{FAR, FORGED, Harness, carry, request, succeed};
@@ -295,6 +295,48 @@ fn a_dead_peer_ends_every_request_and_stops_nobody_else() {
     two.join.control(0).destroy(pair, pair).unwrap();
     assert_eq!(two.near.state(0), RailState::Absent);
     assert_eq!(two.near.post(&[by(0, write(8))]), 0);
+}
+
+/// What the control side had no room to hear is told later: the host must not sleep on it.
+#[test]
+fn a_wish_that_nobody_took_keeps_the_host_awake() {
+    let mut two = two();
+    assert!(!two.near.restless());
+    two.near.degrade(0);
+    for _ in 0..3 {
+        two.near.poll(two.net.now_ns(), &mut Vec::new());
+    }
+    assert!(two.near.restless());
+    assert_eq!(two.near.wish().map(|wish| wish.ask), Some(Ask::Quiesce));
+    assert!(!two.near.restless(), "the answer will wake it");
+}
+
+/// A process that dies loses its keys before its queue pairs: who meets that is not at fault.
+#[test]
+fn keys_that_went_with_their_peer_are_its_death_and_not_a_refusal() {
+    let refused = |request: Request| Request { remote: FORGED, ..request };
+    for request in [write(0), add(0), notify(0)] {
+        let mut two = two();
+        assert_eq!(two.near.post(&[refused(request)]), 1);
+        // It hears of the refusal, and then, instead of an answer, that nobody is there.
+        let mut done = Vec::with_capacity(8);
+        while two.near.state(0) == RailState::Ready {
+            two.net.advance(1_000);
+            two.near.poll(two.net.now_ns(), &mut done);
+        }
+        two.join.lose(1);
+        let found = ends(&mut two, 1);
+        // Nothing of it took effect, so that nothing speaks against trying it again elsewhere.
+        let end = Done { ticket: 0, errno: EHOSTDOWN, flags: DONE_FLUSHED };
+        assert_eq!(found, [end], "{request:?}");
+        assert_eq!(two.near.state(0), RailState::Dead);
+        assert!(two.near.at_rest());
+        // While the peer lives, the same is the request's own fault.
+        let mut two = self::two();
+        assert_eq!(two.near.post(&[refused(request)]), 1);
+        let found = ends(&mut two, 1);
+        assert_eq!(found, [Done { ticket: 0, errno: errno::EACCES, flags: 0 }], "{request:?}");
+    }
 }
 
 #[test]

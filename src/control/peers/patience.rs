@@ -1,0 +1,130 @@
+//! How long a peer is waited for: whether it is there at all, and what it is to give back.
+//!
+//! A process that is stopped keeps its socket open, and its card goes on by itself: only its
+//! silence tells. So a peer that says nothing for a while is called; one that does not answer is
+//! lost, or ops that wait for its engine would wait for ever.
+//!
+//! **Deliberately absent**: clocks. Time is what the caller says it is, in ns.
+
+use std::collections::BTreeMap;
+
+/// A peer that has said nothing for so long is called, ns.
+const CALL_AFTER_NS: u64 = 5_000_000_000;
+/// How long it may take to say anything then, ns: its control thread waits for nothing.
+const HERE_WITHIN_NS: u64 = 20_000_000_000;
+
+/// Whether a peer is there.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pulse {
+    heard_ns: u64,
+    /// It was called since then, and when.
+    called_ns: Option<u64>,
+}
+
+/// What is to be done about a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Due {
+    Nothing,
+    /// Ask whether it is there.
+    Call,
+    /// It does not answer.
+    Lost,
+}
+
+impl Pulse {
+    /// It was heard just now.
+    pub(super) fn new(now_ns: u64) -> Self {
+        Self { heard_ns: now_ns, called_ns: None }
+    }
+
+    /// When there is something to be done, unless it is heard before.
+    pub(super) fn due_ns(&self) -> u64 {
+        match self.called_ns {
+            Some(called_ns) => called_ns.saturating_add(HERE_WITHIN_NS),
+            None => self.heard_ns.saturating_add(CALL_AFTER_NS),
+        }
+    }
+
+    /// What is to be done now; whoever is to be called is taken to be. The time to answer counts
+    /// from the call, not from the last word: it may be us who were stopped.
+    pub(super) fn step(&mut self, now_ns: u64) -> Due {
+        if now_ns < self.due_ns() {
+            return Due::Nothing;
+        }
+        if self.called_ns.is_some() {
+            return Due::Lost;
+        }
+        self.called_ns = Some(now_ns);
+        Due::Call
+    }
+}
+
+/// What a peer was asked to give back, each since when.
+#[derive(Debug, Default)]
+pub(super) struct Withdrawals(BTreeMap<u32, u64>);
+
+impl Withdrawals {
+    pub(super) fn asked(&mut self, loan: u32, now_ns: u64) {
+        self.0.entry(loan).or_insert(now_ns);
+    }
+
+    pub(super) fn came_back(&mut self, loan: u32) {
+        self.0.remove(&loan);
+    }
+
+    pub(super) fn forget(&mut self) {
+        self.0.clear();
+    }
+
+    /// Since when the one that takes longest is waited for.
+    pub(super) fn first_ns(&self) -> Option<u64> {
+        self.0.values().copied().min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    #[test]
+    fn who_says_nothing_is_called_once_and_then_lost() {
+        let mut pulse = Pulse::new(100 * SECOND);
+        assert_eq!(pulse.due_ns(), 105 * SECOND);
+        assert_eq!(pulse.step(105 * SECOND - 1), Due::Nothing);
+        assert_eq!(pulse.step(105 * SECOND), Due::Call);
+        assert_eq!(pulse.step(105 * SECOND), Due::Nothing, "called once");
+        assert_eq!(pulse.due_ns(), 125 * SECOND);
+        assert_eq!(pulse.step(125 * SECOND - 1), Due::Nothing);
+        assert_eq!(pulse.step(125 * SECOND), Due::Lost);
+        // Who answers is there, for another while.
+        pulse = Pulse::new(124 * SECOND);
+        assert_eq!(pulse.step(125 * SECOND), Due::Nothing);
+        // Had we been stopped ourselves, it is asked first.
+        assert_eq!(pulse.step(1_000 * SECOND), Due::Call);
+        assert_eq!(pulse.due_ns(), 1_020 * SECOND);
+    }
+
+    /// Revocations that overlap for long are no offence, and do not hide one that is.
+    #[test]
+    fn each_withdrawal_is_waited_for_by_itself() {
+        let mut all = Withdrawals::default();
+        for at in 0..100 {
+            all.asked(at, u64::from(at) * SECOND);
+            if at > 0 {
+                all.came_back(at - 1);
+            }
+            assert_eq!(all.first_ns(), Some(u64::from(at) * SECOND));
+        }
+        all.came_back(99);
+        assert_eq!(all.first_ns(), None);
+        all.asked(7, SECOND);
+        all.asked(7, 9 * SECOND);
+        all.asked(8, 5 * SECOND);
+        all.came_back(8);
+        assert_eq!(all.first_ns(), Some(SECOND), "asked again, it is as late as it was");
+        all.forget();
+        assert_eq!(all.first_ns(), None);
+    }
+}

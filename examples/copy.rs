@@ -10,6 +10,7 @@
 
 use std::error::Error;
 use std::io::Write as _;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use verbring::{Arm, Import, Read, Region, Rights, Ring, RingOptions, Session, Write};
@@ -23,7 +24,17 @@ const CHUNK: u64 = 1 << 20;
 /// Longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-fn main() -> Outcome {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("copy: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Outcome {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args[..] {

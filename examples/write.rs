@@ -6,12 +6,23 @@
 //! `--require verbs` it fails if anything else has carried it.
 
 use std::error::Error;
+use std::process::ExitCode;
 
 use verbring::{Rights, RingOptions, Session, Write, abi};
 
 const USAGE: &str = "usage: write SOCKET [--peer unix:OTHER] [--require verbs]";
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("write: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let (socket, url, verbs) = match words[..] {

@@ -26,7 +26,8 @@
 //! 2. A [`Session`] attaches a process to it. What it may use is limited by its uid's quota.
 //! 3. A [`Region`] is memory that both sides have mapped and sealed; it is named by id and offset.
 //! 4. An export offers a region under a name, with [`Rights`] and a [`Secret`].
-//! 5. An [`Import`] is a region of another session, as far as its rights go.
+//! 5. An [`Import`] is a region of another session, as far as its rights go; a [`Peer`] is another
+//!    engine of this host, whose sessions' regions are imported through it and reached by RDMA.
 //! 6. A [`Ring`] carries ops from one thread: it is `Send`, not `Sync`.
 //! 7. A [`Lease`] lends a range of a region to an op and comes back in its [`Completion`].
 //! 8. An op has a class; more urgent ones go first. Without edges nothing is ordered.
@@ -42,8 +43,8 @@
 //! `ibverbs`: libibverbs through the crates `ibverbs` and `ibverbs-sys`, linked instead of loaded
 //! at run time. It takes cmake, pkg-config, libclang and the headers of libnl and libibverbs.
 //!
-//! `sim`: a simulated queue pair provider, and the tests that every fabric must pass. For those
-//! who write a fabric or a provider; nothing in it is meant to run in production.
+//! `sim`: a simulated queue pair provider, worlds of engines over it, and the tests that every
+//! fabric must pass. For `verbring sim`, and for those who write a fabric or a provider.
 //!
 //! # Platforms
 //!
@@ -84,7 +85,7 @@ pub use client::{
 #[cfg(not(verbring_loom))]
 pub use host::Engine;
 
-/// The README's Rust example, as a test.
+/// The README's Rust examples, as tests.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 mod readme {}

@@ -10,8 +10,9 @@ exists in Rust and C, and each of them can hold what another one sends.
 
 import argparse
 import pathlib
+import sys
 
-from verbring import Session
+from verbring import Session, VerbringError
 
 CHUNK = 1 << 20
 PATIENCE_S = 120
@@ -84,4 +85,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (OSError, VerbringError) as error:
+        sys.exit(f"copy.py: {error}")

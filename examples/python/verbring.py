@@ -54,7 +54,9 @@ class VerbringError(OSError):
         self.detail_name = Detail(detail).name if detail in set(Detail) else str(detail)
 
     def __str__(self):
-        name = errno.errorcode.get(self.errno, self.errno)
+        # Linux has one number for two names, of which Python knows the other first.
+        names = {errno.EOPNOTSUPP: "EOPNOTSUPP"}
+        name = names.get(self.errno, errno.errorcode.get(self.errno, self.errno))
         return f"{name} ({self.detail_name}): {self.strerror}"
 
 

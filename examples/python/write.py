@@ -11,7 +11,7 @@ import argparse
 import os
 import sys
 
-from verbring import FABRIC_VERBS, Session
+from verbring import FABRIC_VERBS, Session, VerbringError
 
 GREETING = b"one completion for every op"
 
@@ -50,4 +50,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (OSError, VerbringError) as error:
+        sys.exit(f"write.py: {error}")

@@ -292,12 +292,16 @@ impl fmt::Display for Origin {
     }
 }
 
+/// What tests and their virtual machine are told by: no misspelt settings.
+const OF_TESTS: [&str; 2] = ["VERBRING_TEST_", "VERBRING_VM_"];
+
 /// Names in the environment that look like settings but are none, each with the nearest that is.
 pub(crate) fn unknown_variables(names: impl Iterator<Item = OsString>) -> Vec<(String, String)> {
     let known: Vec<String> = TABLE.iter().map(Setting::variable).collect();
     names
         .filter_map(|name| name.into_string().ok())
         .filter(|name| name.starts_with(VARIABLE_PREFIX) && !known.contains(name))
+        .filter(|name| !OF_TESTS.iter().any(|prefix| name.starts_with(prefix)))
         .map(|name| {
             let key = name[VARIABLE_PREFIX.len()..].to_ascii_lowercase();
             let nearest = TABLE.iter().find(|setting| setting.key == nearest_key(&key));
@@ -888,8 +892,8 @@ mod tests {
 
     #[test]
     fn variables_that_are_no_settings_are_found() {
-        let names = ["VERBRING_RECORD", "VERBRING_RECORDS", "PATH"].map(OsString::from);
-        let found = unknown_variables(names.into_iter());
+        let names = ["VERBRING_RECORD", "VERBRING_RECORDS", "PATH", "VERBRING_VM_SECONDS"];
+        let found = unknown_variables(names.map(OsString::from).into_iter());
         assert_eq!(found, [("VERBRING_RECORD".to_string(), "VERBRING_RECORDS".to_string())]);
     }
 }

@@ -13,7 +13,7 @@ use tracing::{debug, info, warn};
 use super::joint::Say;
 use super::message::{Failure, Hello, Message, PeerError};
 use super::patience::{Due, Pulse};
-use super::{Connection, PeerPlace, Phase};
+use super::{Connection, Phase};
 use crate::abi::{self, Connect, ConnectReply, Detail, Kind, REPLY, ReplyHead, errno};
 use crate::clock;
 use crate::control::fds;
@@ -101,10 +101,12 @@ impl Server {
 
     /// A connection that nobody uses gives its rails to the next that asks.
     fn lose_an_idle_one(&mut self) {
-        let used = |key| self.peers.numbers.values().any(|place| place.connection == Some(key));
         let idle = |(key, connection): &(usize, &Connection)| {
             let nothing = connection.imports.is_empty() && connection.wants.is_empty();
-            connection.phase == Phase::Up && connection.url.is_some() && nothing && !used(*key)
+            connection.phase == Phase::Up
+                && connection.url.is_some()
+                && nothing
+                && !self.peers.numbers.names(*key)
         };
         let found = self.peers.connections.iter().find(idle).map(|(key, _)| key);
         if let Some(key) = found {
@@ -448,11 +450,7 @@ impl Server {
             let _ = shutdown(socket.as_raw_fd(), Shutdown::Both);
             self.close_socket(socket);
         }
-        for place in self.peers.numbers.values_mut() {
-            if place.connection == Some(key) {
-                place.connection = None;
-            }
-        }
+        self.peers.numbers.lose(key);
         let text = format!("the connection to the other engine is lost: {why}");
         self.fail_waiting(waiting, &refusal(errno::EHOSTDOWN, Detail::Peer, &*text));
         self.deny_all(key, &refusal(errno::EHOSTDOWN, Detail::Peer, text));
@@ -509,7 +507,7 @@ impl Server {
             if !self.settle(session) {
                 continue;
             }
-            let peer = self.number_for(session, key);
+            let peer = self.peers.numbers.number_for(session, key);
             let reply = ConnectReply {
                 reply: wire::reply_head::<ConnectReply>(Kind::Connect, tag),
                 peer,
@@ -521,22 +519,9 @@ impl Server {
         }
     }
 
-    /// A session's number for a connection: the one that it has, or a new one.
-    fn number_for(&mut self, session: usize, key: usize) -> u32 {
-        let same = |place: &PeerPlace| place.session == session && place.connection == Some(key);
-        let known = self.peers.numbers.iter().find(|(_, place)| same(place));
-        if let Some((number, _)) = known {
-            return *number;
-        }
-        self.peers.last_number += 1;
-        let number = self.peers.last_number;
-        self.peers.numbers.insert(number, PeerPlace { session, connection: Some(key) });
-        number
-    }
-
     /// A session ends: its numbers mean nothing any more.
     pub(in crate::control) fn forget_numbers(&mut self, session: usize) {
-        self.peers.numbers.retain(|_, place| place.session != session);
+        self.peers.numbers.forget(session);
     }
 
     /// Forgets a lost connection, in the order that is right.

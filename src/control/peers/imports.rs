@@ -46,14 +46,13 @@ impl Server {
     ) -> Result<(), Refusal> {
         let refused = |errno, text: String| Err(Refusal::new(errno, Detail::Peer, text));
         let peer = request.peer;
-        let known = self.peers.numbers.get(&peer).filter(|place| place.session == session);
-        let Some(known) = known else {
+        let Some(known) = self.peers.numbers.connection(session, peer) else {
             let text = format!("peer {peer} is none of this session's; CONNECT first");
             return refused(errno::EINVAL, text);
         };
         let up =
             |key: &usize| self.peers.connections.get(*key).is_some_and(|it| it.phase == Phase::Up);
-        let Some(key) = known.connection.filter(up) else {
+        let Some(key) = known.filter(up) else {
             let text = format!("the connection to peer {peer} is lost; CONNECT anew");
             return refused(errno::EHOSTDOWN, text);
         };

@@ -11,7 +11,7 @@
 //!  joint     one rail, as values          rails        joints, the card and the engine thread
 //!  loans     what is lent, as values      exports      WANT and what becomes of it, at the owner
 //!  patience  how long one waits, as values
-//!                                         imports      IMPORT from a peer, until it is given back
+//!  numbers   sessions' names for them     imports      IMPORT from a peer, until it is given back
 //! ```
 //!
 //! **A connection that is lost** is forgotten in this order: its rails are dead (our queue pairs
@@ -27,6 +27,7 @@ mod imports;
 pub(crate) mod joint;
 mod loans;
 pub(crate) mod message;
+mod numbers;
 mod patience;
 mod rails;
 #[cfg(test)]
@@ -44,6 +45,7 @@ use slab::Slab;
 use self::imports::{Held, Wanted};
 use self::joint::{Joint, Step};
 use self::loans::Loans;
+use self::numbers::Numbers;
 use self::patience::{Pulse, Withdrawals};
 use super::card::Card;
 use crate::abi::Export;
@@ -88,19 +90,10 @@ pub(super) struct Peers {
     /// By number.
     rails: Vec<Option<RailPlace>>,
     /// Sessions' names for connections.
-    numbers: BTreeMap<u32, PeerPlace>,
-    last_number: u32,
+    numbers: Numbers,
     last_tag: u64,
     /// Jobs that are on their way to a URL.
     reaching: usize,
-}
-
-/// What a peer's number stands for.
-#[derive(Debug)]
-struct PeerPlace {
-    session: usize,
-    /// `None` once it is lost.
-    connection: Option<usize>,
 }
 
 /// Whose a rail is.
@@ -187,8 +180,7 @@ impl Peers {
         Self {
             connections: Slab::new(),
             rails: (0..rails).map(|_| None).collect(),
-            numbers: BTreeMap::new(),
-            last_number: 0,
+            numbers: Numbers::default(),
             last_tag: 0,
             reaching: 0,
         }

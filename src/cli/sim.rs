@@ -16,7 +16,8 @@ use super::{Failure, complain, grouped, say, say_json};
 #[derive(Debug, Args)]
 pub(crate) struct Sim {
     /// How many worlds.
-    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1_000)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
     worlds: u64,
     /// The first world's seed; the others' follow.
     #[arg(long, value_name = "SEED", default_value_t = 1)]

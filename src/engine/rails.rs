@@ -15,7 +15,7 @@
 
 use crate::abi::{
     CQE_FLUSHED, CQE_MAYBE_DONE, CQE_RETRYABLE, Counter, Detail, Opcode, SQE_NOTIFY, WAIT_CREDIT,
-    WAIT_FABRIC, WAIT_RAIL,
+    WAIT_FABRIC, WAIT_RAIL, errno,
 };
 use crate::fabric::{
     Arrival, DONE_FLUSHED, DONE_MAYBE, DONE_PLACED, Done, Fabric, REQUEST_CHAIN, REQUEST_NOTIFY,
@@ -197,7 +197,12 @@ pub(super) fn note_failure(record: &mut Record, bytes: u32, done: Done) {
         // What may be repeated without harm is not marked as maybe done.
         flags |= if maybe { CQE_FLUSHED } else { CQE_FLUSHED | CQE_RETRYABLE };
     }
-    record.failure = Some(Failure { errno: done.errno, detail: Detail::None as u16, flags });
+    let detail = match done.errno {
+        errno::EHOSTDOWN => Detail::Peer,
+        _ if record.rail != 0 => Detail::Wire,
+        _ => Detail::None,
+    };
+    record.failure = Some(Failure { errno: done.errno, detail: detail as u16, flags });
 }
 
 impl<F: Fabric, M: Memory> Engine<F, M> {

@@ -609,7 +609,7 @@ table! {
     "drain_ms" Number(u32) drain_ms, "Milliseconds that shutdown waits for posted ops";
     "first_index" Number(u32) first_index, "First value of every ring's cursors";
     "pin" Cpu pin, "CPU to pin the engine thread to";
-    "verbs" Use verbs, "Whether queue pairs of a card are used";
+    "verbs" Use verbs, "Whether queue pairs are used: off; auto, with a card; require, or fail";
     "verbs_device" Device verbs_device,
         "The card's device and port; auto is what verbring devices calls chosen";
     "verbs_gid" Place verbs_gid,
@@ -635,7 +635,8 @@ table! {
     "quota.ops" Number(u32) quota.ops, "Ops in flight of one uid";
     "quota.control_per_s" Number(u32) quota.control_per_s,
         "Control messages a second of one uid; more are answered later";
-    "quota.class_ceiling" Class quota.class_ceiling, "Most urgent class of one uid";
+    "quota.class_ceiling" Class quota.class_ceiling,
+        "Most urgent class of one uid: high, medium or low";
 }
 
 /// Starts every setting's name in the environment.

@@ -199,7 +199,12 @@ pub(super) fn note_failure(record: &mut Record, bytes: u32, done: Done) {
         // What may be repeated without harm is not marked as maybe done.
         flags |= if maybe { CQE_FLUSHED } else { CQE_FLUSHED | CQE_RETRYABLE };
     }
-    record.failure = Some(Failure { errno: done.errno, detail: Detail::None as u16, flags });
+    let detail = match done.errno {
+        errno::EHOSTDOWN => Detail::Peer,
+        _ if record.rail != 0 => Detail::Wire,
+        _ => Detail::None,
+    };
+    record.failure = Some(Failure { errno: done.errno, detail: detail as u16, flags });
 }
 
 impl<F: Fabric, M: Memory> Engine<F, M> {

@@ -289,7 +289,7 @@ fn an_atomic_that_was_cut_off_is_maybe_done() {
     two.net.plan_work(two.join.number(1, 0), WorkPlan { after: 0, status, effect });
     let cqe = two.run(0, add(ids, 0, 5));
     let flags = crate::abi::CQE_FLUSHED | crate::abi::CQE_MAYBE_DONE;
-    assert_eq!(outcome(&cqe), failed(errno::ETIMEDOUT, flags, Detail::None));
+    assert_eq!(outcome(&cqe), failed(errno::ETIMEDOUT, flags, Detail::Wire));
     assert_eq!(two.worlds[1].bytes(target)[..8], 5_u64.to_le_bytes(), "it was");
     two.expect_rest();
 }

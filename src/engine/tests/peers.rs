@@ -376,7 +376,7 @@ fn an_op_that_failed_in_its_middle_notifies_nobody() {
         plan_posts(&two, number, &[4, 0, 0]);
         let sqe = Sqe { flags: SQE_NOTIFY, immediate: 3, ..transfer(opcode, ids, 0, 1000) };
         let cqe = two.run(0, sqe);
-        assert_eq!(outcome(&cqe), failed(errno::EACCES, 0, Detail::None));
+        assert_eq!(outcome(&cqe), failed(errno::EACCES, 0, Detail::Wire));
         let pending = two.worlds[1].engine.regions[target.index() as usize].pending;
         assert_eq!(pending, 0, "{opcode:?}");
         two.expect_rest();
@@ -495,7 +495,7 @@ fn a_dead_rail_ends_its_ops_and_no_others() {
     assert_eq!(two.state(0, 1), RailState::Dead);
     let mut ends: Vec<_> = two.pop(0).iter().map(outcome).collect();
     ends.sort_unstable();
-    let gone = |flags| failed(errno::EHOSTDOWN, flags, Detail::None);
+    let gone = |flags| failed(errno::EHOSTDOWN, flags, Detail::Peer);
     let maybe = gone(CQE_FLUSHED | CQE_MAYBE_DONE);
     let mut must = [gone(flags), maybe, maybe];
     must.sort_unstable();
@@ -607,7 +607,7 @@ fn keys_admit_what_was_lent() {
     // The import claims more than was lent.
     two.worlds[0].engine.regions[far.index() as usize].kind = claimed(&two, far);
     let cqe = two.run(0, transfer(Opcode::Write, (near, far), 0, 100));
-    assert_eq!(outcome(&cqe), failed(errno::EACCES, 0, Detail::None));
+    assert_eq!(outcome(&cqe), failed(errno::EACCES, 0, Detail::Wire));
     let cqe = two.run(0, transfer(Opcode::Read, (near, far), 0, 100));
     assert_eq!(outcome(&cqe), (100, 0, carried(1)));
     two.expect_rest();

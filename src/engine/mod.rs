@@ -274,7 +274,10 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         self.sweep_deadlines();
         turn.posted = self.schedule();
         if abroad {
-            turn.posted += self.schedule_abroad();
+            let sent = self.schedule_abroad();
+            turn.posted += sent;
+            // Some devices have done it all by the time that the post returns.
+            turn.reaped += if sent > 0 { self.reap_abroad() } else { 0 };
             self.abroad.moved = flushed || self.ledger.open_count() != open;
         }
         self.publish();

@@ -33,6 +33,11 @@ use super::{Engine, STEPS_PER_TURN};
 /// Most rails: sets of them are a word.
 pub(super) const RAILS_MAX: u16 = 64;
 
+/// Requests given to a rail in one turn, with one doorbell. What one costs is spread over enough of
+/// them then; and between two posts completions are reaped and published, so that clients refill
+/// what they empty. A device whose driver does the work while it posts would else hold all back.
+const POST_MAX: usize = 16;
+
 /// Notifications of peers that are heard in one turn.
 const ARRIVALS_PER_TURN: usize = 64;
 
@@ -167,6 +172,15 @@ impl Abroad {
     }
 }
 
+/// The rails of a set, lowest first.
+fn each_bit(mut set: u64) -> impl Iterator<Item = u16> {
+    std::iter::from_fn(move || {
+        let rail = u16::try_from(set.trailing_zeros()).ok().filter(|_| set != 0)?;
+        set &= set - 1;
+        Some(rail)
+    })
+}
+
 /// The rail that an op goes by: its import's, by class; an atomic's is where its region has them.
 #[inline]
 fn rail_of(regions: &[Region], op: &Op) -> u16 {
@@ -234,12 +248,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     pub(super) fn schedule_abroad(&mut self) -> u32 {
         let mut posted = 0;
         let mut ends = STEPS_PER_TURN;
-        let mut left = self.abroad.queued;
-        for rail in 0..self.fabric.rails() {
-            if left & 1 != 0 {
-                posted += self.schedule_rail(rail, &mut ends);
-            }
-            left >>= 1;
+        for rail in each_bit(self.abroad.queued) {
+            posted += self.schedule_rail(rail, &mut ends);
         }
         posted
     }
@@ -252,6 +262,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             (room.requests, room.notifies) = (u32::MAX, u32::MAX);
         }
         let mut last = self.abroad.queues[usize::from(rail)].last;
+        let most = batch.len().min(POST_MAX);
         let mut count = 0;
         while let Some(slot) = self.abroad.first(&self.ledger, rail, room.notifies > 0) {
             if let Some(failure) = self.spoiled(slot) {
@@ -263,7 +274,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 self.settle_head(slot);
                 continue;
             }
-            let Some(place) = batch.get_mut(count) else { break };
+            let Some(place) = batch[..most].get_mut(count) else { break };
             match self.post_abroad(slot, place, &mut room, last) {
                 Ok(()) => {}
                 Err(WAIT_CREDIT) => {
@@ -401,13 +412,10 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             || abroad.purge.is_some()
             || (self.deadlines > 0 && self.sweep_from != 0)
             || self.winding.iter().any(|&id| self.winds(id))
-            || (1..self.fabric.rails()).any(|rail| self.rail_busy(rail))
+            || each_bit(abroad.queued | abroad.flying).any(|rail| self.rail_busy(rail))
     }
 
     fn rail_busy(&self, rail: u16) -> bool {
-        if (self.abroad.queued | self.abroad.flying) >> rail & 1 == 0 {
-            return false;
-        }
         let room = self.fabric.room(rail);
         if let Some(Stop::Connecting | Stop::Degraded | Stop::Rebuilding) = room.stop {
             return false;

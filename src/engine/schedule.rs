@@ -3,7 +3,7 @@
 use crate::abi::{
     CQE_RETRYABLE, Counter, Detail, Opcode, SQE_NOTIFY, WAIT_FABRIC, WAIT_NONE, errno,
 };
-use crate::fabric::{Fabric, Request, Verb};
+use crate::fabric::{Done, Fabric, Request, Verb};
 use crate::ledger::{Failure, NIL, Op, State};
 use crate::ring::Memory;
 use crate::sched::credits::Grant;
@@ -19,12 +19,25 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     /// Collects completions: they give credits back and end ops.
     #[inline(never)]
     pub(super) fn reap(&mut self) -> u32 {
-        let abroad = self.abroad();
-        if self.window.ops() == 0 && !abroad {
+        if self.window.ops() == 0 && !self.abroad() {
             return 0;
         }
         let mut done = std::mem::take(&mut self.done);
         self.fabric.poll(self.now_ns, &mut done);
+        self.bring_home(done)
+    }
+
+    /// [`Engine::reap`] once more, of the rails to peers alone: nothing is copied in it.
+    pub(super) fn reap_abroad(&mut self) -> u32 {
+        let mut done = std::mem::take(&mut self.done);
+        self.fabric.poll_rails(self.now_ns, &mut done);
+        self.bring_home(done)
+    }
+
+    /// Ends what completed; returns how many requests that were.
+    #[inline]
+    fn bring_home(&mut self, mut done: Vec<Done>) -> u32 {
+        let abroad = self.abroad();
         let reaped = u32::try_from(done.len()).unwrap_or(u32::MAX);
         for completion in &done {
             // A completion for a post that is not open is stale: it moves nothing.

@@ -193,6 +193,10 @@ pub trait Fabric {
     /// Works for a bounded time and appends completions, never beyond `done`'s capacity.
     fn poll(&mut self, now_ns: u64, done: &mut Vec<Done>);
 
+    /// [`Fabric::poll`] of what devices have done by themselves: nothing is moved in it.
+    #[inline]
+    fn poll_rails(&mut self, _now_ns: u64, _done: &mut Vec<Done>) {}
+
     /// What a rail takes at the next post.
     fn room(&self, _rail: u16) -> Room {
         Room { requests: u32::MAX, notifies: 0, stop: None }

@@ -117,6 +117,13 @@ impl<P: Provider> Fabric for Pair<P> {
         }
     }
 
+    #[inline]
+    fn poll_rails(&mut self, now_ns: u64, done: &mut Vec<Done>) {
+        if let Some(rails) = self.rails.as_mut() {
+            rails.poll(now_ns, done);
+        }
+    }
+
     fn room(&self, rail: u16) -> Room {
         match &self.rails {
             Some(rails) if rail > 0 => rails.room(rail),

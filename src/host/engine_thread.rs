@@ -38,6 +38,8 @@ pub(super) struct EngineThread {
     link: Arc<Link>,
     bells: Vec<Option<RingBells>>,
     spin_ns: u64,
+    /// How long to look for work before this sleep: `spin_ns`, or more after long work by a card.
+    patience_ns: u64,
     /// Queue pairs that are rails.
     pairs: u32,
     /// The card was asked for an event, which may have come.
@@ -52,8 +54,16 @@ pub(super) struct EngineThread {
 /// Bells answered between two turns: each costs a system call.
 const BELLS_PER_TURN: usize = 64;
 
-/// Looks for SQEs between two idle turns.
+/// Looks for SQEs between two idle turns; and where there are queue pairs, of which only a turn
+/// finds what came.
 const LOOKS: u32 = 16;
+const LOOKS_WITH_PAIRS: u32 = 4;
+
+/// With queue pairs, this thread looks for work as long as it has just been busy, at least for
+/// the configured time, and at most for so many times that. To sleep and to wake costs more where
+/// ops take longer, since it is the same machine that is slow; and no more than half the time is
+/// spent in vain.
+const PATIENCE_MAX: u64 = 10;
 
 /// An idle thread pauses between its looks from then on.
 const POLITE_AFTER_NS: u64 = 2_000;
@@ -72,7 +82,9 @@ impl EngineThread {
         let bells = (0..rings_max).map(|_| None).collect();
         let nap_ms = *NAP_MS.start();
         let (armed, watched, woke_ns) = (false, false, 0);
-        Self { engine, link, bells, spin_ns, pairs: 0, armed, woke_ns, watched, nap_ms }
+        let patience_ns = spin_ns;
+        let pairs = 0;
+        Self { engine, link, bells, spin_ns, patience_ns, pairs, armed, woke_ns, watched, nap_ms }
     }
 
     /// Runs until told to stop.
@@ -81,25 +93,30 @@ impl EngineThread {
         let mut events = [EpollEvent::empty(); 64];
         let mut now_ns = clock::now_ns();
         let mut idle_since = now_ns;
+        let mut busy_since = None;
         loop {
             let heard = self.listen();
             let turn = self.engine.turn(now_ns);
             self.ring_bells();
             let told = self.tell();
             if turn.worked() || heard || told {
-                idle_since = now_ns;
+                let began_ns = *busy_since.get_or_insert(now_ns);
                 self.nap_ms = *NAP_MS.start();
                 self.ask_for_watch(now_ns);
                 now_ns = clock::now_ns();
+                idle_since = now_ns;
+                self.patience_ns = match self.pairs {
+                    0 => self.spin_ns,
+                    _ => patience(self.spin_ns, now_ns - began_ns),
+                };
                 continue;
             }
             if self.link.stop.load(Ordering::Acquire) {
                 return;
             }
-            if now_ns.saturating_sub(idle_since) < self.spin_ns {
-                // What comes by a rail, only a turn finds.
-                now_ns =
-                    if self.pairs > 0 { clock::now_ns() } else { self.look_around(idle_since) };
+            busy_since = None;
+            if now_ns.saturating_sub(idle_since) < self.patience_ns {
+                now_ns = self.look_around(idle_since);
                 continue;
             }
             // What the control thread has no room to hear yet is told before sleep.
@@ -116,7 +133,7 @@ impl EngineThread {
     /// Looks for SQEs alone, which costs a fraction of a turn, for a while; returns the time.
     fn look_around(&self, idle_since: u64) -> u64 {
         let mut now_ns = clock::now_ns();
-        for _ in 0..LOOKS {
+        for _ in 0..if self.pairs > 0 { LOOKS_WITH_PAIRS } else { LOOKS } {
             if self.engine.stirred() {
                 break;
             }
@@ -330,6 +347,11 @@ impl EngineThread {
     }
 }
 
+/// How long to look for work, after having been busy for so long with a card's help.
+fn patience(spin_ns: u64, busy_ns: u64) -> u64 {
+    busy_ns.clamp(spin_ns, PATIENCE_MAX * spin_ns)
+}
+
 /// Listens for the bells of sleeping rings while the engine thread is busy.
 pub(super) fn watch(link: &Link) {
     let mut events = [EpollEvent::empty(); 64];
@@ -360,5 +382,17 @@ pub(super) fn watch(link: &Link) {
                 break;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_looks_as_long_as_it_was_busy_within_bounds() {
+        let of = |busy_ns| patience(50, busy_ns);
+        assert_eq!([0, 49, 50, 320, 500, 501].map(of), [50, 50, 50, 320, 500, 500]);
+        assert_eq!(patience(0, 1_000), 0, "one that is not to look does not");
     }
 }

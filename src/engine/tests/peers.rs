@@ -9,9 +9,9 @@ use crate::abi::{
     STATE_QUEUED, Sqe, WAIT_CREDIT, WAIT_RAIL, errno,
 };
 use crate::engine::{Limits, Reply, Wind};
-use crate::fabric::qp::RailState;
 use crate::fabric::qp::provider::{WcStatus, WrVerb};
 use crate::fabric::qp::sim::{PostPlan, Say, WorkPlan};
+use crate::fabric::qp::{Config, RailState};
 use crate::ids::RegionId;
 use crate::seeds::{Random, each_seed};
 
@@ -396,14 +396,17 @@ fn an_op_that_failed_and_was_overtaken_notifies_nobody() {
     let class = Class::Low as u8;
     let sqe = Sqe { flags: SQE_NOTIFY, class, ..transfer(Opcode::Write, ids, 0, 1000) };
     let failing = two.push(0, Sqe { user_data: 1, ..sqe });
+    // Markers move nothing.
+    let moved = |two: &Two| -> Vec<u32> {
+        let posted = two.net.posted(number);
+        posted.iter().map(|wr| wr.bytes).filter(|bytes| *bytes > 0).collect()
+    };
     two.step();
-    assert_eq!(two.net.posted(number).len(), 1, "the plan struck elsewhere");
+    assert_eq!(moved(&two), [256], "the plan struck elsewhere");
     let class = Class::High as u8;
     two.push(0, Sqe { class, user_data: 2, ..transfer(Opcode::Write, ids, 8192, 100) });
     two.step();
-    let moved: Vec<_> = two.net.posted(number).iter().map(|wr| wr.bytes).collect();
-    let moved: Vec<_> = moved.into_iter().filter(|bytes| *bytes > 0).collect();
-    assert_eq!(moved, [256, 100], "a slice left before the first one's end");
+    assert_eq!(moved(&two), [256, 100], "a slice left before the first one's end");
     two.settle();
     let mut ends: Vec<_> = two.pop(0).iter().map(|cqe| (cqe.user_data, cqe.res)).collect();
     ends.sort_unstable();
@@ -688,4 +691,24 @@ fn a_flood_goes_through_a_small_rail() {
     assert!(rails_of(&mut two.worlds[0]).at_rest());
     two.expect_rest();
     assert_eq!(two.client(0).taken(), 30);
+}
+
+/// A post of everything would keep what has ended meanwhile from being told.
+#[test]
+fn a_long_queue_goes_to_a_rail_in_posts_of_bounded_length() {
+    let limits = Limits { intake_budget: 64, ..LIMITS };
+    let Route { mut two, ids, .. } = route(Two::with(limits, Config { depth: 32, ..CONFIG }, 1));
+    let number = two.join.number(1, 0);
+    let before = two.net.posted(number).len();
+    for at in 0..20 {
+        two.push(0, transfer(Opcode::Write, ids, 8 * at, 8));
+    }
+    let posted = [0; 2].map(|_| {
+        two.step();
+        two.net.posted(number).len() - before
+    });
+    assert_eq!(posted, [16, 20]);
+    two.settle();
+    assert_eq!(two.pop(0).iter().filter(|cqe| cqe.res == 8).count(), 20);
+    two.expect_rest();
 }

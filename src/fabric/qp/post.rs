@@ -212,12 +212,13 @@ impl Rail {
     ) {
         while self.data_posted < self.depth && self.next != self.taken.tail() {
             let at = self.next;
-            let taken = self.taken[at];
+            let taken = &self.taken[at];
             if taken.suspect() && self.data_posted > taken.in_flight || self.suspect_posted() {
                 break;
             }
-            let made = match taken.stage {
-                _ if taken.failure.is_some() => None,
+            let (stage, failed) = (taken.stage, taken.failure.is_some());
+            let made = match stage {
+                _ if failed => None,
                 Stage::Data => match self.data(number, at, regions, config) {
                     Some(wr) => Some(wr),
                     None => {
@@ -248,7 +249,7 @@ impl Rail {
         regions: &[Option<Memory>],
         config: &Config,
     ) -> Option<Wr> {
-        let taken = self.taken[at];
+        let taken = &self.taken[at];
         let request = &taken.request;
         let near = region(regions, request.local)?;
         let far = region(regions, request.remote)?;
@@ -258,11 +259,11 @@ impl Rail {
         let left = request.bytes - taken.cursor;
         let bytes = left.min(u32::try_from(piece).unwrap_or(u32::MAX));
         let work = Work { role: Role::Data, taken: at, cursor: taken.cursor, ..self.work_before() };
-        if !taken.begun() && !taken.chained() {
+        let (begun, chained, verb) = (taken.begun(), taken.chained(), verb(request.verb));
+        if !begun && !chained {
             self.chain_answers = false;
         }
-        let fence = !taken.begun() && std::mem::take(&mut self.chain_answers);
-        let verb = verb(request.verb);
+        let fence = !begun && std::mem::take(&mut self.chain_answers);
         self.chain_answers |= verb.answers();
         let taken = &mut self.taken[at];
         taken.cursor += bytes;

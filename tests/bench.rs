@@ -90,7 +90,9 @@ fn rows_of(flags: &[&str], output: (Option<i32>, String, String)) -> Vec<Value> 
 fn check(row: &Value) {
     let number = |name: &str| row[name].as_f64().unwrap_or_else(|| panic!("no {name}: {row}"));
     assert!(["pipelined", "lock-step", "sleep"].contains(&row["bench"].as_str().unwrap()), "{row}");
-    assert!(number("ops") > 0.0 && number("ops_per_s") > 0.0 && number("runs") >= 20.0, "{row}");
+    assert!(number("ops") > 0.0 && number("runs") >= 20.0, "{row}");
+    // Beside others a process may get no processor at all in most slices of a millisecond.
+    assert!(number("ops_per_s") > 0.0 || row["quiet"] == false, "{row}");
     assert!(number("p50_ns") > 0.0 && number("p50_ns") <= number("p99_ns"), "{row}");
     assert!(number("p99_ns") <= number("p999_ns") && number("spread") >= 0.0, "{row}");
     let op_bytes = number("size_bytes") * number("pages");

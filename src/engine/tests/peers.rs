@@ -677,7 +677,7 @@ fn a_batch_of_both_kinds_is_taken_as_a_prefix() {
 #[test]
 fn a_flood_goes_through_a_small_rail() {
     let limits = Limits { window_bytes: 512, ..LIMITS };
-    let config = crate::fabric::qp::Config { depth: 2, signal_every: 1, ..CONFIG };
+    let config = Config { depth: 2, signal_every: 1, ..CONFIG };
     let Route { mut two, ids, target } = route(Two::with(limits, config, 1));
     for at in 0..30 {
         two.push(0, transfer(Opcode::Write, ids, at * 2048, 2048));

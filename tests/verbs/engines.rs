@@ -443,6 +443,27 @@ fn signal(served: &Served, signal: Signal) {
     kill(Pid::from_raw(pid), signal).expect("it is ours");
 }
 
+/// Writes 8192 bytes to the peer. Every third op notifies, and needs the other engine for that;
+/// bytes alone its card takes by itself.
+fn push(near: &mut Side, import: &Import, count: &mut u64) -> bool {
+    let at = *count % 64 * 8192;
+    let Ok(lease) = near.region.lend(at..at + 8192) else { return false };
+    let write = Write::new(lease, import.at(at));
+    let write = if count.is_multiple_of(3) { write.notify(1) } else { write };
+    let pushed = near.ring.push(write).is_ok();
+    *count += u64::from(pushed);
+    pushed
+}
+
+/// A peer can be had there, and takes bytes and notifications.
+fn crosses(near: &mut Side, url: &str, secret: &Secret) {
+    let peer = near.session.connect_peer_over(url, FABRIC_VERBS).expect("a peer");
+    let import = peer.import("there", None, secret).expect("an import");
+    let lease = near.region.lend(0..4096).expect("free");
+    near.ring.push(Write::new(lease, import.at(0)).notify(2)).expect("room");
+    drop(near.done(4096, &peer));
+}
+
 #[test]
 #[ignore = "needs two RDMA ports: tests/run vm"]
 fn a_stopped_peer_gives_every_op_its_verdict_and_costs_nobody_else() {
@@ -454,16 +475,6 @@ fn a_stopped_peer_gives_every_op_its_verdict_and_costs_nobody_else() {
     let url = format!("unix:{}", served.socket.display());
     let peer = near.session.connect_peer_over(&url, FABRIC_VERBS).expect("a peer");
     let import = peer.import("there", None, &secret).expect("an import");
-    // Those that notify need the other engine; its card takes the bytes by itself.
-    let push = |near: &mut Side, count: &mut u64| {
-        let at = *count % 64 * 8192;
-        let Ok(lease) = near.region.lend(at..at + 8192) else { return false };
-        let write = Write::new(lease, import.at(at));
-        let write = if count.is_multiple_of(3) { write.notify(1) } else { write };
-        let pushed = near.ring.push(write).is_ok();
-        *count += u64::from(pushed);
-        pushed
-    };
     let (mut pushed, mut ended) = (0, 0);
     // Stopped for a moment, nobody minds.
     for round in 0..3 {
@@ -476,7 +487,7 @@ fn a_stopped_peer_gives_every_op_its_verdict_and_costs_nobody_else() {
             if round == 1 && stopped.elapsed() > Duration::from_secs(2) {
                 signal(&served, Signal::SIGCONT);
             }
-            while ended < resume && pushed - ended < 32 && push(&mut near, &mut pushed) {}
+            while ended < resume && pushed - ended < 32 && push(&mut near, &import, &mut pushed) {}
             near.ring.submit_and_wait(1, Some(Duration::from_millis(500))).expect("a wait");
             while let Some(done) = near.ring.reap().expect("a sound ring") {
                 assert_eq!(done.result, Ok(8192), "{done:?}");
@@ -494,7 +505,7 @@ fn a_stopped_peer_gives_every_op_its_verdict_and_costs_nobody_else() {
     let mut others = other.ring(RingOptions::new(8, 8)).expect("a ring");
     let mut failed = 0;
     while ended < pushed || failed == 0 {
-        while failed == 0 && pushed - ended < 32 && push(&mut near, &mut pushed) {}
+        while failed == 0 && pushed - ended < 32 && push(&mut near, &import, &mut pushed) {}
         near.ring.submit_and_wait(1, Some(Duration::from_millis(500))).expect("a wait");
         while let Some(done) = near.ring.reap().expect("a sound ring") {
             ended += 1;
@@ -511,18 +522,14 @@ fn a_stopped_peer_gives_every_op_its_verdict_and_costs_nobody_else() {
         assert!(asked.elapsed() < Duration::from_secs(5), "another session waits");
     }
     println!("{failed} ops failed, the last verdict after {:?}", stopped.elapsed());
-    assert!(push(&mut near, &mut pushed));
+    assert!(push(&mut near, &import, &mut pushed));
     near.next().result.expect_err("it is lost");
     drop(import);
 
     // It goes on, hears that it was left, and is a peer again.
     signal(&served, Signal::SIGCONT);
-    let peer = near.session.connect_peer_over(&url, FABRIC_VERBS).expect("a peer");
-    let import = peer.import("there", None, &secret).expect("an import");
-    let lease = near.region.lend(0..4096).expect("free");
-    near.ring.push(Write::new(lease, import.at(0)).notify(2)).expect("room");
-    drop(near.done(4096, &peer));
-    drop((import, others, other));
+    crosses(&mut near, &url, &secret);
+    drop((others, other));
     near.engine.shutdown().expect("a clean end");
     drop(served);
     settle(&first.device);

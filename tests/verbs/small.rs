@@ -96,7 +96,7 @@ fn a_send_queue_smaller_than_believed_ends_every_request_once() {
     for far in [&second, &first] {
         let mut two = Two::boasting([&first, far], 1, 4);
         let begun = Instant::now();
-        let (mut next, mut ended) = (0, vec![0; REQUESTS as usize]);
+        let (mut next, mut ended) = (0, vec![0; usize::try_from(REQUESTS).expect("small")]);
         let (mut done, mut told) = (Vec::with_capacity(32), 0);
         let mut arrivals = Vec::with_capacity(8);
         while ended.contains(&0) {

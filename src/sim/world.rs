@@ -352,9 +352,12 @@ impl World {
         }
     }
 
-    /// Nothing is under way anywhere, but for ARMs.
-    fn quiet(&self) -> bool {
-        self.clients.iter().all(|client| client.open() == 0) && self.net.is_still()
+    /// Nothing is under way anywhere, but for ARMs: no op of a client that broke its ring either,
+    /// which may wait for a rail that is being rebuilt.
+    fn quiet(&mut self) -> bool {
+        self.clients.iter().all(|client| client.open() == 0)
+            && self.net.is_still()
+            && self.nodes.iter_mut().all(|node| node.rails_mut().at_rest())
     }
 
     fn what_hangs(&self) -> String {

@@ -12,8 +12,16 @@
 //!  Quiesce wished -> ERROR                  -> QUIET       (the other's rail is told Broken)
 //!  both QUIET     -> the rail is told Quiet
 //!  Reset wished   -> RESET, INIT            -> the rail is told Reset: a new life
-//!  lost           -> RESET                  -> the rail is told Gone
+//!  lost           -> ERROR                  (the rail is told Broken)
+//!  both silent    -> RESET                  -> the rail is told Gone
 //! ```
+//!
+//! **A rail that is lost** has its queue pair moved to ERROR at once, and may say so ([`hushed`]).
+//! Its requests may still be on their way to the peer: nothing is told of them before the caller
+//! knows that the peer's queue pair cannot deliver them any more, and says so ([`silent`]).
+//!
+//! [`hushed`]: Joint::hushed
+//! [`silent`]: Joint::silent
 //!
 //! **Lives.** A rail's epochs are its own, so what is said to the peer counts lives from 0 on. Both
 //! ends must be quiet before either begins a new life; so the peer is in the same life, or it has
@@ -67,6 +75,8 @@ pub(crate) enum Step {
     Quiet(u32),
     /// RESET and INIT.
     Reset(u32),
+    /// ERROR, since the rail is lost.
+    Hush,
     /// RESET, for good.
     End,
     /// The queue pair's end.
@@ -152,6 +162,9 @@ enum End {
     /// It is lost; the rail's first wish is waited for, which says its epoch. It would never come
     /// if the queue pair were reset under it: receives cannot be posted in RESET.
     Waiting,
+    /// It is lost, and may have sent what the peer has not got yet: our queue pair is moved to
+    /// ERROR, and the peer's silence is waited for.
+    Hushing,
     /// The queue pair is being reset.
     Resetting,
     /// The rail is dead, or never was.
@@ -186,6 +199,8 @@ pub(crate) struct Joint {
     own: Own,
     other: Other,
     end: End,
+    /// The peer's queue pair delivers nothing more.
+    silent: bool,
     /// Lives in a row that ended before they were connected.
     failures: u32,
     acts: VecDeque<Act>,
@@ -209,6 +224,7 @@ impl Joint {
             own: Own::default(),
             other: Other::default(),
             end: End::No,
+            silent: false,
             failures: 0,
             acts: VecDeque::from([create]),
         }
@@ -430,6 +446,11 @@ impl Joint {
                 // From there on the rail is in its next epoch.
                 self.epoch = self.epoch.wrapping_add(1);
             }
+            // If it cannot be moved to ERROR, RESET will do.
+            Step::Hush if self.end == End::Hushing => {
+                self.own.quiet = true;
+                self.try_end();
+            }
             Step::End if self.end == End::Resetting => {
                 self.end = End::Dead;
                 if self.pair == Pair::Adopted {
@@ -457,7 +478,46 @@ impl Joint {
             Pair::Creating => {}
             Pair::None => self.end = End::Dead,
             Pair::Adopted if self.first_epoch.is_none() => self.end = End::Waiting,
+            Pair::Adopted if self.own.moving && !self.peer_was_quiet() => self.hush(),
             Pair::Adopted | Pair::Refused => self.reset_for_good(),
+        }
+    }
+
+    fn hush(&mut self) {
+        self.end = End::Hushing;
+        self.tell(News::Broken);
+        if !self.own.quiet {
+            let (number, moves) = (self.number, vec![Move::Error]);
+            self.card(Step::Hush, Job::Move { number, moves });
+        }
+        self.try_end();
+    }
+
+    /// The peer's queue pair cannot deliver anything of ours any more: its control said so, its
+    /// process is gone, or the lease is over.
+    pub(crate) fn silent(&mut self) {
+        self.silent = true;
+        self.try_end();
+    }
+
+    /// It is lost, and our queue pair delivers nothing more of what the peer has sent.
+    pub(crate) fn hushed(&self) -> bool {
+        let never = matches!(self.pair, Pair::Creating | Pair::None | Pair::Refused);
+        match self.end {
+            End::No => false,
+            End::Hushing | End::Resetting => never || self.own.quiet || !self.own.moving,
+            End::Waiting | End::Dead | End::Releasing | End::Over => true,
+        }
+    }
+
+    /// The peer has ended this life, and may have begun the next one.
+    fn peer_was_quiet(&self) -> bool {
+        self.peer().quiet || self.other.life == self.life.wrapping_add(1)
+    }
+
+    fn try_end(&mut self) {
+        if self.end == End::Hushing && self.own.quiet && self.silent {
+            self.reset_for_good();
         }
     }
 

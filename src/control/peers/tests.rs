@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::joint::{Act, Job, Joint, Say, Step};
 use crate::fabric::conformance::{FAR, NEAR, request};
-use crate::fabric::qp::provider::{Access, Key, Move, PathSettings, ProviderControl};
+use crate::fabric::qp::provider::{Access, Key, Move, PairState, PathSettings, ProviderControl};
 use crate::fabric::qp::sim::{Net, SimConfig, SimControl, SimProvider};
 use crate::fabric::qp::{Ask, Config, Memory, News, RailState, Rails, Told, Wish};
 use crate::fabric::{Arrival, Done, Fabric, REQUEST_NOTIFY, Request, Verb};
@@ -75,9 +75,12 @@ struct End {
     card: Pipe<(Step, Job)>,
     orders: Pipe<Order>,
     wishes: Pipe<Wish>,
-    /// To the other end; `None` is the end of the connection.
+    /// To the other end; `None` says that this one is lost and hushed.
     wire: Pipe<Option<Say>>,
     closed: bool,
+    bye_said: bool,
+    /// Its queue pair came to RTS in this life.
+    sent: bool,
     taken: u64,
     ended: u64,
     arrived: u64,
@@ -125,6 +128,8 @@ impl World {
                 wishes: Pipe::new(random.pick(&latency)),
                 wire: Pipe::new(random.pick(&latency)),
                 closed: false,
+                bye_said: false,
+                sent: false,
                 taken: 0,
                 ended: 0,
                 arrived: 0,
@@ -200,7 +205,9 @@ impl World {
                 let mut well = !(connects && clumsy);
                 for to in &moves {
                     well = well && end.control.modify(number, to).is_ok();
+                    end.sent |= well && matches!(to, Move::ReadyToSend(_));
                 }
+                end.sent &= !(well && matches!(step, Step::Reset(_)));
                 end.joint.moved(step, well);
             }
         }
@@ -220,20 +227,39 @@ impl World {
             match message {
                 Some(_) if end.closed => {}
                 Some(say) => end.joint.heard(&say).unwrap(),
-                None => self.close(side),
+                None => {
+                    self.close(side);
+                    self.ends[side].joint.silent();
+                }
             }
             self.act(side);
         }
         self.act(side);
+        let end = &mut self.ends[side];
+        if end.closed && !end.bye_said && end.joint.hushed() {
+            end.bye_said = true;
+            end.wire.send(now_ns, &mut self.random, None);
+        }
     }
 
     /// The connection ends, as seen from one end.
     fn close(&mut self, side: usize) {
-        let now_ns = self.net.now_ns();
         let end = &mut self.ends[side];
         if !std::mem::replace(&mut end.closed, true) {
-            end.wire.send(now_ns, &mut self.random, None);
             end.joint.lose();
+        }
+    }
+
+    /// A rail is told that it is over. What it may have sent is delivered by nobody any more.
+    fn check_silence(&mut self, side: usize) {
+        if !self.ends[side].sent {
+            return;
+        }
+        for end in &mut self.ends {
+            let Some(number) = end.joint.number() else { continue };
+            let state = end.control.state(number).unwrap();
+            let delivers = matches!(state, PairState::ReadyToReceive | PairState::ReadyToSend);
+            assert!(!delivers, "Gone was told while an end is in {state:?}");
         }
     }
 
@@ -246,6 +272,10 @@ impl World {
                 Act::Send(say) => end.wire.send(now_ns, &mut self.random, Some(say)),
                 Act::Card(step, job) => end.card.send(now_ns, &mut self.random, (step, job)),
                 Act::Tell(epoch, news) => {
+                    if news == News::Gone {
+                        self.check_silence(side);
+                    }
+                    let end = &mut self.ends[side];
                     let told = Told { rail: RAIL, epoch, news };
                     end.orders.send(now_ns, &mut self.random, Order::Tell(told));
                 }
@@ -514,10 +544,12 @@ fn no_order_of_events_makes_a_joint_panic() {
                 }
                 6 => joint.endpoint(life, random.chance(70).then_some(endpoint)),
                 7 => {
-                    let steps = [Step::Up(life), Step::Quiet(life), Step::Reset(life), Step::End];
-                    joint.moved(random.pick(&steps), random.chance(70));
+                    let steps = [Step::Up(life), Step::Quiet(life), Step::Reset(life)];
+                    let step = random.pick(&[steps[0], steps[1], steps[2], Step::Hush, Step::End]);
+                    joint.moved(step, random.chance(70));
                 }
                 8 if random.chance(20) => joint.lose(),
+                8 if random.chance(20) => joint.silent(),
                 8 => joint.broken(),
                 _ => while joint.act().is_some() {},
             }

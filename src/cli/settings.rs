@@ -622,6 +622,8 @@ table! {
     "verbs_retry" Number(u8) verbs_retry, "Repeats without an acknowledgement";
     "verbs_rnr_retry" Number(u8) verbs_rnr_retry,
         "Repeats while the peer has no receive; 7 is without end";
+    "verbs_lease_ms" Number(u32) verbs_lease_ms,
+        "How long ops under way to a lost peer wait, unless it says that it is quiet, or is dead";
     "verbs_mtu" Number(u32) verbs_mtu, "Largest path MTU to use, bytes";
     "verbs_service_level" PerClass verbs_service_level,
         "Service level, of all classes or of high, medium and low";

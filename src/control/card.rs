@@ -154,6 +154,9 @@ pub(crate) struct Card<P = VerbsPair> {
     pub(crate) receives: u32,
     /// Rails that the fabric has room for, rail 0 among them.
     pub(crate) rails_max: u16,
+    /// How long a lost peer that may still be there is waited for, until nothing that was sent to
+    /// it can be delivered any more, ns.
+    pub(crate) lease_ns: u64,
     /// The device and its port, for people.
     pub(crate) name: String,
 }

@@ -270,9 +270,7 @@ impl Server {
                     Mark::Socket(session) => self.readable(session),
                     Mark::Death(session) => self.end_session(session, "its process is gone"),
                     Mark::Peer(connection) => self.peer_ready(connection, event.events()),
-                    Mark::PeerDeath(connection) => {
-                        self.lose_connection(connection, "its process is gone");
-                    }
+                    Mark::PeerDeath(connection) => self.peer_died(connection),
                 }
             }
             self.hear();

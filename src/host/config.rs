@@ -64,6 +64,10 @@ pub struct Config {
     /// Repeats while the peer has no receive; 0 to 7, where 7 is without end. A peer that keeps the
     /// rules has one for all that is sent to it.
     pub verbs_rnr_retry: u8,
+    /// Milliseconds after which nothing that was sent to a peer can still arrive there, and within
+    /// which a peer that lost its connection stops listening; 10 to 60,000. Ops under way to a peer
+    /// that is lost, but may be alive, are told of no earlier.
+    pub verbs_lease_ms: u32,
     /// Largest path MTU to use, bytes: 256, 512, 1024, 2048 or 4096.
     pub verbs_mtu: u32,
     /// Service level of each class, high, medium and low; 0 to 15.
@@ -176,6 +180,7 @@ impl Default for Config {
             verbs_timeout: 14,
             verbs_retry: 7,
             verbs_rnr_retry: 6,
+            verbs_lease_ms: 2_000,
             verbs_mtu: 4_096,
             verbs_service_level: [0; 3],
             verbs_traffic_class: [0; 3],
@@ -219,7 +224,7 @@ impl Config {
     pub fn check(&self) -> Result<(), ConfigError> {
         let quota = &self.quota;
         let service_level = self.verbs_service_level.into_iter().max().unwrap_or_default();
-        let ranges: [(&'static str, u64, u64, u64); 25] = [
+        let ranges: [(&'static str, u64, u64, u64); 26] = [
             ("records", self.records.into(), 64, 1 << 24),
             ("list_blocks", self.list_blocks.into(), 64, 1 << 20),
             ("sessions_max", self.sessions_max.into(), 1, 4_096),
@@ -237,6 +242,7 @@ impl Config {
             ("verbs_timeout", self.verbs_timeout.into(), 1, 31),
             ("verbs_retry", self.verbs_retry.into(), 0, 7),
             ("verbs_rnr_retry", self.verbs_rnr_retry.into(), 0, 7),
+            ("verbs_lease_ms", self.verbs_lease_ms.into(), 10, 60_000),
             ("verbs_service_level", service_level.into(), 0, 15),
             ("rails_max", self.rails_max.into(), 2, 64),
             ("quota.sessions", quota.sessions.into(), 1, 4_096),

@@ -150,7 +150,9 @@ impl Engine {
         let (verbs, rails, card) = match opened {
             Some(Opened { provider, control, rails, paths, verbs }) => {
                 link.watch_completions(provider.channel()).map_err(os("epoll_ctl"))?;
-                let desk = desk(control, paths, &rails, &verbs, &link).map_err(os("eventfd"))?;
+                let lease_ms = config.verbs_lease_ms;
+                let desk = desk(control, paths, &rails, &verbs, lease_ms, &link);
+                let desk = desk.map_err(os("eventfd"))?;
                 (Some(verbs), Some(Rails::new(provider, rails)), Some(desk))
             }
             None => (None, None, None),
@@ -307,6 +309,7 @@ fn desk(
     paths: [PathSettings; 3],
     rails: &qp::Config,
     verbs: &Verbs,
+    lease_ms: u32,
     link: &Arc<Link>,
 ) -> Result<(Card, CardThread<VerbsControl>), Errno> {
     let bell = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
@@ -319,6 +322,7 @@ fn desk(
         caps: rails.caps(),
         receives: rails.receives,
         rails_max: rails.rails_max,
+        lease_ns: u64::from(lease_ms) * 1_000_000,
         name: format!("{} port {}", verbs.device, verbs.port),
     };
     let woken = Arc::clone(link);

@@ -77,6 +77,7 @@ pub(crate) fn played(config: Config, rails_max: u16) -> (Engine, Played) {
         caps: Caps { sends: 8, receives: 8, inline_bytes: 16 },
         receives: 4,
         rails_max,
+        lease_ns: u64::from(config.verbs_lease_ms) * 1_000_000,
         name: "card0 port 1".to_string(),
     };
     let played = Played { ordered, said, link: Arc::clone(&link) };

@@ -271,20 +271,27 @@ impl Server {
             match fds::peek(socket.as_fd(), &mut [0]) {
                 Err(Errno::EAGAIN) => return,
                 // They are closed with the socket, and not here.
-                Ok((_, true)) => return self.lose_connection(key, "it sends descriptors"),
-                Ok((0, false)) => return self.lose_connection(key, "it closed its socket"),
+                Ok((_, true)) => return self.hang_up(key, "it sends descriptors"),
+                Ok((0, false)) => return self.hang_up(key, "it closed its socket"),
                 Ok(_) => {}
-                Err(_) => return self.lose_connection(key, "its socket failed"),
+                Err(_) => return self.hang_up(key, "its socket failed"),
             }
             match fds::receive(socket.as_fd(), false) {
                 Err(Errno::EAGAIN) => return,
                 Ok(Some(received)) => self.peer_said(key, &received.bytes),
-                Ok(None) | Err(_) => return self.lose_connection(key, "it closed its socket"),
+                Ok(None) | Err(_) => return self.hang_up(key, "it closed its socket"),
             }
         }
     }
 
     fn peer_said(&mut self, key: usize, datagram: &[u8]) {
+        if self.peers.connections.get(key).is_some_and(|it| it.phase == Phase::Lost) {
+            // What it said before it heard of that means nothing any more.
+            if let Ok(Message::Bye) = Message::parse(datagram) {
+                self.peer_silent(key);
+            }
+            return;
+        }
         let message = match Message::parse(datagram) {
             Ok(message) => message,
             // It takes us for a client, and says why we cannot have a session.
@@ -317,6 +324,10 @@ impl Server {
             Message::GiveBack(loan) if up => self.given_back(key, loan),
             Message::Call if up => self.say(key, &Message::Here),
             Message::Here if up => {}
+            Message::Bye if up => {
+                self.lose_connection(key, "it has ended the connection");
+                self.peer_silent(key);
+            }
             other => {
                 warn!(connection = key, kind = other.name(), "a message out of turn");
                 self.lose_connection(key, "it sent a message out of turn");
@@ -376,7 +387,7 @@ impl Server {
     /// Says something to a peer; nothing if it is lost.
     pub(super) fn say(&mut self, key: usize, message: &Message) {
         let Some(connection) = self.peers.connections.get_mut(key) else { return };
-        if connection.socket.is_none() {
+        if connection.socket.is_none() || connection.phase == Phase::Lost {
             return;
         }
         debug!(connection = key, kind = message.name(), "said");
@@ -435,6 +446,9 @@ impl Server {
             return;
         }
         let was = std::mem::replace(&mut connection.phase, Phase::Lost);
+        let had_rails = matches!(was, Phase::Joining | Phase::Up);
+        let lease_ns = self.card.as_ref().map_or(0, |card| card.lease_ns);
+        connection.parting.begin(had_rails, clock::now_ns().saturating_add(lease_ns));
         info!(connection = key, pid = connection.pid, phase = ?was, why, "connection lost");
         connection.url = None;
         connection.until_ns = None;
@@ -442,14 +456,6 @@ impl Server {
         connection.pulse = None;
         connection.unsent.clear();
         let waiting = std::mem::take(&mut connection.waiting);
-        if let Some(pidfd) = connection.pidfd.take() {
-            let _ = self.epoll.delete(&pidfd);
-        }
-        if let Some(socket) = connection.socket.take() {
-            let _ = self.epoll.delete(&socket);
-            let _ = shutdown(socket.as_raw_fd(), Shutdown::Both);
-            self.close_socket(socket);
-        }
         self.peers.numbers.lose(key);
         let text = format!("the connection to the other engine is lost: {why}");
         self.fail_waiting(waiting, &refusal(errno::EHOSTDOWN, Detail::Peer, &*text));
@@ -457,6 +463,63 @@ impl Server {
         self.withdraw_all(key);
         self.each_rail(key, super::joint::Joint::lose);
         self.look_after(key);
+    }
+
+    /// Loses a connection whose socket is of no use any more.
+    fn hang_up(&mut self, key: usize, why: &str) {
+        self.lose_connection(key, why);
+        self.drop_socket(key);
+    }
+
+    /// A peer's process is gone, and its queue pairs with it: they end with its descriptors, which
+    /// are closed before its death is told.
+    pub(in crate::control) fn peer_died(&mut self, key: usize) {
+        self.hang_up(key, "its process is gone");
+        self.drop_pidfd(key);
+        self.peer_silent(key);
+    }
+
+    /// Nothing that was sent to a lost peer can still be delivered.
+    fn peer_silent(&mut self, key: usize) {
+        let Some(connection) = self.peers.connections.get_mut(key) else { return };
+        debug!(connection = key, "silent");
+        connection.parting.hush();
+        self.each_rail(key, super::joint::Joint::silent);
+        self.look_after(key);
+    }
+
+    /// Says once to a lost peer that nothing it has sent is delivered here any more; lets go of it
+    /// when it is silent, too.
+    fn part(&mut self, key: usize) {
+        let hushed = self.rails_hushed(key);
+        let Some(connection) = self.peers.connections.get_mut(key) else { return };
+        if hushed
+            && !std::mem::replace(&mut connection.parting.said, true)
+            && let Some(socket) = &connection.socket
+        {
+            // If there is no room for it, the peer waits until its lease is over.
+            let _ = fds::transmit(socket.as_fd(), &Message::Bye.to_bytes(), &[], false);
+        }
+        if connection.parting.said && connection.parting.silent {
+            self.drop_socket(key);
+            self.drop_pidfd(key);
+        }
+    }
+
+    fn drop_socket(&mut self, key: usize) {
+        let Some(connection) = self.peers.connections.get_mut(key) else { return };
+        if let Some(socket) = connection.socket.take() {
+            let _ = self.epoll.delete(&socket);
+            let _ = shutdown(socket.as_raw_fd(), Shutdown::Both);
+            self.close_socket(socket);
+        }
+    }
+
+    fn drop_pidfd(&mut self, key: usize) {
+        let Some(connection) = self.peers.connections.get_mut(key) else { return };
+        if let Some(pidfd) = connection.pidfd.take() {
+            let _ = self.epoll.delete(&pidfd);
+        }
     }
 
     /// Loses all connections.
@@ -494,7 +557,10 @@ impl Server {
         let phase = self.peers.connections.get(key).map(|connection| connection.phase);
         match phase {
             Some(Phase::Up) => self.answer_waiting(key),
-            Some(Phase::Lost) => self.forget_by_and_by(key),
+            Some(Phase::Lost) => {
+                self.part(key);
+                self.forget_by_and_by(key);
+            }
             _ => {}
         }
     }
@@ -551,6 +617,8 @@ impl Server {
         let reaching =
             |job: &JobFor| matches!(job, JobFor::Reach { connection } if *connection == key);
         if !self.jobs_for.iter().any(|(_, job)| reaching(job)) {
+            self.drop_socket(key);
+            self.drop_pidfd(key);
             self.peers.connections.remove(key);
             debug!(connection = key, "connection forgotten");
         }
@@ -562,7 +630,8 @@ impl Server {
             let withdrawn = connection.withdrawn.first_ns().map(|since| since + BACK_WITHIN_NS);
             let pulse = connection.pulse.map(|pulse| pulse.due_ns());
             let wanted = connection.wants.values().map(|want| want.since_ns + HAVE_WITHIN_NS).min();
-            [connection.until_ns, withdrawn, wanted, pulse].into_iter().flatten().min()
+            let lease = connection.parting.due_ns();
+            [connection.until_ns, withdrawn, wanted, pulse, lease].into_iter().flatten().min()
         };
         let first = self.peers.connections.iter().filter_map(|(_, it)| due(it)).min()?;
         Some(first.saturating_sub(clock::now_ns()).div_ceil(1_000_000))
@@ -572,10 +641,13 @@ impl Server {
     pub(in crate::control) fn lose_overdue(&mut self) {
         let now_ns = clock::now_ns();
         let over = |since: Option<u64>, within| since.is_some_and(|since| now_ns >= since + within);
-        let (mut found, mut called) = (Vec::new(), Vec::new());
+        let (mut found, mut called, mut silent) = (Vec::new(), Vec::new(), Vec::new());
         for (key, connection) in &mut self.peers.connections {
             let first = connection.wants.values().map(|want| want.since_ns).min();
             if connection.phase == Phase::Lost {
+                if over(connection.parting.due_ns(), 0) {
+                    silent.push(key);
+                }
                 continue;
             }
             let pulse = connection.pulse.as_mut().map_or(Due::Nothing, |it| it.step(now_ns));
@@ -589,6 +661,10 @@ impl Server {
             } else if over(first, HAVE_WITHIN_NS) || pulse == Due::Lost {
                 found.push((key, "it does not answer"));
             }
+        }
+        for key in silent {
+            info!(connection = key, "the lease of a lost peer is over");
+            self.peer_silent(key);
         }
         for key in called {
             self.say(key, &Message::Call);

@@ -15,6 +15,7 @@
 //!  GIVE BACK -------------------------->               nothing touches it here any more
 //!  CALL ------------------------------->               from either side, after a silence
 //!        <------------------------------- HERE
+//!  BYE  <------------------------------>               lost, and nothing more is delivered
 //! ```
 //!
 //! **Tests**: every message comes back as it was; no bytes at all make the parser panic.
@@ -147,6 +148,8 @@ pub(super) enum Message {
     Call,
     /// The answer to it.
     Here,
+    /// Nothing that the other end has sent is delivered any more: the connection is lost.
+    Bye,
 }
 
 macro_rules! layouts {
@@ -194,6 +197,7 @@ const WITHDRAW: u16 = 10;
 const GIVE_BACK: u16 = 11;
 const CALL: u16 = 12;
 const HERE: u16 = 13;
+const BYE: u16 = 14;
 
 impl Message {
     /// What it is called: what is in it is not for a log.
@@ -212,6 +216,7 @@ impl Message {
             Self::GiveBack(_) => "GIVE BACK",
             Self::Call => "CALL",
             Self::Here => "HERE",
+            Self::Bye => "BYE",
         }
     }
 
@@ -234,6 +239,7 @@ impl Message {
             Self::GiveBack(loan) => loan_bytes(GIVE_BACK, *loan),
             Self::Call => bytes(&head::<HeadWire>(CALL)),
             Self::Here => bytes(&head::<HeadWire>(HERE)),
+            Self::Bye => bytes(&head::<HeadWire>(BYE)),
         }
     }
 
@@ -284,6 +290,7 @@ impl Message {
             GIVE_BACK => Self::GiveBack(parse_loan(datagram)?),
             CALL => exact::<HeadWire>(datagram).map(|_| Self::Call)?,
             HERE => exact::<HeadWire>(datagram).map(|_| Self::Here)?,
+            BYE => exact::<HeadWire>(datagram).map(|_| Self::Bye)?,
             kind => {
                 let (field, value, limit) = ("kind", u64::from(kind), "1 to 13");
                 return Err(PeerError::Field { field, value, limit });
@@ -521,6 +528,7 @@ mod tests {
             Message::GiveBack(4),
             Message::Call,
             Message::Here,
+            Message::Bye,
         ]
     }
 

@@ -14,9 +14,10 @@
 //!  numbers   sessions' names for them     imports      IMPORT from a peer, until it is given back
 //! ```
 //!
-//! **A connection that is lost** is forgotten in this order: its rails are dead (our queue pairs
-//! are reset, so that nothing moves any more); its loans are taken back; no op here goes by its
-//! imports; then its rails are released, and their numbers are free.
+//! **A connection that is lost** is forgotten in this order: its queue pairs here are moved to
+//! ERROR; the peer's are silent, too (it says BYE, its process is gone, or the lease is over, after
+//! which nothing that was sent can still arrive); its rails are dead; its loans are taken back; no
+//! op here goes by its imports; then its rails are released, and their numbers are free.
 //!
 //! **Rail 1** leads from this host's card back to it. It carries the atomics of sessions here on
 //! what peers may use atomics on, since a card's atomics and a CPU's do not exclude each other.
@@ -46,7 +47,7 @@ use self::imports::{Held, Wanted};
 use self::joint::{Joint, Step};
 use self::loans::Loans;
 use self::numbers::Numbers;
-use self::patience::{Pulse, Withdrawals};
+use self::patience::{Parting, Pulse, Withdrawals};
 use super::card::Card;
 use crate::abi::Export;
 use crate::fabric::verbs::VerbsPair;
@@ -154,6 +155,8 @@ struct Connection {
     /// What the peer is to give back, since when; and whether it is there, once it was up.
     withdrawn: Withdrawals,
     pulse: Option<Pulse>,
+    /// How it is parted from, once it is lost.
+    parting: Parting,
     /// Its rails were dead, and all that it had was taken back.
     loans_lost: bool,
     /// Wrong secrets, by the uid that showed them.
@@ -203,6 +206,7 @@ impl Connection {
             lends: BTreeMap::new(),
             withdrawn: Withdrawals::default(),
             pulse: None,
+            parting: Parting::default(),
             loans_lost: false,
             wrong_secrets: BTreeMap::new(),
             wants: BTreeMap::new(),

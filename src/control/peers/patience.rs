@@ -1,4 +1,5 @@
-//! How long a peer is waited for: whether it is there at all, and what it is to give back.
+//! How long a peer is waited for: whether it is there at all, what it is to give back, and, once
+//! it is lost, until nothing that was sent to it can still be delivered.
 //!
 //! A process that is stopped keeps its socket open, and its card goes on by itself: only its
 //! silence tells. So a peer that says nothing for a while is called; one that does not answer is
@@ -56,6 +57,35 @@ impl Pulse {
         }
         self.called_ns = Some(now_ns);
         Due::Call
+    }
+}
+
+/// How a lost peer is parted from.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Parting {
+    /// When the lease is over.
+    until_ns: Option<u64>,
+    /// BYE was said, or will not be.
+    pub(super) said: bool,
+    /// Its queue pairs deliver nothing of ours any more.
+    pub(super) silent: bool,
+}
+
+impl Parting {
+    /// It is lost just now. Who never had a rail has nothing to fall silent with.
+    pub(super) fn begin(&mut self, had_rails: bool, until_ns: u64) {
+        (self.said, self.silent) = (!had_rails, self.silent || !had_rails);
+        self.until_ns = (!self.silent).then_some(until_ns);
+    }
+
+    /// It is silent.
+    pub(super) fn hush(&mut self) {
+        (self.silent, self.until_ns) = (true, None);
+    }
+
+    /// When it counts as silent, whatever it does.
+    pub(super) fn due_ns(&self) -> Option<u64> {
+        self.until_ns
     }
 }
 
@@ -126,5 +156,23 @@ mod tests {
         assert_eq!(all.first_ns(), Some(SECOND), "asked again, it is as late as it was");
         all.forget();
         assert_eq!(all.first_ns(), None);
+    }
+
+    #[test]
+    fn the_lease_ends_with_silence_and_strangers_have_none() {
+        let mut parting = Parting::default();
+        parting.begin(true, 7 * SECOND);
+        assert_eq!((parting.silent, parting.due_ns()), (false, Some(7 * SECOND)));
+        parting.hush();
+        assert_eq!((parting.silent, parting.due_ns()), (true, None));
+
+        // It was silent before it was lost: its death was seen first.
+        parting.begin(true, 9 * SECOND);
+        assert_eq!((parting.silent, parting.due_ns()), (true, None));
+
+        let mut stranger = Parting::default();
+        stranger.begin(false, SECOND);
+        assert!(stranger.silent && stranger.said, "nothing is said to it, nor waited for");
+        assert_eq!(stranger.due_ns(), None);
     }
 }

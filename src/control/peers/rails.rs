@@ -136,6 +136,8 @@ impl Server {
                 error!(rail, why, "atomics cannot go by the card: none can be exported");
                 if let Some(place) = self.rail(rail) {
                     place.joint.lose();
+                    // Its other end is its own.
+                    place.joint.silent();
                 }
             }
             Whose::Connection(key, _) => self.lose_connection(key, why),
@@ -269,6 +271,16 @@ impl Server {
             place.is_none_or(|place| place.joint.dead())
         };
         connection.rails.iter().all(dead)
+    }
+
+    /// Nothing that a lost peer has sent is delivered here any more.
+    pub(super) fn rails_hushed(&self, key: usize) -> bool {
+        let Some(connection) = self.peers.connections.get(key) else { return true };
+        let hushed = |rail: &u16| {
+            let place = self.peers.rails.get(usize::from(*rail)).and_then(Option::as_ref);
+            place.is_none_or(|place| place.joint.hushed())
+        };
+        connection.rails.iter().all(hushed)
     }
 
     /// A rail of a connection is dead, and has not been asked to be released.

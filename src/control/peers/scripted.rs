@@ -29,9 +29,14 @@ fn path(name: &str) -> PathBuf {
 }
 
 fn engine(name: &str, rails_max: u16) -> (Engine, Played, PathBuf) {
+    // The other engine is this very process: its death is not seen.
+    leasing(name, rails_max, 50)
+}
+
+fn leasing(name: &str, rails_max: u16, verbs_lease_ms: u32) -> (Engine, Played, PathBuf) {
     let socket = path(name);
-    let (engine, card) =
-        played(Config { socket: Some(socket.clone()), ..Config::default() }, rails_max);
+    let config = Config { socket: Some(socket.clone()), verbs_lease_ms, ..Config::default() };
+    let (engine, card) = played(config, rails_max);
     (engine, card, socket)
 }
 
@@ -63,6 +68,12 @@ impl Other {
 
     fn hear(&self) -> Option<Message> {
         self.hear_bytes().map(|bytes| Message::parse(&bytes).unwrap())
+    }
+
+    /// The engine has lost it.
+    fn is_left(&self, why: impl std::fmt::Debug) {
+        assert_eq!(self.hear(), Some(Message::Bye), "{why:?}");
+        assert_eq!(self.hear(), None, "{why:?}");
     }
 
     fn refused(&self) -> i32 {
@@ -185,7 +196,7 @@ fn a_rail_is_given_back_however_its_peer_leaves() {
             _ => {
                 other.say(&Message::Joint(0, Say::Quiet { life: 0 }));
                 other.say_bytes(&[0]);
-                assert_eq!(other.hear(), None);
+                other.is_left(round);
             }
         }
         card.say(token, no_pair());
@@ -229,7 +240,7 @@ fn what_is_said_out_of_turn_ends_the_connection() {
         let found = other.denied(want(5, 0, "nothing", [0; 32]));
         assert_eq!(found, (errno::ENOENT, Some(Detail::Name)));
         other.say_bytes(&bytes);
-        assert_eq!(other.hear(), None, "{bytes:?}");
+        other.is_left(bytes);
         card.say(token, no_pair());
     }
     serves(&engine);
@@ -246,7 +257,33 @@ fn an_empty_datagram_and_descriptors_end_the_connection() {
         } else {
             other.say_bytes(&[]);
         }
-        assert_eq!(other.hear(), None);
+        if with {
+            // What it had not read goes with the socket, and takes the answer along.
+            assert_eq!(other.hear(), None);
+        } else {
+            other.is_left(with);
+        }
+        card.say(token, no_pair());
+    }
+    serves(&engine);
+}
+
+/// Who says BYE is silent: it is answered, and nobody waits for the lease.
+#[test]
+fn a_peer_that_says_bye_is_answered_and_let_go() {
+    let (engine, card, socket) = leasing("bye", 3, 60_000);
+    for round in 0..3 {
+        let (other, token) = Other::greet(&socket, &card);
+        if round == 2 {
+            // It has heard that it is lost.
+            other.say_bytes(&[0]);
+            assert_eq!(other.hear(), Some(Message::Bye));
+            other.say(&Message::Bye);
+            assert_eq!(other.hear(), None);
+        } else {
+            other.say(&Message::Bye);
+            other.is_left(round);
+        }
         card.say(token, no_pair());
     }
     serves(&engine);

@@ -7,7 +7,6 @@ use super::node::Node;
 use crate::control::peers::joint::{Act, Job, Joint, Say, Step};
 use crate::fabric::qp::Told;
 use crate::fabric::qp::provider::{Caps, Endpoint, Move, ProviderControl};
-use crate::fabric::qp::sim::Net;
 use crate::random::Random;
 
 /// How long things take, at most, ns.
@@ -15,6 +14,14 @@ use crate::random::Random;
 pub(super) struct Delays {
     pub(super) control_ns: u64,
     pub(super) card_ns: u64,
+}
+
+impl Delays {
+    /// How long an end that hears nothing waits: the other end finds out in half of that, and the
+    /// card has then time for whatever it was asked for before.
+    fn lease_ns(&self) -> u64 {
+        2 * (self.control_ns + 8 * self.card_ns) + 100_000
+    }
 }
 
 /// What card work came to.
@@ -36,6 +43,12 @@ pub(super) struct End {
     heard: VecDeque<(u64, Say)>,
     /// Card work under way, and when it is done: one after the other.
     card: VecDeque<(u64, Step, Job)>,
+    /// When it hears that the connection is lost, and when that nothing of its is delivered at the
+    /// other end any more.
+    lost_at_ns: Option<u64>,
+    silent_at_ns: Option<u64>,
+    /// It has said that it delivers nothing more.
+    bye_said: bool,
     /// Nothing of it is left.
     over: bool,
     /// Its engine died: another one may be in its place.
@@ -47,6 +60,8 @@ pub(super) struct End {
 pub(super) struct Cable {
     pub(super) ends: Vec<End>,
     pub(super) lost: bool,
+    /// Nobody can say BYE: each end has its lease.
+    cut: bool,
     /// Another one is in its place.
     pub(super) mended: bool,
     delays: Delays,
@@ -63,11 +78,14 @@ impl Cable {
                 joint: Joint::new(nodes[node].settings, config.caps(), config.receives),
                 heard: VecDeque::new(),
                 card: VecDeque::new(),
+                lost_at_ns: None,
+                silent_at_ns: None,
+                bye_said: false,
                 over: false,
                 buried: false,
             }
         });
-        Self { ends: ends.collect(), lost: false, mended: false, delays }
+        Self { ends: ends.collect(), lost: false, cut: false, mended: false, delays }
     }
 
     /// The rail's number at one of its engines.
@@ -103,27 +121,63 @@ impl Cable {
         self.ends.iter().any(|end| end.is(node, rail))
     }
 
-    /// The connection is gone: each end comes to its end by itself.
-    ///
-    /// Production has no lease yet that holds an end back until the other one must be quiet: so
-    /// nothing lands late here, which would show that.
-    pub(super) fn lose(&mut self, net: &Net) {
-        self.lost = true;
-        for number in self.ends.iter().filter_map(|end| end.joint.number()) {
-            net.forget_late(number);
+    /// The connection is lost. One end knows now; the other hears it from that one or, where the
+    /// connection is cut, finds out by itself before the lease is over.
+    pub(super) fn lose(&mut self, cut: bool, now_ns: u64, random: &mut Random) {
+        if std::mem::replace(&mut self.lost, true) {
+            return;
         }
-        for end in &mut self.ends {
-            end.heard.clear();
-            end.joint.lose();
+        self.cut = cut;
+        let lease_ns = self.delays.lease_ns();
+        let first = random.index(self.ends.len());
+        for (at, end) in self.ends.iter_mut().enumerate() {
+            let later = if cut { lease_ns / 2 } else { self.delays.control_ns };
+            end.lost_at_ns = Some(now_ns + if at == first { 0 } else { random.below(later) });
         }
     }
 
-    /// An engine is dead, with its end.
-    pub(super) fn bury(&mut self, node: usize, net: &Net) {
-        self.lose(net);
-        for end in self.ends.iter_mut().filter(|end| end.node == node) {
-            end.over = true;
-            end.buried = true;
+    /// An engine is dead, with its end: the other one hears of it, and that its queue pair is gone.
+    pub(super) fn bury(&mut self, node: usize, now_ns: u64, random: &mut Random) {
+        self.lose(false, now_ns, random);
+        let heard_ns = now_ns + random.below(self.delays.control_ns);
+        for end in &mut self.ends {
+            if end.node == node {
+                end.over = true;
+                end.buried = true;
+            } else {
+                let known_ns = end.silent_at_ns.unwrap_or(heard_ns);
+                end.silent_at_ns = Some(heard_ns.min(known_ns));
+            }
+        }
+    }
+
+    /// What becomes of the ends of a lost connection.
+    fn part(&mut self, now_ns: u64, random: &mut Random) {
+        let due = |at_ns: Option<u64>| at_ns.is_some_and(|at_ns| at_ns <= now_ns);
+        let (count, lease_ns) = (self.ends.len(), self.delays.lease_ns());
+        for at in 0..count {
+            let end = &mut self.ends[at];
+            if end.over {
+                continue;
+            }
+            if due(end.lost_at_ns) && !end.joint.lost() {
+                end.heard.clear();
+                end.joint.lose();
+                if self.cut {
+                    end.silent_at_ns.get_or_insert(now_ns + lease_ns);
+                }
+            }
+            if due(end.silent_at_ns) && end.joint.lost() {
+                end.joint.silent();
+            }
+            if end.joint.hushed() && !self.cut && !std::mem::replace(&mut end.bye_said, true) {
+                let heard_ns = now_ns + random.below(self.delays.control_ns);
+                let other = &mut self.ends[(at + 1) % count];
+                let lost_at_ns = other.lost_at_ns.unwrap_or(heard_ns);
+                other.lost_at_ns = Some(heard_ns.min(lost_at_ns));
+                let silent_at_ns = other.silent_at_ns.unwrap_or(heard_ns);
+                other.silent_at_ns = Some(heard_ns.min(silent_at_ns));
+            }
         }
     }
 
@@ -150,7 +204,10 @@ impl Cable {
     }
 
     /// Lets both ends do what is due.
-    pub(super) fn step(&mut self, now_ns: u64, nodes: &mut [Node], random: &mut Random, net: &Net) {
+    pub(super) fn step(&mut self, now_ns: u64, nodes: &mut [Node], random: &mut Random) {
+        if self.lost {
+            self.part(now_ns, random);
+        }
         for at in 0..self.ends.len() {
             if self.ends[at].over {
                 continue;
@@ -165,20 +222,12 @@ impl Cable {
                 self.ends[at].carry_out(step, &job, &mut nodes[..]);
             }
             while let Some(act) = self.ends[at].joint.act() {
-                self.act(at, act, now_ns, nodes, random, net);
+                self.act(at, act, now_ns, nodes, random);
             }
         }
     }
 
-    fn act(
-        &mut self,
-        at: usize,
-        act: Act,
-        now_ns: u64,
-        nodes: &mut [Node],
-        random: &mut Random,
-        net: &Net,
-    ) {
+    fn act(&mut self, at: usize, act: Act, now_ns: u64, nodes: &mut [Node], random: &mut Random) {
         let count = self.ends.len();
         match act {
             Act::Send(say) => {
@@ -200,7 +249,7 @@ impl Cable {
                 nodes[end.node].rails_mut().tell(Told { rail: end.rail, epoch, news });
             }
             Act::Release => self.ends[at].destroy(nodes),
-            Act::Fail(_) => self.lose(net),
+            Act::Fail(_) => self.lose(false, now_ns, random),
             Act::Over => self.ends[at].over = true,
         }
     }

@@ -79,6 +79,8 @@ counts! {
     EngineDied = "engine_died" Fault;
     /// The connection between two controls is lost.
     ControlLost = "control_lost" Fault;
+    /// It is cut: nobody can say anything any more, and each end waits for its lease.
+    ControlCut = "control_cut" Fault;
     /// A client stops looking at its CQ for a while.
     ClientSlow = "client_slow" Fault;
     /// A client breaks its ring.

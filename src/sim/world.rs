@@ -161,8 +161,9 @@ impl World {
         if loss {
             let at = self.random.index(self.cables.len());
             if self.cables[at].ends.len() == 2 && !self.cables[at].lost {
-                self.cables[at].lose(&self.net);
-                self.counts.add(Count::ControlLost);
+                let cut = self.random.below(3) == 0;
+                self.cables[at].lose(cut, now_ns, &mut self.random);
+                self.counts.add(if cut { Count::ControlCut } else { Count::ControlLost });
             }
         }
         if client {
@@ -189,11 +190,12 @@ impl World {
     /// An engine's process is killed, and another one started in its place.
     fn die(&mut self, node: usize) {
         self.counts.add(Count::EngineDied);
+        let now_ns = self.net.now_ns();
         for cable in self.cables.iter_mut().filter(|cable| cable.touches(node)) {
             for number in cable.numbers_at(node) {
                 self.net.kill(number);
             }
-            cable.bury(node, &self.net);
+            cable.bury(node, now_ns, &mut self.random);
         }
         for loan in &mut self.loans {
             loan.bury(node);
@@ -325,7 +327,7 @@ impl World {
             self.hear(at, now_ns);
         }
         for cable in &mut self.cables {
-            cable.step(now_ns, &mut self.nodes, &mut self.random, &self.net);
+            cable.step(now_ns, &mut self.nodes, &mut self.random);
         }
         for loan in &mut self.loans {
             loan.step(now_ns, &mut self.nodes, &self.cables[loan.cable]);

@@ -220,7 +220,6 @@ impl ProviderControl for SimControl {
             occupied_most: 0,
             last_start_ns: 0,
             dead: false,
-            forgets_late: false,
             destroyed: false,
             rnr_count: 0,
             latency_ns: config.latency_ns,

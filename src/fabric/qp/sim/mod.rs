@@ -157,7 +157,6 @@ struct Pair {
     occupied_most: usize,
     last_start_ns: u64,
     dead: bool,
-    forgets_late: bool,
     destroyed: bool,
     rnr_count: u32,
     latency_ns: u64,
@@ -291,12 +290,6 @@ impl Net {
         self.world().ghosts.retain(|ghost| ghost.from != number as usize);
     }
 
-    /// Nothing that a queue pair has given up lands late, from now on.
-    pub fn forget_late(&self, number: u32) {
-        self.pair(number).forgets_late = true;
-        self.world().ghosts.retain(|ghost| ghost.from != number as usize);
-    }
-
     /// Sets how long a queue pair's packets are under way, ns.
     pub fn delay(&self, number: u32, latency_ns: u64) {
         self.pair(number).latency_ns = latency_ns;
@@ -360,7 +353,7 @@ impl World {
     /// A queue pair leaves RTS: what it has sent is on its way for all that.
     fn give_up(&mut self, number: usize) {
         let pair = &self.pairs[number];
-        let late = self.late && !pair.dead && !pair.forgets_late;
+        let late = self.late && !pair.dead;
         let Some(link) = pair.link.filter(|_| late) else { return };
         for sent in &pair.sends {
             match sent.phase {

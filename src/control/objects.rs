@@ -72,8 +72,8 @@ pub(super) struct RegionPlace {
     pub(super) removing: bool,
     /// Keeps the memory until the engine has let go, so that it is unmapped here and not there.
     pub(super) keep: Option<Arc<Mapping>>,
-    /// With the card, for the engine's own requests.
-    pub(super) registration: Option<Registration>,
+    /// With the cards, for the engine's own requests.
+    pub(super) registration: Option<Registered>,
     /// What other engines have to do with it.
     pub(super) links: Links,
 }

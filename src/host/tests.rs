@@ -11,8 +11,9 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::*;
 use crate::abi::{Counter, errno};
 use crate::client::{RingOptions, Scope, Stats};
-use crate::control::{CardAnswer, CardDone, CardOrder, CardWork};
-use crate::fabric::qp::provider::{Access, Caps, Key, PathSettings, ProviderError, Registration};
+use crate::control::{CardAnswer, CardDone, CardOrder, CardWork, PairWork, Registered};
+use crate::fabric::qp::CardKeys;
+use crate::fabric::qp::provider::{Access, Caps, Key, PathSettings, ProviderError};
 use crate::shm::Mapping;
 use crate::{Nop, Rights};
 
@@ -54,9 +55,15 @@ impl Played {
     }
 }
 
-pub(crate) fn registration(id: u32, bytes: u64) -> Registration {
-    let key = Key { offset: 0, bytes, address: 0x1000, lkey: id, rkey: id };
-    Registration { id, keys: Box::new([key]) }
+/// By every card.
+pub(crate) fn registration(id: u32, bytes: u64) -> Registered {
+    let mut keys = CardKeys::default();
+    for card in [0, 1] {
+        let number = 100 * u32::from(card) + id;
+        let key = Key { offset: 0, bytes, address: 0x1000, lkey: number, rkey: number };
+        keys.put(card, Box::new([key]));
+    }
+    Registered { id, keys }
 }
 
 fn engine() -> (Engine, Played) {
@@ -65,6 +72,11 @@ fn engine() -> (Engine, Played) {
 
 /// An engine with a card that the test plays, whose fabric has no rails.
 pub(crate) fn played(config: Config, rails_max: u16) -> (Engine, Played) {
+    played_cards(config, rails_max, 1)
+}
+
+/// The same with several cards.
+pub(crate) fn played_cards(config: Config, rails_max: u16, cards: u8) -> (Engine, Played) {
     let config = Config { verbs: VerbsUse::Off, ..config };
     let link = Arc::new(Link::new(config.rings_max).unwrap());
     let bell = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap());
@@ -73,17 +85,19 @@ pub(crate) fn played(config: Config, rails_max: u16) -> (Engine, Played) {
     let card = Card {
         orders: CardOrders::new(orders, bell),
         answers,
-        paths: [PathSettings::DEFAULT; 3],
+        paths: (1..=cards).map(|port| [PathSettings { port, ..PathSettings::DEFAULT }; 3]).collect(),
         caps: Caps { sends: 8, receives: 8, inline_bytes: 16 },
         receives: 4,
         rails_max,
         name: "card0 port 1".to_string(),
     };
     let played = Played { ordered, said, link: Arc::clone(&link) };
-    let mut engine = Engine { config, verbs: None, link, asks: channel().0, threads: Vec::new() };
+    let mut engine = Engine { config, verbs: Vec::new(), link, asks: channel().0, threads: Vec::new() };
     engine.launch(None, Some(card), None::<fn()>).unwrap();
     // The rail back to this host: it stays on its way.
-    let CardWork::Create { .. } = played.next().work else { panic!("not a queue pair") };
+    let CardWork::Pair { card: 0, work: PairWork::Create { .. } } = played.next().work else {
+        panic!("not a queue pair")
+    };
     (engine, played)
 }
 

@@ -21,7 +21,11 @@
 //! life that is over, or has fallen quiet, comes out and is not heeded.
 //!
 //! **A queue pair that cannot be connected** has its rail told Broken, which ends in a new life and
-//! a new attempt; a few of these in a row, and the rail has failed.
+//! a new attempt; a few of these in a row, and the rail has failed. One with siblings goes on
+//! trying, as often as its rail wishes, while they carry what it cannot.
+//!
+//! **A rail that leaves** while the connection goes on says QUIET once its queue pair is reset: the
+//! other end must know that nothing of it is under way any more.
 //!
 //! **Tests**: `tests`, over rails in the simulator.
 
@@ -188,6 +192,10 @@ pub(crate) struct Joint {
     end: End,
     /// Lives in a row that ended before they were connected.
     failures: u32,
+    /// Other rails carry what this one cannot.
+    siblings: bool,
+    /// It is lost, and the connection is not.
+    leaves: bool,
     acts: VecDeque<Act>,
 }
 
@@ -210,8 +218,16 @@ impl Joint {
             other: Other::default(),
             end: End::No,
             failures: 0,
+            siblings: false,
+            leaves: false,
             acts: VecDeque::from([create]),
         }
+    }
+
+    /// Other rails carry what this one cannot: however often it cannot be connected, it has not
+    /// failed.
+    pub(crate) fn with_siblings(self) -> Self {
+        Self { siblings: true, ..self }
     }
 
     /// The next thing to be done, in order.
@@ -302,7 +318,7 @@ impl Joint {
             self.failures = if self.own.connected { 0 } else { self.failures + 1 };
             self.life = life;
             self.own = Own::default();
-            if self.failures >= FAILURES_MAX {
+            if self.failures >= FAILURES_MAX && !self.siblings {
                 return self.fail("a queue pair cannot be connected");
             }
         }
@@ -435,6 +451,9 @@ impl Joint {
                 if self.pair == Pair::Adopted {
                     self.tell(News::Gone);
                 }
+                if self.leaves && !std::mem::replace(&mut self.own.quiet, true) {
+                    self.acts.push_back(Act::Send(Say::Quiet { life: self.life }));
+                }
             }
             _ => {}
         }
@@ -459,6 +478,13 @@ impl Joint {
             Pair::Adopted if self.first_epoch.is_none() => self.end = End::Waiting,
             Pair::Adopted | Pair::Refused => self.reset_for_good(),
         }
+    }
+
+    /// It has failed for good, but the connection goes on without it: the rail comes to its end, and
+    /// the peer hears that nothing moves by it any more.
+    pub(crate) fn leave(&mut self) {
+        self.leaves = self.end == End::No;
+        self.lose();
     }
 
     /// Nobody uses the dead rail any more: the queue pair is to be taken back and destroyed.

@@ -17,7 +17,7 @@ use crate::abi::{Detail, ReplyHead, errno};
 use crate::client::ControlError;
 use crate::control::fds;
 use crate::control::wire::{self, Refusal};
-use crate::control::{CardDone, CardWork};
+use crate::control::{CardDone, CardWork, PairWork};
 use crate::fabric::qp::provider::{Access, Key, ProviderError};
 use crate::host::tests::{PATIENCE, Played, played, registration};
 use crate::host::{Config, Engine};
@@ -82,7 +82,7 @@ impl Other {
                 Some(Message::Welcome(hello)) => {
                     assert_eq!(hello.rails, 1);
                     let order = card.next();
-                    assert!(matches!(order.work, CardWork::Create { .. }), "{:?}", order.work);
+                    assert!(makes_pair(&order.work, 0), "{:?}", order.work);
                     return (other, order.token);
                 }
                 Some(Message::Refuse(why)) if why.errno == errno::EDQUOT => {
@@ -103,7 +103,11 @@ impl Other {
     }
 }
 
-const HELLO: Hello = Hello { boot_id: [1, 2], pid: 3, rails: 1 };
+const HELLO: Hello = Hello { boot_id: [1, 2], pid: 3, rails: 1, cards: 1 };
+
+fn makes_pair(work: &CardWork, on: u8) -> bool {
+    matches!(work, CardWork::Pair { card, work: PairWork::Create { .. } } if *card == on)
+}
 
 fn no_pair() -> CardDone {
     let hint = "it is only played";
@@ -206,7 +210,7 @@ fn what_is_said_out_of_turn_ends_the_connection() {
         rights: 1,
         keys_total: 1,
         first: 0,
-        keys: vec![key],
+        keys: vec![(0, key)],
     };
     let failure = Failure { errno: 1, detail: 0, text: String::new() };
     let last = [
@@ -442,7 +446,7 @@ fn peers_that_fail_while_they_are_reached_fail_the_connect_alone() {
                 _ => {
                     other.say(&Message::Welcome(HELLO));
                     let order = card.next();
-                    assert!(matches!(order.work, CardWork::Create { .. }));
+                    assert!(makes_pair(&order.work, 0));
                     token = Some(order.token);
                     card.say(order.token, no_pair());
                 }

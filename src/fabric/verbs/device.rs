@@ -21,6 +21,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::{AccessFlags, access};
 
 use super::error::VerbsError;
+use super::provider::Keys;
 use super::sys::{self, Table, Zeroed};
 use crate::fabric::qp::provider::{Access, Caps};
 use crate::shm::Mapping;
@@ -272,6 +273,8 @@ impl Drop for Device {
 /// A device with a protection domain, one completion queue, and the channel for its events.
 pub(super) struct Queues {
     pub(super) device: Device,
+    /// What may be copied inline: registration keeps it.
+    pub(super) keys: Keys,
     pd: NonNull<sys::Pd>,
     channel: NonNull<sys::CompChannel>,
     pub(super) cq: NonNull<sys::Cq>,
@@ -328,7 +331,9 @@ impl Queues {
             unsafe { (table.ibv_dealloc_pd)(pd.as_ptr()) };
             return Err(error);
         };
-        let made = Self { device, pd, channel, cq, poll_cq, req_notify_cq, post_send, post_recv };
+        let keys = Keys::default();
+        let made =
+            Self { device, keys, pd, channel, cq, poll_cq, req_notify_cq, post_send, post_recv };
         made.device.never_block(made.channel_fd())?;
         Ok(made)
     }

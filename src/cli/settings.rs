@@ -525,8 +525,8 @@ fn show_places(places: &[u8]) -> Shown {
 
 /// Reads devices; none if [`Config::check`] would not have them, which knows no texts.
 fn read_devices(text: &OsStr) -> Option<Vec<VerbsDevice>> {
-    let verbs_device = read_list(text, |part| part.parse().ok())?;
-    let config = Config { verbs_device, ..Config::default() };
+    let mut config = Config::default();
+    config.verbs_device = read_list(text, |part| part.parse().ok())?;
     config.check().ok()?;
     Some(config.verbs_device)
 }

@@ -16,9 +16,10 @@ use crate::abi::{
     self, Detail, Export, ExportReply, Import, ImportReply, Kind, RegionReply, RegionRequest,
     Release, ReplyHead, RingReply, RingRequest, SegmentHeader, UID_OWN, errno,
 };
+use crate::control::Registered;
 use crate::engine::{Command, Reply, Ring, Wind};
 use crate::fabric::Held;
-use crate::fabric::qp::{self, provider::Registration};
+use crate::fabric::qp;
 use crate::host::link::RingBells;
 use crate::ids::{RegionId, RingId};
 use crate::ring::Mapped;
@@ -522,7 +523,8 @@ impl Server {
         entry.keep = Some(Arc::clone(&memory));
         let bytes = entry.bytes;
         let card = entry.registration.as_ref();
-        let card = card.map(|card| qp::Memory::own(Arc::clone(&memory), card, region.0));
+        let card =
+            card.map(|card| qp::Memory::own(Arc::clone(&memory), card.keys.clone(), region.0));
         let memory = Held { mapping: Some(memory), card };
         let pending = Pending::RegionLive { session: key, region: region.0, tag, kind };
         let token = self.pending.insert(pending) as u64;

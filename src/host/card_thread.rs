@@ -522,7 +522,8 @@ mod tests {
     #[test]
     fn a_queue_pair_that_cannot_be_brought_to_init_is_destroyed() {
         let pairs = Arc::new(AtomicU32::new(0));
-        let mut card = Counting { refuses: true, ..Counting::new(Arc::clone(&pairs)) };
+        let mut card = Counting::new(Arc::clone(&pairs));
+        card.refuses = true;
         let done = carry_out(&mut card, create());
         assert!(matches!(done, CardDone::Failed(ProviderError::Unknown { .. })), "{done:?}");
         assert_eq!(pairs.load(Ordering::SeqCst), 0);

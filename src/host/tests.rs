@@ -85,14 +85,17 @@ pub(crate) fn played_cards(config: Config, rails_max: u16, cards: u8) -> (Engine
     let card = Card {
         orders: CardOrders::new(orders, bell),
         answers,
-        paths: (1..=cards).map(|port| [PathSettings { port, ..PathSettings::DEFAULT }; 3]).collect(),
+        paths: (1..=cards)
+            .map(|port| [PathSettings { port, ..PathSettings::DEFAULT }; 3])
+            .collect(),
         caps: Caps { sends: 8, receives: 8, inline_bytes: 16 },
         receives: 4,
         rails_max,
         name: "card0 port 1".to_string(),
     };
     let played = Played { ordered, said, link: Arc::clone(&link) };
-    let mut engine = Engine { config, verbs: Vec::new(), link, asks: channel().0, threads: Vec::new() };
+    let mut engine =
+        Engine { config, verbs: Vec::new(), link, asks: channel().0, threads: Vec::new() };
     engine.launch(None, Some(card), None::<fn()>).unwrap();
     // The rail back to this host: it stays on its way.
     let CardWork::Pair { card: 0, work: PairWork::Create { .. } } = played.next().work else {

@@ -189,11 +189,7 @@ fn open_chosen(config: &Config) -> Result<Opened, NoVerbs> {
 }
 
 /// The best places of those that the settings admit, one for each device that they name.
-fn choose(
-    cards: &[Card],
-    config: &Config,
-    numa_node: Option<u32>,
-) -> Result<Vec<Judged>, NoVerbs> {
+fn choose(cards: &[Card], config: &Config, numa_node: Option<u32>) -> Result<Vec<Judged>, NoVerbs> {
     let gid = |at: usize| config.verbs_gid.get(at).or(config.verbs_gid.first()).copied();
     let wish = |at: usize| {
         let device = config.verbs_device.get(at);
@@ -349,9 +345,7 @@ mod tests {
         let cards = [card("rxe0", true), card("rxe1", false), card("rxe2", true)];
         let chosen = |config: &Config| {
             let all = choose(&cards, config, None).map_err(|error| error.to_string())?;
-            Ok::<_, String>(
-                all.into_iter().map(|it| (it.device, it.gid_index)).collect::<Vec<_>>(),
-            )
+            Ok::<_, String>(all.into_iter().map(|it| (it.device, it.gid_index)).collect::<Vec<_>>())
         };
         let of = |device: &str, gid| (device.to_string(), Some(gid));
         assert_eq!(chosen(&config("rxe2,rxe0", None)), Ok(vec![of("rxe2", 1), of("rxe0", 1)]));

@@ -10,8 +10,8 @@ use super::message::{Have, KEYS_A_MESSAGE, KEYS_MAX, Message, Want};
 use super::{CardFor, OrderFor, Phase, Region};
 use crate::abi::{Detail, Export, Kind, RIGHT_ATOMIC, errno};
 use crate::clock;
-use crate::control::card::{CardDone, CardWork};
 use crate::control::Registered;
+use crate::control::card::{CardDone, CardWork};
 use crate::control::registrations;
 use crate::control::server::{Pending, Server};
 use crate::control::sessions::WRONG_SECRETS_MAX;
@@ -207,8 +207,10 @@ impl Server {
             _ => None,
         };
         // One that no message can name is of no use; it ends here.
-        let count = |it: &Registered| (0..).take(CARDS_MAX).map(|card| it.keys.of(card).len()).sum();
-        let named = |it: &Registered| count(it) <= KEYS_MAX as usize;
+        let named = |it: &Registered| {
+            let count: usize = (0..).take(CARDS_MAX).map(|card| it.keys.of(card).len()).sum();
+            count <= KEYS_MAX as usize
+        };
         let (registration, unnamed) = match registration {
             Some(registration) if !named(&registration) => (None, Some(registration.id)),
             other => (other, None),

@@ -117,9 +117,8 @@ impl Server {
         let mute: Vec<u8> = (0..cards).filter(|card| keys.of(*card).is_empty()).collect();
         // Of cards that they do not share there are none.
         let shared = (cards..).take(CARDS_MAX).all(|card| keys.of(card).is_empty());
-        let memory = qp::Memory::peer(keys, name).filter(|_| {
-            shared && bytes > 0 && covered.is_some_and(|covered| covered >= bytes)
-        });
+        let memory = qp::Memory::peer(keys, name)
+            .filter(|_| shared && bytes > 0 && covered.is_some_and(|covered| covered >= bytes));
         let Some((memory, rails)) = memory.zip(connection.sets()) else {
             self.deny(wanted_by(session, region, tag), &gone());
             return self.lose_connection(key, "its keys do not cover what it lends");

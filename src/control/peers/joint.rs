@@ -480,8 +480,8 @@ impl Joint {
         }
     }
 
-    /// It has failed for good, but the connection goes on without it: the rail comes to its end, and
-    /// the peer hears that nothing moves by it any more.
+    /// It has failed for good, but the connection goes on without it: the rail comes to its end,
+    /// and the peer hears that nothing moves by it any more.
     pub(crate) fn leave(&mut self) {
         self.leaves = self.end == End::No;
         self.lose();

@@ -3,9 +3,9 @@
 //!
 //! A **connection** is a socket between two control threads: one per URL that sessions here have
 //! asked for, however many ask, and one for every engine that has reached this one. Each has rails
-//! of its own, on each card that both engines have: one, or one a class where classes use their path
-//! in different ways. The rails of a class, one a card, are a **set**: the fabric spreads ops over
-//! those that work. Peers' numbers are a session's own names for connections.
+//! of its own, on each card that both engines have: one, or one a class where classes use their
+//! path in different ways. The rails of a class, one a card, are a **set**: the fabric spreads ops
+//! over those that work. Peers' numbers are a session's own names for connections.
 //!
 //! ```text
 //!  message   what is said                 connections  sockets: reaching, greeting, losing
@@ -16,8 +16,8 @@
 //! ```
 //!
 //! **Cards are paired by place**: card 0 here with card 0 there, as many as both have. A connection
-//! is up while one rail of every set is. A rail that fails for good leaves it, unless it is the last
-//! of a set: then the connection is lost.
+//! is up while one rail of every set is. A rail that fails for good leaves it, unless it is the
+//! last of a set: then the connection is lost.
 //!
 //! **A connection that is lost** is forgotten in this order: its rails are dead (our queue pairs
 //! are reset, so that nothing moves any more); its loans are taken back; no op here goes by its

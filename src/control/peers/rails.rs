@@ -284,7 +284,8 @@ impl Server {
 
     /// A connection's rails on these cards are taken for broken.
     pub(super) fn break_rails_of(&mut self, key: usize, cards: &[u8]) {
-        let of_it = |place: &RailPlace| matches!(place.whose, Whose::Connection(of, _) if of == key);
+        let of_it =
+            |place: &RailPlace| matches!(place.whose, Whose::Connection(of, _) if of == key);
         for card in cards {
             for rail in self.rails_of(*card, |_, place| of_it(place)) {
                 if let Some(place) = self.rail(rail) {

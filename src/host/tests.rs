@@ -14,6 +14,7 @@ use crate::client::{RingOptions, Scope, Stats};
 use crate::control::{CardAnswer, CardDone, CardOrder, CardWork, PairWork, Registered};
 use crate::fabric::qp::CardKeys;
 use crate::fabric::qp::provider::{Access, Caps, Key, PathSettings, ProviderError};
+use crate::fabric::verbs::hollow::Hollow;
 use crate::shm::Mapping;
 use crate::{Nop, Rights};
 
@@ -72,11 +73,38 @@ fn engine() -> (Engine, Played) {
 
 /// An engine with a card that the test plays, whose fabric has no rails.
 pub(crate) fn played(config: Config, rails_max: u16) -> (Engine, Played) {
-    played_cards(config, rails_max, 1)
+    played_over(config, rails_max, 1, None)
 }
 
-/// The same with several cards.
-pub(crate) fn played_cards(config: Config, rails_max: u16, cards: u8) -> (Engine, Played) {
+/// Sizes of the queue pairs of a card that is played.
+pub(crate) const CAPS: Caps = Caps { sends: 8, receives: 8, inline_bytes: 16 };
+
+/// An engine with cards that the test plays, whose fabric has rails that carry nothing.
+pub(crate) fn played_cards(config: Config, rails_max: u16, cards: &Hollow) -> (Engine, Played) {
+    let limits = qp::Config {
+        fabric: crate::abi::FABRIC_VERBS,
+        rails_max,
+        depth: 4,
+        receives: 4,
+        inline_bytes: 16,
+        signal_every: 1,
+        message_bytes_max: 1 << 30,
+        regions_max: config.regions_max,
+        attempts_max: 3,
+        stuck_ns: 1 << 40,
+        grace_ns: 1_000_000,
+        drain_ns: 1 << 40,
+    };
+    let rails = Rails::new(cards.provider(), limits);
+    played_over(config, rails_max, cards.count(), Some(rails))
+}
+
+fn played_over(
+    config: Config,
+    rails_max: u16,
+    cards: u8,
+    rails: Option<Rails<VerbsProvider>>,
+) -> (Engine, Played) {
     let config = Config { verbs: VerbsUse::Off, ..config };
     let link = Arc::new(Link::new(config.rings_max).unwrap());
     let bell = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap());
@@ -88,7 +116,7 @@ pub(crate) fn played_cards(config: Config, rails_max: u16, cards: u8) -> (Engine
         paths: (1..=cards)
             .map(|port| [PathSettings { port, ..PathSettings::DEFAULT }; 3])
             .collect(),
-        caps: Caps { sends: 8, receives: 8, inline_bytes: 16 },
+        caps: CAPS,
         receives: 4,
         rails_max,
         name: "card0 port 1".to_string(),
@@ -96,7 +124,7 @@ pub(crate) fn played_cards(config: Config, rails_max: u16, cards: u8) -> (Engine
     let played = Played { ordered, said, link: Arc::clone(&link) };
     let mut engine =
         Engine { config, verbs: Vec::new(), link, asks: channel().0, threads: Vec::new() };
-    engine.launch(None, Some(card), None::<fn()>).unwrap();
+    engine.launch(rails, Some(card), None::<fn()>).unwrap();
     // The rail back to this host: it stays on its way.
     let CardWork::Pair { card: 0, work: PairWork::Create { .. } } = played.next().work else {
         panic!("not a queue pair")

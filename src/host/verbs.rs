@@ -190,7 +190,7 @@ fn open_chosen(config: &Config) -> Result<Opened, NoVerbs> {
 
 /// The best places of those that the settings admit, one for each device that they name.
 fn choose(cards: &[Card], config: &Config, numa_node: Option<u32>) -> Result<Vec<Judged>, NoVerbs> {
-    let gid = |at: usize| config.verbs_gid.get(at).or(config.verbs_gid.first()).copied();
+    let gid = |at: usize| config.verbs_gid.get(at).or_else(|| config.verbs_gid.first()).copied();
     let wish = |at: usize| {
         let device = config.verbs_device.get(at);
         Wish {

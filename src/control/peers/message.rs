@@ -34,7 +34,7 @@ pub(super) const VERSION: u16 = 2;
 /// Rails that a connection may have on each card.
 pub(super) const RAILS_A_CARD_MAX: u8 = 3;
 /// Rails that a connection may have.
-const RAILS_MAX: u32 = RAILS_A_CARD_MAX as u32 * CARDS_MAX as u32;
+const RAILS_MAX: usize = RAILS_A_CARD_MAX as usize * CARDS_MAX;
 /// Keys in one HAVE. A region of more pieces comes in several.
 pub(super) const KEYS_A_MESSAGE: usize = 12;
 /// Pieces of one region.
@@ -438,7 +438,7 @@ fn parse_ready(wire: &ReadyWire) -> Result<Message, PeerError> {
 }
 
 fn parse_rail(rail: u32) -> Result<u8, PeerError> {
-    let known = u8::try_from(rail).ok().filter(|_| rail < RAILS_MAX);
+    let known = u8::try_from(rail).ok().filter(|rail| usize::from(*rail) < RAILS_MAX);
     field("rail", rail, known.is_some(), "below 12")?;
     Ok(known.unwrap_or(0))
 }

@@ -552,3 +552,66 @@ impl Drop for Registered {
         }
     }
 }
+
+/// Devices that do nothing, for tests of what stands on one: nothing in them leads anywhere.
+#[cfg(test)]
+mod hollow {
+    use super::*;
+
+    fn some<T: Zeroed>(change: impl FnOnce(&mut T)) -> NonNull<T> {
+        let made = Box::leak(Box::new(T::zeroed()));
+        change(made);
+        NonNull::from(made)
+    }
+
+    impl Queues {
+        pub(in crate::fabric::verbs) fn hollow(name: &str, entries: c_int) -> Arc<Self> {
+            extern "C" fn poll_cq(_: *mut sys::Cq, _: c_int, _: *mut sys::Completion) -> c_int {
+                0
+            }
+            extern "C" fn req_notify_cq(_: *mut sys::Cq, _: c_int) -> c_int {
+                0
+            }
+            extern "C" fn post_send(
+                _: *mut sys::Qp,
+                _: *mut sys::SendWr,
+                _: *mut *mut sys::SendWr,
+            ) -> c_int {
+                0
+            }
+            extern "C" fn post_recv(
+                _: *mut sys::Qp,
+                _: *mut sys::RecvWr,
+                _: *mut *mut sys::RecvWr,
+            ) -> c_int {
+                0
+            }
+            let table = Box::leak(Box::new(Table::hollow()));
+            let device = Device { table, name: name.to_string(), context: some(|_| {}) };
+            Arc::new(Self {
+                device,
+                keys: Keys::default(),
+                pd: some(|_| {}),
+                channel: some(|_| {}),
+                cq: some(|cq: &mut sys::Cq| cq.cqe = entries),
+                poll_cq,
+                req_notify_cq,
+                post_send,
+                post_recv,
+            })
+        }
+    }
+
+    impl QueuePair {
+        pub(in crate::fabric::verbs) fn hollow(queues: &Arc<Queues>, number: u32) -> Self {
+            let raw = some(|pair: &mut sys::Qp| pair.qp_num = number);
+            Self { queues: queues.clone(), raw, ended: true }
+        }
+    }
+
+    impl Registered {
+        pub(in crate::fabric::verbs) fn hollow(queues: &Arc<Queues>) -> Self {
+            Self { queues: queues.clone(), raw: some(|_| {}), memory: None }
+        }
+    }
+}

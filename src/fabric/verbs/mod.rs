@@ -14,6 +14,8 @@ mod control;
 mod device;
 mod error;
 mod events;
+#[cfg(test)]
+pub(crate) mod hollow;
 mod provider;
 mod sys;
 

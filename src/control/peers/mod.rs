@@ -39,6 +39,8 @@ mod rails;
 mod scripted;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod two_cards;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;

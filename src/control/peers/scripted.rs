@@ -24,7 +24,7 @@ use crate::host::{Config, Engine};
 use crate::{Region, Rights, Session};
 
 /// A path for a socket that nobody else uses.
-fn path(name: &str) -> PathBuf {
+pub(super) fn path(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("verbring-peers-{}-{name}", std::process::id()))
 }
 
@@ -36,14 +36,14 @@ fn engine(name: &str, rails_max: u16) -> (Engine, Played, PathBuf) {
 }
 
 /// Another engine, the test's end of its connection.
-struct Other(OwnedFd);
+pub(super) struct Other(OwnedFd);
 
 impl Other {
-    fn reach(path: &Path) -> Self {
+    pub(super) fn reach(path: &Path) -> Self {
         Self(fds::reach(path, 100).unwrap())
     }
 
-    fn say(&self, message: &Message) {
+    pub(super) fn say(&self, message: &Message) {
         self.say_bytes(&message.to_bytes());
     }
 
@@ -61,7 +61,7 @@ impl Other {
         fds::receive(self.0.as_fd(), false).ok().flatten().map(|received| received.bytes)
     }
 
-    fn hear(&self) -> Option<Message> {
+    pub(super) fn hear(&self) -> Option<Message> {
         self.hear_bytes().map(|bytes| Message::parse(&bytes).unwrap())
     }
 
@@ -103,18 +103,18 @@ impl Other {
     }
 }
 
-const HELLO: Hello = Hello { boot_id: [1, 2], pid: 3, rails: 1, cards: 1 };
+pub(super) const HELLO: Hello = Hello { boot_id: [1, 2], pid: 3, rails: 1, cards: 1 };
 
-fn makes_pair(work: &CardWork, on: u8) -> bool {
+pub(super) fn makes_pair(work: &CardWork, on: u8) -> bool {
     matches!(work, CardWork::Pair { card, work: PairWork::Create { .. } } if *card == on)
 }
 
-fn no_pair() -> CardDone {
+pub(super) fn no_pair() -> CardDone {
     let hint = "it is only played";
     CardDone::Failed(ProviderError::Os { call: "ibv_create_qp", errno: errno::ENOMEM, hint })
 }
 
-fn want(tag: u64, asker: u32, name: &str, secret: [u8; 32]) -> Want {
+pub(super) fn want(tag: u64, asker: u32, name: &str, secret: [u8; 32]) -> Want {
     let mut field = [0; 64];
     field[..name.len()].copy_from_slice(name.as_bytes());
     let uid = nix::unistd::geteuid().as_raw();
@@ -122,7 +122,7 @@ fn want(tag: u64, asker: u32, name: &str, secret: [u8; 32]) -> Want {
 }
 
 /// A region of a session, which the card knows as 7.
-fn alloc(session: &Session, card: &Played) -> Region {
+pub(super) fn alloc(session: &Session, card: &Played) -> Region {
     thread::scope(|scope| {
         let alloc = scope.spawn(|| session.alloc(8192).unwrap());
         drop(card.registers(7));
@@ -130,7 +130,7 @@ fn alloc(session: &Session, card: &Played) -> Region {
     })
 }
 
-fn let_go(region: Region, card: &Played) {
+pub(super) fn let_go(region: Region, card: &Played) {
     thread::scope(|scope| {
         let release = scope.spawn(|| region.release().unwrap());
         assert_eq!(card.deregisters(), 7);
@@ -139,7 +139,7 @@ fn let_go(region: Region, card: &Played) {
 }
 
 /// The engine still serves.
-fn serves(engine: &Engine) {
+pub(super) fn serves(engine: &Engine) {
     assert!(engine.connect().unwrap().probe().unwrap().op_bytes_max > 0);
 }
 
@@ -341,10 +341,10 @@ fn atomics_are_exported_once_the_card_serves_them() {
 }
 
 /// A place that the test listens at.
-struct Door(OwnedFd, PathBuf);
+pub(super) struct Door(OwnedFd, PathBuf);
 
 impl Door {
-    fn open(name: &str) -> Self {
+    pub(super) fn open(name: &str) -> Self {
         let path = path(name);
         let _ = std::fs::remove_file(&path);
         let made =
@@ -354,7 +354,7 @@ impl Door {
         Self(made, path)
     }
 
-    fn url(&self) -> String {
+    pub(super) fn url(&self) -> String {
         format!("unix:{}", self.1.display())
     }
 
@@ -365,7 +365,7 @@ impl Door {
     }
 
     /// An engine has come, and says what it should.
-    fn greeted(&self) -> (Other, Hello) {
+    pub(super) fn greeted(&self) -> (Other, Hello) {
         let other = self.knocked(PATIENCE).expect("nobody came");
         let Some(Message::Hello(hello)) = other.hear() else { panic!("no greeting") };
         (other, hello)
@@ -378,7 +378,7 @@ impl Drop for Door {
     }
 }
 
-fn refusal(error: &ControlError) -> (i32, String) {
+pub(super) fn refusal(error: &ControlError) -> (i32, String) {
     let refusal = error.refusal().expect("an answer");
     (refusal.errno, refusal.text.clone())
 }

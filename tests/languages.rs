@@ -175,8 +175,8 @@ fn every_language_meets_every_other_across_two_engines() {
             let (device, gid) = port.rsplit_once(':').expect("DEVICE:PORT:GID");
             let mut config = verbring::host::Config::default();
             config.verbs = verbring::host::VerbsUse::Require;
-            config.verbs_device = Some(device.parse().unwrap());
-            config.verbs_gid = Some(gid.parse().unwrap());
+            config.verbs_device = vec![device.parse().unwrap()];
+            config.verbs_gid = vec![gid.parse().unwrap()];
             let socket = sockets.0.join(format!("{at}.sock"));
             let engine = verbring::Engine::builder().config(config).socket(&socket).spawn();
             (engine.unwrap(), socket)

@@ -72,6 +72,7 @@ impl Serve {
                 "listening": socket.display().to_string(),
                 "engine": config.engine,
                 "verbs": engine.verbs().map(ToString::to_string),
+                "cards": engine.cards().iter().map(ToString::to_string).collect::<Vec<_>>(),
                 "pid": std::process::id(),
             }))
         } else {

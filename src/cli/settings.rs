@@ -17,7 +17,7 @@ use thiserror::Error;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 use verbring::abi::Class;
-use verbring::host::{Config, VerbsDevice, VerbsUse};
+use verbring::host::{Config, VERBS_DEVICES_MAX, VerbsDevice, VerbsUse};
 
 use super::class_name;
 
@@ -333,10 +333,10 @@ enum Form {
     Path,
     /// A number or `none`.
     Cpu,
-    /// A number or `auto`.
-    Place,
-    /// A device's name, and perhaps its port behind a colon.
-    Device,
+    /// A number, or several, or `auto`.
+    Places,
+    /// A device's name, and perhaps its port behind a colon; or several of them; or `auto`.
+    Devices,
     /// One number for all classes, or one for each.
     PerClass,
     Use,
@@ -376,8 +376,13 @@ impl Setting {
             Form::Mode => "permission bits in octal, 0000 to 0777".to_string(),
             Form::Path => "a path that is not empty".to_string(),
             Form::Cpu => "a CPU's number or none".to_string(),
-            Form::Place => "a number from 0 to 255 or auto".to_string(),
-            Form::Device => "DEVICE or DEVICE:PORT, with a port from 1 to 255".to_string(),
+            Form::Places => "a number from 0 to 255, or one for each device, \"A,B\", or \
+                             auto"
+                .to_string(),
+            Form::Devices => format!(
+                "DEVICE or DEVICE:PORT, with a port from 1 to 255; or up to {VERBS_DEVICES_MAX} \
+                 of them, \"A,B\", each once; or auto"
+            ),
             Form::PerClass => format!(
                 "a whole number, {}, or three of them, \"HIGH,MEDIUM,LOW\"",
                 range(u8::MAX.into())
@@ -392,9 +397,9 @@ impl Form {
     /// Whether an integer written in this radix will do. A mode in decimal is a slip of the pen.
     fn takes_integer(self, radix: u32) -> bool {
         match self {
-            Self::Number(_) | Self::Bytes(_) | Self::Cpu | Self::Place | Self::PerClass => true,
+            Self::Number(_) | Self::Bytes(_) | Self::Cpu | Self::Places | Self::PerClass => true,
             Self::Mode => radix == 8,
-            Self::Path | Self::Device | Self::Use | Self::Class => false,
+            Self::Path | Self::Devices | Self::Use | Self::Class => false,
         }
     }
 
@@ -409,8 +414,8 @@ impl Form {
             Self::Mode => "MODE",
             Self::Path => "PATH",
             Self::Cpu => "CPU",
-            Self::Place => "INDEX",
-            Self::Device => "DEVICE[:PORT]",
+            Self::Places => "INDEX[,INDEX...]",
+            Self::Devices => "DEVICE[:PORT][,DEVICE[:PORT]...]",
             Self::PerClass => "NUMBER[,NUMBER,NUMBER]",
             Self::Use => "USE",
             Self::Class => "CLASS",
@@ -492,18 +497,38 @@ fn read_cpu(text: &OsStr) -> Option<Option<u32>> {
     u32::try_from(read_number(text)?).ok().map(Some)
 }
 
-fn read_place(text: &OsStr) -> Option<Option<u8>> {
-    if text == "auto" {
-        return Some(None);
+/// Reads what stands between commas; `auto` is none of it.
+fn read_list<T>(text: &OsStr, read: impl Fn(&str) -> Option<T>) -> Option<Vec<T>> {
+    match text.to_str()? {
+        "auto" => Some(Vec::new()),
+        text => text.split(',').map(|part| read(part.trim())).collect(),
     }
-    u8::try_from(read_number(text)?).ok().map(Some)
 }
 
-fn read_device(text: &OsStr) -> Option<Option<VerbsDevice>> {
-    match text.to_str()? {
-        "auto" => Some(None),
-        text => text.parse().ok().map(Some),
+fn show_list<T: ToString>(list: &[T]) -> Shown {
+    match list {
+        [] => Shown::Text("auto".to_string()),
+        list => Shown::Text(list.iter().map(T::to_string).collect::<Vec<_>>().join(",")),
     }
+}
+
+fn read_places(text: &OsStr) -> Option<Vec<u8>> {
+    read_list(text, |part| u8::try_from(read_number(OsStr::new(part))?).ok())
+}
+
+fn show_places(places: &[u8]) -> Shown {
+    match *places {
+        [place] => Shown::Number(place.into()),
+        _ => show_list(places),
+    }
+}
+
+/// Reads devices; none if [`Config::check`] would not have them, which knows no texts.
+fn read_devices(text: &OsStr) -> Option<Vec<VerbsDevice>> {
+    let mut config = Config::default();
+    config.verbs_device = read_list(text, |part| part.parse().ok())?;
+    config.check().ok()?;
+    Some(config.verbs_device)
 }
 
 /// Reads a number for all classes, or one for each of high, medium and low.
@@ -568,12 +593,8 @@ macro_rules! table {
     (@read Cpu $field:expr) => {
         $field.map_or(Shown::Text("none".to_string()), |cpu| Shown::Number(cpu.into()))
     };
-    (@read Place $field:expr) => {
-        $field.map_or(Shown::Text("auto".to_string()), |place| Shown::Number(place.into()))
-    };
-    (@read Device $field:expr) => {
-        Shown::Text($field.as_ref().map_or("auto".to_string(), ToString::to_string))
-    };
+    (@read Places $field:expr) => { show_places(&$field) };
+    (@read Devices $field:expr) => { show_list(&$field) };
     (@read PerClass $field:expr) => { show_per_class($field) };
     (@read Use $field:expr) => { Shown::Text(use_name($field).to_string()) };
     (@read Class $field:expr) => { Shown::Text(class_name($field).to_string()) };
@@ -582,8 +603,8 @@ macro_rules! table {
     (@write Mode $field:expr, $text:ident) => { store(&mut $field, read_mode($text)) };
     (@write Path $field:expr, $text:ident) => { store(&mut $field, read_path($text)) };
     (@write Cpu $field:expr, $text:ident) => { store(&mut $field, read_cpu($text)) };
-    (@write Place $field:expr, $text:ident) => { store(&mut $field, read_place($text)) };
-    (@write Device $field:expr, $text:ident) => { store(&mut $field, read_device($text)) };
+    (@write Places $field:expr, $text:ident) => { store(&mut $field, read_places($text)) };
+    (@write Devices $field:expr, $text:ident) => { store(&mut $field, read_devices($text)) };
     (@write PerClass $field:expr, $text:ident) => { store(&mut $field, read_per_class($text)) };
     (@write Use $field:expr, $text:ident) => { store(&mut $field, read_use($text)) };
     (@write Class $field:expr, $text:ident) => { store(&mut $field, read_class($text)) };
@@ -610,10 +631,10 @@ table! {
     "first_index" Number(u32) first_index, "First value of every ring's cursors";
     "pin" Cpu pin, "CPU to pin the engine thread to";
     "verbs" Use verbs, "Whether queue pairs are used: off; auto, with a card; require, or fail";
-    "verbs_device" Device verbs_device,
-        "The card's device and port; auto is what verbring devices calls chosen";
-    "verbs_gid" Place verbs_gid,
-        "Place in the port's table of GIDs; auto is what verbring devices calls chosen";
+    "verbs_device" Devices verbs_device,
+        "The card's device and port, or several; auto is what verbring devices calls chosen";
+    "verbs_gid" Places verbs_gid,
+        "Place in the ports' tables of GIDs; auto is what verbring devices calls chosen";
     "verbs_depth" Number(u32) verbs_depth, "Work requests in flight on one rail";
     "verbs_receives" Number(u32) verbs_receives,
         "Notifications that a peer may send on one rail before any is handed out";
@@ -743,8 +764,8 @@ mod tests {
             ("window_bytes", "4MiB"),
             ("first_index", "0xffffffff"),
             ("verbs", "require"),
-            ("verbs_device", "rxe0:1"),
-            ("verbs_gid", "3"),
+            ("verbs_device", "rxe0:1, rxe2"),
+            ("verbs_gid", "3,1"),
             ("verbs_service_level", "3, 2,1"),
             ("verbs_traffic_class", "106"),
             ("quota.class_ceiling", "low"),
@@ -755,9 +776,23 @@ mod tests {
         assert_eq!(settings.config().first_index, u32::MAX);
         assert_eq!(settings.config().verbs_service_level, [3, 2, 1]);
         assert_eq!(settings.config().verbs_traffic_class, [106; 3]);
+        assert_eq!(settings.config().verbs_gid, [3, 1]);
+        let json = settings.to_json();
+        assert_eq!(json["verbs_device"]["value"], "rxe0:1,rxe2");
         let file = File::new(&settings.to_toml());
         let again = Settings::layered(Some(&file.0), none, &Flags::default()).unwrap();
         assert_eq!(settings.config(), again.config());
+    }
+
+    #[test]
+    fn one_device_and_its_gid_are_written_as_ever() {
+        let given = [("verbs_device", "mlx5_0:2"), ("verbs_gid", "3")];
+        let json = Settings::layered(None, none, &flags(&given)).unwrap().to_json();
+        assert_eq!((json["verbs_device"]["value"].as_str()), Some("mlx5_0:2"));
+        assert_eq!(json["verbs_gid"]["value"], 3);
+        let json = Settings::layered(None, none, &Flags::default()).unwrap().to_json();
+        assert_eq!((json["verbs_device"]["value"].as_str()), Some("auto"));
+        assert_eq!((json["verbs_gid"]["value"].as_str()), Some("auto"));
     }
 
     #[test]
@@ -831,7 +866,19 @@ mod tests {
             (
                 "verbs_device = \"rxe0:0\"",
                 "FILE:1: verbs_device is the string \"rxe0:0\", but must be DEVICE or \
-                DEVICE:PORT, with a port from 1 to 255",
+                DEVICE:PORT, with a port from 1 to 255; or up to 4 of them, \"A,B\", each once; \
+                or auto",
+            ),
+            (
+                "verbs_device = \"rxe0,rxe0:1\"",
+                "FILE:1: verbs_device is the string \"rxe0,rxe0:1\", but must be DEVICE or \
+                DEVICE:PORT, with a port from 1 to 255; or up to 4 of them, \"A,B\", each once; \
+                or auto",
+            ),
+            (
+                "verbs_device = \"rxe0,rxe2\"\nverbs_gid = \"1,2,3\"",
+                "FILE:2: verbs_gid is 3, but must be one number for all devices, or one for each \
+                of 2",
             ),
             (
                 "verbs_mtu = 1500",

@@ -1,8 +1,11 @@
-//! What the control thread asks of the thread that owns a card, and what it answers.
+//! What the control thread asks of the thread that owns the cards, and what it answers.
 //!
 //! Calls of a [`ProviderControl`] may block for milliseconds, so they are carried out elsewhere: by
 //! one thread, in the order in which they were asked for, each answered once under its token. What
 //! is in here is values: the same work is carried out over a simulator in tests.
+//!
+//! A queue pair is a card's: its number means something together with that card's. Memory is
+//! registered with all cards, under one id.
 //!
 //! [`ProviderControl`]: crate::fabric::qp::provider::ProviderControl
 
@@ -11,8 +14,9 @@ use std::sync::mpsc::{Receiver, SendError, Sender};
 
 use nix::sys::eventfd::EventFd;
 
+use crate::fabric::qp::CardKeys;
 use crate::fabric::qp::provider::{
-    Access, Caps, Created, Endpoint, Move, PathSettings, ProviderError, Registration,
+    Access, Caps, Created, Endpoint, Move, PathSettings, ProviderError,
 };
 use crate::fabric::verbs::{AsyncEvent, VerbsPair};
 use crate::shm::Mapping;
@@ -20,6 +24,30 @@ use crate::shm::Mapping;
 /// Something to be done by the card's thread.
 #[derive(Debug)]
 pub(crate) enum CardWork<P = VerbsPair> {
+    /// Something about one card's queue pair.
+    Pair {
+        /// The card.
+        card: u8,
+        /// What is to be done.
+        work: PairWork<P>,
+    },
+    /// Registers memory with every card. Answered by [`CardDone::Registered`].
+    Register {
+        /// All of it is registered.
+        memory: Arc<Mapping>,
+        /// What peers may do with it.
+        access: Access,
+    },
+    /// Ends a registration with every card. Answered by [`CardDone::Deregistered`].
+    Deregister {
+        /// The registration's id.
+        id: u32,
+    },
+}
+
+/// Something to be done about a queue pair, on its card.
+#[derive(Debug)]
+pub(crate) enum PairWork<P = VerbsPair> {
     /// Makes a queue pair and brings it to INIT. What cannot be brought there is destroyed.
     /// Answered by [`CardDone::Created`].
     Create {
@@ -52,18 +80,15 @@ pub(crate) enum CardWork<P = VerbsPair> {
         /// The data path's half, which has come back from there.
         pair: P,
     },
-    /// Registers memory. Answered by [`CardDone::Registered`].
-    Register {
-        /// All of it is registered.
-        memory: Arc<Mapping>,
-        /// What peers may do with it.
-        access: Access,
-    },
-    /// Ends a registration. Answered by [`CardDone::Deregistered`].
-    Deregister {
-        /// The registration's id.
-        id: u32,
-    },
+}
+
+/// Memory that every card knows, but those that have failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Registered {
+    /// Names it to [`CardWork::Deregister`].
+    pub(crate) id: u32,
+    /// What each card knows it by.
+    pub(crate) keys: CardKeys,
 }
 
 /// What came of it.
@@ -78,13 +103,13 @@ pub(crate) enum CardDone<P = VerbsPair> {
     /// The queue pair is gone.
     Destroyed,
     /// The memory is registered.
-    Registered(Registration),
+    Registered(Registered),
     /// No key of the registration admits anything any more.
     Deregistered,
     /// It cannot be done.
     Failed(ProviderError),
-    /// Nothing that was asked for: the device says something by itself. The token is 0.
-    Event(AsyncEvent),
+    /// Nothing that was asked for: a card says something by itself. The token is 0.
+    Event(u8, AsyncEvent),
 }
 
 /// Work on its way to the card's thread. No token that is answered is 0.
@@ -138,16 +163,16 @@ impl<P> Drop for CardOrders<P> {
     }
 }
 
-/// A card, as the control thread has it: there if verbs is in use.
+/// The cards, as the control thread has them: there if verbs is in use.
 #[derive(Debug)]
 pub(crate) struct Card<P = VerbsPair> {
     /// To the card's thread, which ends when this is dropped.
     pub(crate) orders: CardOrders<P>,
     /// From the card's thread.
     pub(crate) answers: Receiver<CardAnswer<P>>,
-    /// How each class uses its path, high, medium, low: one queue pair a connection if they are
-    /// all equal, else one a class.
-    pub(crate) paths: [PathSettings; 3],
+    /// By card, how each class uses its path, high, medium, low: one queue pair a connection and
+    /// card if they are all equal, else one a class.
+    pub(crate) paths: Vec<[PathSettings; 3]>,
     /// Sizes to ask for, for each queue pair.
     pub(crate) caps: Caps,
     /// Receives for notifications of each rail, without those that are kept back.
@@ -157,6 +182,18 @@ pub(crate) struct Card<P = VerbsPair> {
     /// How long a lost peer that may still be there is waited for, until nothing that was sent to
     /// it can be delivered any more, ns.
     pub(crate) lease_ns: u64,
-    /// The device and its port, for people.
+    /// The devices and their ports, for people.
     pub(crate) name: String,
+}
+
+impl<P> Card<P> {
+    /// How many cards there are.
+    pub(crate) fn count(&self) -> u8 {
+        u8::try_from(self.paths.len()).unwrap_or(u8::MAX)
+    }
+
+    /// True if each class has a queue pair of its own: the classes use their paths differently.
+    pub(crate) fn one_a_class(&self) -> bool {
+        self.paths.iter().any(|[high, medium, low]| high != medium || medium != low)
+    }
 }

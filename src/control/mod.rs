@@ -12,5 +12,7 @@ mod server;
 mod sessions;
 pub mod wire;
 
-pub(crate) use card::{Card, CardAnswer, CardDone, CardOrder, CardOrders, CardWork};
+pub(crate) use card::{
+    Card, CardAnswer, CardDone, CardOrder, CardOrders, CardWork, PairWork, Registered,
+};
 pub(crate) use server::{Ask, Server};

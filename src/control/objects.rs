@@ -16,9 +16,10 @@ use crate::abi::{
     self, Detail, Export, ExportReply, Import, ImportReply, Kind, RegionReply, RegionRequest,
     Release, ReplyHead, RingReply, RingRequest, SegmentHeader, UID_OWN, errno,
 };
+use crate::control::Registered;
 use crate::engine::{Command, Reply, Ring, Wind};
 use crate::fabric::Held;
-use crate::fabric::qp::{self, provider::Registration};
+use crate::fabric::qp;
 use crate::host::link::RingBells;
 use crate::ids::{RegionId, RingId};
 use crate::ring::Mapped;
@@ -72,8 +73,8 @@ pub(super) struct RegionPlace {
     pub(super) removing: bool,
     /// Keeps the memory until the engine has let go, so that it is unmapped here and not there.
     pub(super) keep: Option<Arc<Mapping>>,
-    /// With the card, for the engine's own requests.
-    pub(super) registration: Option<Registration>,
+    /// With the cards, for the engine's own requests.
+    pub(super) registration: Option<Registered>,
     /// What other engines have to do with it.
     pub(super) links: Links,
 }
@@ -522,10 +523,8 @@ impl Server {
         entry.keep = Some(Arc::clone(&memory));
         let bytes = entry.bytes;
         let card = entry.registration.as_ref();
-        let card = card.map(|card| {
-            let keys = qp::CardKeys::first(card.keys.clone());
-            qp::Memory::own(Arc::clone(&memory), keys, region.0)
-        });
+        let card =
+            card.map(|card| qp::Memory::own(Arc::clone(&memory), card.keys.clone(), region.0));
         let memory = Held { mapping: Some(memory), card };
         let pending = Pending::RegionLive { session: key, region: region.0, tag, kind };
         let token = self.pending.insert(pending) as u64;

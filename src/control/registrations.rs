@@ -68,8 +68,8 @@ impl Server {
     }
 
     fn card_said(&mut self, token: u64, done: CardDone) {
-        if let CardDone::Event(event) = done {
-            return self.card_happened(event);
+        if let CardDone::Event(card, event) = done {
+            return self.card_happened(card, event);
         }
         let key = token.checked_sub(1).and_then(|key| usize::try_from(key).ok());
         if let Some(what) = key.and_then(|key| self.card_for.try_remove(key)) {

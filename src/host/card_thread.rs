@@ -1,14 +1,18 @@
-//! The thread that owns a card's slow path: it carries out what the control thread asks for, in
-//! order, and passes on what the device says by itself.
+//! The thread that owns the cards' slow path: it carries out what the control thread asks for, in
+//! order, and passes on what the devices say by themselves.
 //!
 //! Calls into a device may take milliseconds, and registering a large memory a second: neither the
 //! engine thread nor the control thread is to wait for them.
 //!
-//! **Invariants**: every order is answered once, under its token, in the order of asking; the
-//! thread ends when nobody can ask any more, and with it end the queue pairs and registrations
-//! that are left.
+//! Memory is registered with every card, and known by one id. A device that has failed for good is
+//! left out of that from then on: the others go on without it.
+//!
+//! **Invariants**: every order is answered once, under its token, in the order of asking; memory
+//! that one card refuses is registered with none; the thread ends when nobody can ask any more,
+//! and with it end the queue pairs and registrations that are left.
 //! **Tests**: here, over the simulator for the work and a counting card for the thread.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError};
@@ -18,8 +22,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 use tracing::warn;
 
-use crate::control::{CardAnswer, CardDone, CardOrder, CardWork};
-use crate::fabric::qp::provider::{Created, Move, ProviderControl};
+use crate::control::{CardAnswer, CardDone, CardOrder, CardWork, PairWork, Registered};
+use crate::fabric::qp::provider::{Access, Created, Move, ProviderControl, ProviderError};
+use crate::fabric::qp::{CARDS_MAX, CardKeys};
 use crate::fabric::verbs::{AsyncEvent, VerbsControl};
 use crate::shm::Mapping;
 
@@ -47,7 +52,7 @@ pub(super) type Kick = Box<dyn Fn() + Send>;
 
 /// What the card's thread owns.
 pub(super) struct CardThread<C: ProviderControl> {
-    control: C,
+    cards: Cards<C>,
     orders: Receiver<CardOrder<C::Pair>>,
     /// Rung for every order, and when there will be none any more.
     bell: Arc<EventFd>,
@@ -79,26 +84,24 @@ impl<P> Drop for Voice<P> {
 impl<C: Watched> CardThread<C> {
     /// Makes what is to run on the thread.
     pub(super) fn new(
-        control: C,
+        cards: Vec<C>,
         orders: Receiver<CardOrder<C::Pair>>,
         bell: Arc<EventFd>,
         answers: Sender<CardAnswer<C::Pair>>,
         kick: Kick,
     ) -> Self {
-        Self { control, orders, bell, voice: Voice { answers: Some(answers), kick } }
+        let voice = Voice { answers: Some(answers), kick };
+        Self { cards: Cards::new(cards), orders, bell, voice }
     }
 
     /// Works until nobody can ask any more.
     pub(super) fn run(mut self) {
-        let mut watched = true;
+        let mut watched = [true; CARDS_MAX];
         loop {
-            match self.wait(watched) {
-                Ok(sound) => watched &= sound,
-                Err(errno) => {
-                    // Without events the rest still works: completions tell of failures, too.
-                    warn!(%errno, "cannot wait for the card's events; they are not heard any more");
-                    watched = false;
-                }
+            if let Err(errno) = self.wait(&mut watched) {
+                // Without events the rest still works: completions tell of failures, too.
+                warn!(%errno, "cannot wait for the cards' events; they are not heard any more");
+                watched = [false; CARDS_MAX];
             }
             let ended = self.work();
             self.listen();
@@ -108,22 +111,24 @@ impl<C: Watched> CardThread<C> {
         }
     }
 
-    /// Waits for an order or an event; false if the device's descriptor is broken.
-    fn wait(&self, watched: bool) -> Result<bool, Errno> {
-        let mut both = [
-            PollFd::new(self.bell.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.control.events(), PollFlags::POLLIN),
-        ];
-        let count = if watched { 2 } else { 1 };
-        match poll(&mut both[..count], PollTimeout::NONE) {
-            Err(Errno::EINTR) => return Ok(true),
+    /// Waits for an order or an event. A device whose descriptor is broken is watched no more.
+    fn wait(&self, watched: &mut [bool; CARDS_MAX]) -> Result<(), Errno> {
+        let cards = &self.cards.cards;
+        let heard: Vec<usize> = (0..cards.len()).filter(|card| watched[*card]).collect();
+        let mut all = vec![PollFd::new(self.bell.as_fd(), PollFlags::POLLIN)];
+        all.extend(heard.iter().map(|card| PollFd::new(cards[*card].events(), PollFlags::POLLIN)));
+        match poll(&mut all, PollTimeout::NONE) {
+            Err(Errno::EINTR) => return Ok(()),
             other => other?,
         };
-        let woken = |at: usize| both[at].revents().unwrap_or(PollFlags::empty());
+        let woken = |at: usize| all[at].revents().unwrap_or(PollFlags::empty());
         if woken(0).contains(PollFlags::POLLIN) {
             let _ = self.bell.read();
         }
-        Ok(!watched || woken(1).difference(PollFlags::POLLIN).is_empty())
+        for (at, card) in heard.into_iter().enumerate() {
+            watched[card] = woken(at + 1).difference(PollFlags::POLLIN).is_empty();
+        }
+        Ok(())
     }
 
     /// Carries out all orders; true if there will be none any more.
@@ -131,7 +136,7 @@ impl<C: Watched> CardThread<C> {
         loop {
             match self.orders.try_recv() {
                 Ok(CardOrder { token, work }) => {
-                    let done = carry_out(&mut self.control, work);
+                    let done = self.cards.carry_out(work);
                     self.voice.say(token, done);
                     (self.voice.kick)();
                 }
@@ -143,8 +148,12 @@ impl<C: Watched> CardThread<C> {
 
     fn listen(&mut self) {
         let mut heard = false;
-        while let Some(event) = self.control.next_event() {
-            heard |= self.voice.say(0, CardDone::Event(event));
+        for card in 0..self.cards.cards.len() {
+            while let Some(event) = self.cards.cards[card].next_event() {
+                self.cards.failed[card] |= event == AsyncEvent::DeviceFailed;
+                let number = u8::try_from(card).unwrap_or(u8::MAX);
+                heard |= self.voice.say(0, CardDone::Event(number, event));
+            }
         }
         if heard {
             (self.voice.kick)();
@@ -152,14 +161,100 @@ impl<C: Watched> CardThread<C> {
     }
 }
 
-/// Does what is asked of a card.
-pub(super) fn carry_out<C>(control: &mut C, work: CardWork<C::Pair>) -> CardDone<C::Pair>
-where
-    C: ProviderControl<Memory = Arc<Mapping>>,
-{
-    let done = match work {
-        CardWork::Create { caps, settings } => control.create(caps).and_then(|made| {
-            let Created { pair, number, caps } = made;
+/// All cards, and what is registered with them.
+pub(super) struct Cards<C> {
+    cards: Vec<C>,
+    /// Devices that have failed for good.
+    failed: [bool; CARDS_MAX],
+    /// What each card calls a registration, by our id.
+    registrations: BTreeMap<u32, [Option<u32>; CARDS_MAX]>,
+    next_id: u32,
+}
+
+impl<C: ProviderControl<Memory = Arc<Mapping>>> Cards<C> {
+    pub(super) fn new(cards: Vec<C>) -> Self {
+        assert!((1..=CARDS_MAX).contains(&cards.len()), "one to {CARDS_MAX} cards");
+        let failed = [false; CARDS_MAX];
+        Self { cards, failed, registrations: BTreeMap::new(), next_id: 1 }
+    }
+
+    /// Does what is asked of the cards.
+    pub(super) fn carry_out(&mut self, work: CardWork<C::Pair>) -> CardDone<C::Pair> {
+        let done = match work {
+            CardWork::Pair { card, work } => match self.cards.get_mut(usize::from(card)) {
+                Some(control) => pair_work(control, work),
+                None => Err(ProviderError::Unknown { what: "card", number: card.into() }),
+            },
+            CardWork::Register { memory, access } => {
+                self.register(&memory, access).map(CardDone::Registered)
+            }
+            CardWork::Deregister { id } => self.deregister(id).map(|()| CardDone::Deregistered),
+        };
+        done.unwrap_or_else(CardDone::Failed)
+    }
+
+    fn register(
+        &mut self,
+        memory: &Arc<Mapping>,
+        access: Access,
+    ) -> Result<Registered, ProviderError> {
+        let (mut ids, mut keys) = ([None; CARDS_MAX], CardKeys::default());
+        // With none left, the failure of one of them says why.
+        let all_failed = self.failed[..self.cards.len()].iter().all(|failed| *failed);
+        for card in 0..self.cards.len() {
+            if self.failed[card] && !all_failed {
+                continue;
+            }
+            match self.cards[card].register(memory, access) {
+                Ok(made) => {
+                    ids[card] = Some(made.id);
+                    keys.put(u8::try_from(card).unwrap_or(u8::MAX), made.keys);
+                }
+                Err(error) => {
+                    let _ = self.withdraw(&mut ids);
+                    return Err(error);
+                }
+            }
+        }
+        let id = self.next_id;
+        self.next_id += 1;
+        self.registrations.insert(id, ids);
+        Ok(Registered { id, keys })
+    }
+
+    fn deregister(&mut self, id: u32) -> Result<(), ProviderError> {
+        let unknown = ProviderError::Unknown { what: "registration", number: id };
+        let mut ids = self.registrations.remove(&id).ok_or(unknown)?;
+        let outcome = self.withdraw(&mut ids);
+        if ids.iter().any(Option::is_some) {
+            self.registrations.insert(id, ids);
+        }
+        outcome
+    }
+
+    /// Ends what each card has of a registration; what one refuses stays, and the first refusal is
+    /// told.
+    fn withdraw(&mut self, ids: &mut [Option<u32>; CARDS_MAX]) -> Result<(), ProviderError> {
+        let mut outcome = Ok(());
+        for (control, place) in self.cards.iter_mut().zip(ids) {
+            let Some(id) = *place else { continue };
+            match control.deregister(id) {
+                Ok(()) => *place = None,
+                Err(error) => outcome = outcome.and(Err(error)),
+            }
+        }
+        outcome
+    }
+}
+
+/// Does what is asked about a card's queue pair.
+fn pair_work<C: ProviderControl>(
+    control: &mut C,
+    work: PairWork<C::Pair>,
+) -> Result<CardDone<C::Pair>, ProviderError> {
+    match work {
+        PairWork::Create { caps, settings } => {
+            let Created { pair, number, caps } = control.create(caps)?;
             match control.modify(number, &Move::Init(settings)) {
                 Ok(()) => Ok(CardDone::Created(Created { pair, number, caps })),
                 Err(error) => {
@@ -167,22 +262,17 @@ where
                     Err(error)
                 }
             }
-        }),
-        CardWork::Endpoint { number, settings, credits } => {
+        }
+        PairWork::Endpoint { number, settings, credits } => {
             control.endpoint(number, &settings, credits).map(CardDone::Endpoint)
         }
-        CardWork::Move { number, moves } => {
+        PairWork::Move { number, moves } => {
             moves.iter().try_for_each(|to| control.modify(number, to)).map(|()| CardDone::Moved)
         }
-        CardWork::Destroy { number, pair } => {
+        PairWork::Destroy { number, pair } => {
             control.destroy(number, pair).map(|()| CardDone::Destroyed)
         }
-        CardWork::Register { memory, access } => {
-            control.register(&memory, access).map(CardDone::Registered)
-        }
-        CardWork::Deregister { id } => control.deregister(id).map(|()| CardDone::Deregistered),
-    };
-    done.unwrap_or_else(CardDone::Failed)
+    }
 }
 
 #[cfg(test)]
@@ -199,16 +289,22 @@ mod tests {
     use crate::control::CardOrders;
     use crate::fabric::qp::provider::Provider;
     use crate::fabric::qp::provider::{
-        Access, Caps, DeviceLimits, Endpoint, Link, PairState, PathSettings, ProviderError,
-        Registration,
+        Caps, DeviceLimits, Endpoint, Key, Link, PairState, PathSettings, Registration,
     };
     use crate::fabric::qp::sim::{Net, SimConfig, SimControl, SimProvider};
 
     const CAPS: Caps = Caps { sends: 8, receives: 4, inline_bytes: 16 };
     const OWN: Access = Access { write: false, read: false, atomics: false };
 
-    fn create() -> CardWork<u32> {
-        CardWork::Create { caps: CAPS, settings: PathSettings::DEFAULT }
+    fn create() -> PairWork<u32> {
+        PairWork::Create { caps: CAPS, settings: PathSettings::DEFAULT }
+    }
+
+    fn carry_out<C: ProviderControl<Pair = u32>>(
+        control: &mut C,
+        work: PairWork<u32>,
+    ) -> CardDone<u32> {
+        pair_work(control, work).unwrap_or_else(CardDone::Failed)
     }
 
     fn made(done: CardDone<u32>) -> Created<u32> {
@@ -231,7 +327,7 @@ mod tests {
             assert_eq!(control.state(number).unwrap(), PairState::Init);
             assert_eq!((caps.sends, caps.receives), (8, 4));
             provider.adopt(rail, pair);
-            let ask = CardWork::Endpoint { number, settings: PathSettings::DEFAULT, credits: 2 };
+            let ask = PairWork::Endpoint { number, settings: PathSettings::DEFAULT, credits: 2 };
             match carry_out(&mut control, ask) {
                 CardDone::Endpoint(end) => end,
                 other => panic!("{other:?}"),
@@ -241,13 +337,13 @@ mod tests {
         for (own, peer) in [(ends[0], ends[1]), (ends[1], ends[0])] {
             let link = Link { own, peer, settings: PathSettings::DEFAULT };
             let moves = vec![Move::ReadyToReceive(link), Move::ReadyToSend(link)];
-            let done = carry_out(&mut control, CardWork::Move { number: own.number, moves });
+            let done = carry_out(&mut control, PairWork::Move { number: own.number, moves });
             assert!(matches!(done, CardDone::Moved), "{done:?}");
             assert_eq!(control.state(own.number).unwrap(), PairState::ReadyToSend);
         }
         for (rail, end) in [0, 1].into_iter().zip(ends) {
             let pair = provider.release(rail).unwrap();
-            let done = carry_out(&mut control, CardWork::Destroy { number: end.number, pair });
+            let done = carry_out(&mut control, PairWork::Destroy { number: end.number, pair });
             assert!(matches!(done, CardDone::Destroyed), "{done:?}");
             assert!(control.state(end.number).is_err(), "it is gone");
         }
@@ -260,25 +356,70 @@ mod tests {
         let end = control.endpoint(number, &PathSettings::DEFAULT, 1).unwrap();
         let link = Link { own: end, peer: end, settings: PathSettings::DEFAULT };
         let moves = vec![Move::Error, Move::ReadyToSend(link), Move::Reset];
-        let done = carry_out(&mut control, CardWork::Move { number, moves });
+        let done = carry_out(&mut control, PairWork::Move { number, moves });
         assert!(matches!(done, CardDone::Failed(ProviderError::State { .. })), "{done:?}");
         assert_eq!(control.state(number).unwrap(), PairState::Error);
     }
 
     #[test]
-    fn memory_is_registered_and_let_go() {
-        let (_provider, mut control) = device(64);
+    fn memory_is_registered_with_every_card_and_let_go() {
+        let net = Net::new();
+        let cards = [(); 2].map(|()| net.device(SimConfig::DEFAULT, 64).1);
+        let mut cards = Cards::new(cards.into());
         let memory = Arc::new(Mapping::anonymous(8192).unwrap());
         let work = CardWork::Register { memory: Arc::clone(&memory), access: OWN };
-        let CardDone::Registered(Registration { id, keys }) = carry_out(&mut control, work) else {
+        let CardDone::Registered(Registered { id, keys }) = cards.carry_out(work) else {
             panic!("registered");
         };
-        assert_eq!(keys.iter().map(|key| key.bytes).sum::<u64>(), 8192);
-        assert!(Arc::strong_count(&memory) > 1, "the card holds it");
-        let done = carry_out(&mut control, CardWork::Deregister { id });
+        let bytes = |card| keys.of(card).iter().map(|key| key.bytes).sum::<u64>();
+        assert_eq!([0, 1, 2].map(bytes), [8192, 8192, 0]);
+        assert!(Arc::strong_count(&memory) > 2, "both hold it");
+        let done = cards.carry_out(CardWork::Deregister { id });
         assert!(matches!(done, CardDone::Deregistered), "{done:?}");
         assert_eq!(Arc::strong_count(&memory), 1);
-        let done = carry_out(&mut control, CardWork::Deregister { id });
+        let done = cards.carry_out(CardWork::Deregister { id });
+        assert!(matches!(done, CardDone::Failed(ProviderError::Unknown { .. })), "{done:?}");
+    }
+
+    #[test]
+    fn what_one_card_refuses_is_registered_with_none_and_a_failed_one_is_left_out() {
+        let register = || {
+            let memory = Arc::new(Mapping::anonymous(8192).unwrap());
+            CardWork::Register { memory, access: OWN }
+        };
+        let counted = [(); 3].map(|()| Arc::new(AtomicU32::new(0)));
+        let mut cards =
+            Cards::new(counted.iter().map(|count| Counting::new(Arc::clone(count))).collect());
+        let regions = || [0, 1, 2].map(|at| counted[at].load(Ordering::SeqCst));
+        cards.cards[1].refuses = true;
+        let done = cards.carry_out(register());
+        assert!(matches!(done, CardDone::Failed(ProviderError::Unknown { .. })), "{done:?}");
+        assert_eq!(regions(), [0; 3]);
+        cards.failed[1] = true;
+        let CardDone::Registered(Registered { id, keys }) = cards.carry_out(register()) else {
+            panic!("registered with those that are left");
+        };
+        assert_eq!(regions(), [1, 0, 1]);
+        assert!(!keys.of(0).is_empty() && keys.of(1).is_empty() && !keys.of(2).is_empty());
+        let done = cards.carry_out(CardWork::Deregister { id });
+        assert!(matches!(done, CardDone::Deregistered), "{done:?}");
+        assert_eq!(regions(), [0; 3]);
+        // Where none is left, what a card says is the answer.
+        cards.failed = [true; CARDS_MAX];
+        let done = cards.carry_out(register());
+        assert!(matches!(done, CardDone::Failed(ProviderError::Unknown { .. })), "{done:?}");
+        assert_eq!(regions(), [0; 3]);
+    }
+
+    #[test]
+    fn work_is_done_on_the_card_that_is_named() {
+        let counted = [(); 2].map(|()| Arc::new(AtomicU32::new(0)));
+        let mut cards =
+            Cards::new(counted.iter().map(|count| Counting::new(Arc::clone(count))).collect());
+        let done = cards.carry_out(CardWork::Pair { card: 1, work: create() });
+        assert_eq!(made(done).number, 1);
+        assert_eq!([0, 1].map(|at| counted[at].load(Ordering::SeqCst)), [0, 1]);
+        let done = cards.carry_out(CardWork::Pair { card: 2, work: create() });
         assert!(matches!(done, CardDone::Failed(ProviderError::Unknown { .. })), "{done:?}");
     }
 
@@ -286,15 +427,22 @@ mod tests {
     struct Counting {
         events: Arc<EventFd>,
         says: Arc<Mutex<VecDeque<AsyncEvent>>>,
-        /// Queue pairs that are there.
-        pairs: Arc<AtomicU32>,
+        /// Queue pairs and registrations that are there.
+        there: Arc<AtomicU32>,
         next: u32,
-        refuses_init: bool,
+        refuses: bool,
+    }
+
+    impl Counting {
+        fn new(there: Arc<AtomicU32>) -> Self {
+            let events = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap());
+            Self { events, says: Arc::default(), there, next: 0, refuses: false }
+        }
     }
 
     impl Drop for Counting {
         fn drop(&mut self) {
-            self.pairs.store(0, Ordering::SeqCst);
+            self.there.store(0, Ordering::SeqCst);
         }
     }
 
@@ -308,7 +456,7 @@ mod tests {
 
         fn create(&mut self, caps: Caps) -> Result<Created<u32>, ProviderError> {
             self.next += 1;
-            self.pairs.fetch_add(1, Ordering::SeqCst);
+            self.there.fetch_add(1, Ordering::SeqCst);
             Ok(Created { pair: self.next, number: self.next, caps })
         }
 
@@ -323,7 +471,7 @@ mod tests {
 
         fn modify(&mut self, number: u32, _: &Move) -> Result<(), ProviderError> {
             let refusal = ProviderError::Unknown { what: "queue pair", number };
-            if self.refuses_init { Err(refusal) } else { Ok(()) }
+            if self.refuses { Err(refusal) } else { Ok(()) }
         }
 
         fn state(&mut self, _: u32) -> Result<PairState, ProviderError> {
@@ -332,15 +480,27 @@ mod tests {
 
         fn destroy(&mut self, number: u32, pair: u32) -> Result<(), ProviderError> {
             assert_eq!(number, pair);
-            self.pairs.fetch_sub(1, Ordering::SeqCst);
+            self.there.fetch_sub(1, Ordering::SeqCst);
             Ok(())
         }
 
-        fn register(&mut self, _: &Arc<Mapping>, _: Access) -> Result<Registration, ProviderError> {
-            Ok(Registration { id: 1, keys: Box::new([]) })
+        fn register(
+            &mut self,
+            memory: &Arc<Mapping>,
+            _: Access,
+        ) -> Result<Registration, ProviderError> {
+            self.next += 1;
+            let (id, bytes) = (self.next, memory.bytes());
+            if self.refuses {
+                return Err(ProviderError::Unknown { what: "memory", number: id });
+            }
+            self.there.fetch_add(1, Ordering::SeqCst);
+            let key = Key { offset: 0, bytes, address: 4096, lkey: id, rkey: id };
+            Ok(Registration { id, keys: Box::new([key]) })
         }
 
         fn deregister(&mut self, _: u32) -> Result<(), ProviderError> {
+            self.there.fetch_sub(1, Ordering::SeqCst);
             Ok(())
         }
     }
@@ -362,9 +522,8 @@ mod tests {
     #[test]
     fn a_queue_pair_that_cannot_be_brought_to_init_is_destroyed() {
         let pairs = Arc::new(AtomicU32::new(0));
-        let events = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap());
-        let (says, counted) = (Arc::default(), Arc::clone(&pairs));
-        let mut card = Counting { events, says, pairs: counted, next: 0, refuses_init: true };
+        let mut card = Counting::new(Arc::clone(&pairs));
+        card.refuses = true;
         let done = carry_out(&mut card, create());
         assert!(matches!(done, CardDone::Failed(ProviderError::Unknown { .. })), "{done:?}");
         assert_eq!(pairs.load(Ordering::SeqCst), 0);
@@ -372,19 +531,11 @@ mod tests {
 
     #[test]
     fn the_thread_answers_in_order_passes_events_on_and_ends_with_its_last_asker() {
-        let flags = EfdFlags::EFD_NONBLOCK;
-        let bell = Arc::new(EventFd::from_flags(flags).unwrap());
-        let events = Arc::new(EventFd::from_flags(flags).unwrap());
-        let says = Arc::new(Mutex::new(VecDeque::new()));
+        let bell = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap());
         let pairs = Arc::new(AtomicU32::new(0));
         let kicks = Arc::new(AtomicU32::new(0));
-        let card = Counting {
-            events: Arc::clone(&events),
-            says: Arc::clone(&says),
-            pairs: Arc::clone(&pairs),
-            next: 0,
-            refuses_init: false,
-        };
+        let cards = [(); 2].map(|()| Counting::new(Arc::clone(&pairs)));
+        let voices = cards.each_ref().map(|it| (Arc::clone(&it.events), Arc::clone(&it.says)));
         let (sender, orders) = channel();
         let asks = CardOrders::new(sender, Arc::clone(&bell));
         let (sender, answers) = channel();
@@ -392,28 +543,45 @@ mod tests {
         let kick = Box::new(move || {
             counted.fetch_add(1, Ordering::SeqCst);
         });
-        let thread = CardThread::new(card, orders, bell, sender, kick);
+        let thread = CardThread::new(cards.into(), orders, bell, sender, kick);
         let thread = thread::spawn(move || thread.run());
 
         for token in 1..=3 {
-            asks.send(CardOrder { token, work: create() }).unwrap();
+            asks.send(CardOrder { token, work: CardWork::Pair { card: 1, work: create() } })
+                .unwrap();
         }
         for token in 1..=3 {
             let answer: CardAnswer<u32> = answers.recv().unwrap();
             assert_eq!((answer.token, u64::from(made(answer.done).number)), (token, token));
         }
-        says.lock().unwrap().extend([AsyncEvent::PairFailed(2), AsyncEvent::PortDown(1)]);
-        events.write(1).unwrap();
-        for expected in [AsyncEvent::PairFailed(2), AsyncEvent::PortDown(1)] {
-            let answer = answers.recv().unwrap();
-            assert_eq!(answer.token, 0);
-            assert!(matches!(answer.done, CardDone::Event(event) if event == expected));
+        for (card, (events, says)) in (0..).zip(&voices) {
+            says.lock().unwrap().extend([AsyncEvent::PairFailed(2), AsyncEvent::PortDown(1)]);
+            events.write(1).unwrap();
+            for expected in [AsyncEvent::PairFailed(2), AsyncEvent::PortDown(1)] {
+                let answer = answers.recv().unwrap();
+                assert_eq!(answer.token, 0);
+                let CardDone::Event(of, event) = answer.done else { panic!("{:?}", answer.done) };
+                assert_eq!((of, event), (card, expected));
+            }
         }
-        assert_eq!(pairs.load(Ordering::SeqCst), 3);
+        // A device that failed gets no more memory.
+        let (events, says) = &voices[0];
+        says.lock().unwrap().push_back(AsyncEvent::DeviceFailed);
+        events.write(1).unwrap();
+        drop(answers.recv().unwrap());
+        pairs.store(0, Ordering::SeqCst);
+        let memory = Arc::new(Mapping::anonymous(4096).unwrap());
+        asks.send(CardOrder { token: 4, work: CardWork::Register { memory, access: OWN } })
+            .unwrap();
+        let CardDone::Registered(Registered { keys, .. }) = answers.recv().unwrap().done else {
+            panic!("registered with the other")
+        };
+        assert!(keys.of(0).is_empty() && !keys.of(1).is_empty());
+
         let before = kicks.load(Ordering::SeqCst);
         drop(asks);
         thread.join().unwrap();
-        assert_eq!(pairs.load(Ordering::SeqCst), 0, "what was left ended with the card");
+        assert_eq!(pairs.load(Ordering::SeqCst), 0, "what was left ended with the cards");
         assert!(answers.recv().is_err(), "nobody will answer any more");
         assert!(kicks.load(Ordering::SeqCst) > before, "whoever listens is told");
     }

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use thiserror::Error;
 
 use crate::abi::Class;
+use crate::fabric::qp::CARDS_MAX;
 
 /// Settings of one engine. `Config::default()` suits a shared two-core machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,10 +49,13 @@ pub struct Config {
     pub pin: Option<u32>,
     /// Whether queue pairs of a card are used.
     pub verbs: VerbsUse,
-    /// The device, and its port; `None` takes what `verbring devices` calls chosen.
-    pub verbs_device: Option<VerbsDevice>,
-    /// Place in the port's table of GIDs; `None` takes what `verbring devices` calls chosen.
-    pub verbs_gid: Option<u8>,
+    /// The devices, each with its port; at most [`VERBS_DEVICES_MAX`], each once. Without any, the
+    /// one that `verbring devices` calls chosen. Two engines that are connected pair theirs in the
+    /// order in which both list them, as many as both have: each pair is a rail of its own.
+    pub verbs_device: Vec<VerbsDevice>,
+    /// Place in the port's table of GIDs, one for all devices or one for each; without any, what
+    /// `verbring devices` calls chosen.
+    pub verbs_gid: Vec<u8>,
     /// Work requests posted and not completed on one rail; 1 to 8,192. The device may give less.
     pub verbs_depth: u32,
     /// Notifications that a peer may send on one rail before any is handed out; 1 to 4,096.
@@ -120,6 +124,14 @@ pub struct VerbsDevice {
     pub port: Option<u8>,
 }
 
+impl VerbsDevice {
+    /// True if both may mean the same port.
+    fn is(&self, other: &Self) -> bool {
+        let any = self.port.is_none() || other.port.is_none();
+        self.name == other.name && (any || self.port == other.port)
+    }
+}
+
 impl FromStr for VerbsDevice {
     type Err = NoVerbsDevice;
 
@@ -147,6 +159,9 @@ impl fmt::Display for VerbsDevice {
     }
 }
 
+/// Devices that one engine may use.
+pub const VERBS_DEVICES_MAX: usize = CARDS_MAX;
+
 /// A text that names no device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("not DEVICE or DEVICE:PORT, with a port from 1 to 255")]
@@ -173,8 +188,8 @@ impl Default for Config {
             first_index: u32::MAX - 40,
             pin: None,
             verbs: VerbsUse::Auto,
-            verbs_device: None,
-            verbs_gid: None,
+            verbs_device: Vec::new(),
+            verbs_gid: Vec::new(),
             verbs_depth: 128,
             verbs_receives: 64,
             verbs_timeout: 14,
@@ -257,9 +272,28 @@ impl Config {
                 return Err(ConfigError { field, value, limit: format!("{low} to {high}") });
             }
         }
+        self.check_devices()?;
         if !MTUS.contains(&self.verbs_mtu) {
             let limit = "256, 512, 1024, 2048 or 4096".to_string();
             return Err(ConfigError { field: "verbs_mtu", value: self.verbs_mtu.into(), limit });
+        }
+        Ok(())
+    }
+}
+
+impl Config {
+    fn check_devices(&self) -> Result<(), ConfigError> {
+        let (devices, gids) = (&self.verbs_device, &self.verbs_gid);
+        let twice = (1..devices.len()).any(|at| devices[..at].iter().any(|it| it.is(&devices[at])));
+        if devices.len() > VERBS_DEVICES_MAX || twice {
+            let value = devices.len() as u64;
+            let limit = format!("at most {VERBS_DEVICES_MAX} devices, each once");
+            return Err(ConfigError { field: "verbs_device", value, limit });
+        }
+        if gids.len() > 1 && gids.len() != devices.len() {
+            let (value, count) = (gids.len() as u64, devices.len());
+            let limit = format!("one number for all devices, or one for each of {count}");
+            return Err(ConfigError { field: "verbs_gid", value, limit });
         }
         Ok(())
     }
@@ -288,6 +322,26 @@ mod tests {
         let config = Config { verbs_mtu: 1500, ..Config::default() };
         let text = "verbs_mtu is 1500, but must be 256, 512, 1024, 2048 or 4096";
         assert_eq!(config.check().unwrap_err().to_string(), text);
+    }
+
+    #[test]
+    fn devices_are_few_each_once_with_one_gid_or_one_each() {
+        let check = |devices: &[&str], gids: &[u8]| {
+            let verbs_device = devices.iter().map(|device| device.parse().unwrap()).collect();
+            let config = Config { verbs_device, verbs_gid: gids.to_vec(), ..Config::default() };
+            config.check().map_err(|error| error.to_string())
+        };
+        assert_eq!(check(&["a"; 1], &[]), Ok(()));
+        assert_eq!(check(&["a", "b", "c", "d"], &[3]), Ok(()));
+        assert_eq!(check(&["a:1", "a:2"], &[3, 4]), Ok(()), "two ports of one card");
+        let text = "verbs_device is 5, but must be at most 4 devices, each once";
+        assert_eq!(check(&["a", "b", "c", "d", "e"], &[]).unwrap_err(), text);
+        for same in [["a", "a"], ["a:1", "a:1"], ["a", "a:2"]] {
+            assert!(check(&same, &[]).unwrap_err().contains("each once"), "{same:?}");
+        }
+        let text = "verbs_gid is 2, but must be one number for all devices, or one for each of 3";
+        assert_eq!(check(&["a", "b", "c"], &[1, 2]).unwrap_err(), text);
+        assert!(check(&[], &[1, 2]).is_err());
     }
 
     #[test]

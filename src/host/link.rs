@@ -87,7 +87,7 @@ pub(crate) struct Link {
     /// The engine thread is gone.
     pub(crate) dead: AtomicBool,
     pub(crate) sleeps: AtomicU64,
-    /// All rings' bells, `engine_bell`, and the completion channel of a card.
+    /// All rings' bells, `engine_bell`, and the completion channels of the cards.
     pub(crate) bells: Epoll,
     /// The watcher saw the completion channel's event, which was meant for the engine thread.
     pub(crate) completed: AtomicBool,

@@ -1,8 +1,8 @@
 //! Engines on threads: what runs a core in production.
 //!
 //! Three threads an engine: the engine thread (turns), the control thread (sessions), and the
-//! watcher (bells of sleeping rings while the engine is busy). With a card a fourth: the card's
-//! thread (queue pairs' states, registrations, what the device says).
+//! watcher (bells of sleeping rings while the engine is busy). With cards a fourth: the cards'
+//! thread (queue pairs' states, registrations, what the devices say).
 
 mod card_thread;
 mod config;
@@ -26,7 +26,9 @@ use nix::sys::socket::{
 };
 use thiserror::Error;
 
-pub use config::{Config, ConfigError, NoVerbsDevice, Quota, VerbsDevice, VerbsUse};
+pub use config::{
+    Config, ConfigError, NoVerbsDevice, Quota, VERBS_DEVICES_MAX, VerbsDevice, VerbsUse,
+};
 
 use crate::client::{ConnectError, ControlError, Session};
 pub use verbs::{NoVerbs, Verbs};
@@ -131,7 +133,8 @@ impl Builder {
 #[derive(Debug)]
 pub struct Engine {
     config: Config,
-    verbs: Option<Verbs>,
+    /// By card.
+    verbs: Vec<Verbs>,
     link: Arc<Link>,
     asks: Sender<Ask>,
     threads: Vec<(&'static str, JoinHandle<()>)>,
@@ -147,18 +150,20 @@ impl Engine {
     fn start(config: Config) -> Result<Self, SpawnError> {
         config.check()?;
         // First, so that an engine that is not to be leaves nothing behind.
-        let opened = verbs::open_card(&config)?;
+        let opened = verbs::open_cards(&config)?;
         let os = |call| move |errno: Errno| SpawnError::Os { call, source: errno.into() };
         let link = Arc::new(Link::new(config.rings_max).map_err(os("epoll_create"))?);
         let (verbs, rails, card) = match opened {
-            Some(Opened { provider, control, rails, paths, verbs }) => {
-                link.watch_completions(provider.channel()).map_err(os("epoll_ctl"))?;
+            Some(Opened { provider, controls, rails, paths, verbs }) => {
+                for channel in provider.channels() {
+                    link.watch_completions(channel).map_err(os("epoll_ctl"))?;
+                }
                 let lease_ms = config.verbs_lease_ms;
-                let desk = desk(control, paths, &rails, &verbs, lease_ms, &link);
+                let desk = desk(controls, paths, &rails, &verbs, lease_ms, &link);
                 let desk = desk.map_err(os("eventfd"))?;
-                (Some(verbs), Some(Rails::new(provider, rails)), Some(desk))
+                (verbs, Some(Rails::new(provider, rails)), Some(desk))
             }
-            None => (None, None, None),
+            None => (Vec::new(), None, None),
         };
         let (card, card_thread) = card.unzip();
         let mut engine = Self { config, verbs, link, asks: channel().0, threads: Vec::new() };
@@ -256,10 +261,17 @@ impl Engine {
         &self.config
     }
 
-    /// The card that carries what goes to other engines; `None` if none is used.
+    /// The card that carries what goes to other engines, the first of several; `None` if none is
+    /// used.
     #[must_use]
     pub fn verbs(&self) -> Option<&Verbs> {
-        self.verbs.as_ref()
+        self.verbs.first()
+    }
+
+    /// All cards that carry what goes to other engines, in the order of the setting.
+    #[must_use]
+    pub fn cards(&self) -> &[Verbs] {
+        &self.verbs
     }
 
     /// True once the engine thread is gone, by shutdown or by a panic.
@@ -307,18 +319,20 @@ impl Drop for Engine {
     }
 }
 
-/// What the control thread knows of an open card, and the card's own thread.
+/// What the control thread knows of open cards, and the cards' own thread.
 fn desk(
-    control: VerbsControl,
-    paths: [PathSettings; 3],
+    controls: Vec<VerbsControl>,
+    paths: Vec<[PathSettings; 3]>,
     rails: &qp::Config,
-    verbs: &Verbs,
+    verbs: &[Verbs],
     lease_ms: u32,
     link: &Arc<Link>,
 ) -> Result<(Card, CardThread<VerbsControl>), Errno> {
     let bell = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
     let (orders, ordered) = channel();
     let (said, answers) = channel();
+    let names: Vec<_> =
+        verbs.iter().map(|verbs| format!("{} port {}", verbs.device, verbs.port)).collect();
     let card = Card {
         orders: CardOrders::new(orders, Arc::clone(&bell)),
         answers,
@@ -327,11 +341,11 @@ fn desk(
         receives: rails.receives,
         rails_max: rails.rails_max,
         lease_ns: u64::from(lease_ms) * 1_000_000,
-        name: format!("{} port {}", verbs.device, verbs.port),
+        name: names.join(" and "),
     };
     let woken = Arc::clone(link);
     let kick = Box::new(move || woken.kick_control());
-    Ok((card, CardThread::new(control, ordered, bell, said, kick)))
+    Ok((card, CardThread::new(controls, ordered, bell, said, kick)))
 }
 
 fn pin_to(cpu: Option<u32>) {

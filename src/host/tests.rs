@@ -11,8 +11,10 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::*;
 use crate::abi::{Counter, errno};
 use crate::client::{RingOptions, Scope, Stats};
-use crate::control::{CardAnswer, CardDone, CardOrder, CardWork};
-use crate::fabric::qp::provider::{Access, Caps, Key, PathSettings, ProviderError, Registration};
+use crate::control::{CardAnswer, CardDone, CardOrder, CardWork, PairWork, Registered};
+use crate::fabric::qp::CardKeys;
+use crate::fabric::qp::provider::{Access, Caps, Key, PathSettings, ProviderError};
+use crate::fabric::verbs::hollow::Hollow;
 use crate::shm::Mapping;
 use crate::{Nop, Rights};
 
@@ -54,9 +56,15 @@ impl Played {
     }
 }
 
-pub(crate) fn registration(id: u32, bytes: u64) -> Registration {
-    let key = Key { offset: 0, bytes, address: 0x1000, lkey: id, rkey: id };
-    Registration { id, keys: Box::new([key]) }
+/// By every card.
+pub(crate) fn registration(id: u32, bytes: u64) -> Registered {
+    let mut keys = CardKeys::default();
+    for card in [0, 1] {
+        let number = 100 * u32::from(card) + id;
+        let key = Key { offset: 0, bytes, address: 0x1000, lkey: number, rkey: number };
+        keys.put(card, Box::new([key]));
+    }
+    Registered { id, keys }
 }
 
 fn engine() -> (Engine, Played) {
@@ -65,6 +73,39 @@ fn engine() -> (Engine, Played) {
 
 /// An engine with a card that the test plays, whose fabric has no rails.
 pub(crate) fn played(config: Config, rails_max: u16) -> (Engine, Played) {
+    played_over(config, rails_max, 1, None)
+}
+
+/// Sizes of the queue pairs of a card that is played.
+pub(crate) const CAPS: Caps = Caps { sends: 8, receives: 8, inline_bytes: 16 };
+
+/// An engine with cards that the test plays, whose fabric has rails that carry nothing.
+pub(crate) fn played_cards(config: Config, rails_max: u16, cards: &Hollow) -> (Engine, Played) {
+    let limits = qp::Config {
+        fabric: crate::abi::FABRIC_VERBS,
+        rails_max,
+        depth: 4,
+        receives: 4,
+        inline_bytes: 16,
+        signal_every: 1,
+        message_bytes_max: 1 << 30,
+        regions_max: config.regions_max,
+        attempts_max: 3,
+        stuck_ns: 1 << 40,
+        grace_ns: 1_000_000,
+        drain_ns: 1 << 40,
+        recovery: qp::Recovery::DEFAULT,
+    };
+    let rails = Rails::new(cards.provider(), limits);
+    played_over(config, rails_max, cards.count(), Some(rails))
+}
+
+fn played_over(
+    config: Config,
+    rails_max: u16,
+    cards: u8,
+    rails: Option<Rails<VerbsProvider>>,
+) -> (Engine, Played) {
     let config = Config { verbs: VerbsUse::Off, ..config };
     let link = Arc::new(Link::new(config.rings_max).unwrap());
     let bell = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap());
@@ -73,18 +114,23 @@ pub(crate) fn played(config: Config, rails_max: u16) -> (Engine, Played) {
     let card = Card {
         orders: CardOrders::new(orders, bell),
         answers,
-        paths: [PathSettings::DEFAULT; 3],
-        caps: Caps { sends: 8, receives: 8, inline_bytes: 16 },
+        paths: (1..=cards)
+            .map(|port| [PathSettings { port, ..PathSettings::DEFAULT }; 3])
+            .collect(),
+        caps: CAPS,
         receives: 4,
         rails_max,
         lease_ns: u64::from(config.verbs_lease_ms) * 1_000_000,
         name: "card0 port 1".to_string(),
     };
     let played = Played { ordered, said, link: Arc::clone(&link) };
-    let mut engine = Engine { config, verbs: None, link, asks: channel().0, threads: Vec::new() };
-    engine.launch(None, Some(card), None::<fn()>).unwrap();
+    let mut engine =
+        Engine { config, verbs: Vec::new(), link, asks: channel().0, threads: Vec::new() };
+    engine.launch(rails, Some(card), None::<fn()>).unwrap();
     // The rail back to this host: it stays on its way.
-    let CardWork::Create { .. } = played.next().work else { panic!("not a queue pair") };
+    let CardWork::Pair { card: 0, work: PairWork::Create { .. } } = played.next().work else {
+        panic!("not a queue pair")
+    };
     (engine, played)
 }
 

@@ -1,5 +1,5 @@
-//! Which device an engine uses, and opening it: what `verbring devices` calls chosen, within what
-//! the settings ask for.
+//! Which devices an engine uses, and opening them: those that the settings name, or the one that
+//! `verbring devices` calls chosen.
 //!
 //! **Tests**: here for the sizes and the choice; over a device in `tests/verbs`.
 
@@ -14,14 +14,14 @@ use tracing::{info, warn};
 use super::SpawnError;
 use super::config::{Config, VerbsUse};
 use crate::abi::FABRIC_VERBS;
-use crate::fabric::qp::provider::{DeviceLimits, PathSettings, Provider, ProviderControl};
+use crate::fabric::qp::provider::{DeviceLimits, PathSettings, ProviderControl};
 use crate::fabric::qp::{self, RECEIVES_KEPT, SENDS_KEPT};
 use crate::fabric::verbs::{
     Card, Judged, Obstacle, VerbsControl, VerbsError, VerbsProvider, VerbsSettings, Wish, cards,
-    judge, numa_node_of, open, open_all,
+    judge, numa_node_of, open_all, open_several,
 };
 
-/// The card that an engine uses.
+/// A card that an engine uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Verbs {
@@ -35,7 +35,7 @@ pub struct Verbs {
     pub address: Option<Ipv6Addr>,
     /// Path MTU, bytes: the least of the port's and the setting.
     pub mtu_bytes: u32,
-    /// Queue pairs at once.
+    /// Queue pairs at once, of all cards together.
     pub pairs_max: u16,
     /// Work requests in flight on each.
     pub depth: u32,
@@ -101,15 +101,16 @@ pub enum NoVerbs {
     },
 }
 
-/// A card, open.
+/// Cards, open.
 pub(super) struct Opened {
     pub(super) provider: VerbsProvider,
-    pub(super) control: VerbsControl,
-    /// Sizes and times of the fabric over it.
+    /// By card, as all that follows.
+    pub(super) controls: Vec<VerbsControl>,
+    /// Sizes and times of the fabric over them.
     pub(super) rails: qp::Config,
     /// How each class uses its path, high, medium, low.
-    pub(super) paths: [PathSettings; 3],
-    pub(super) verbs: Verbs,
+    pub(super) paths: Vec<[PathSettings; 3]>,
+    pub(super) verbs: Vec<Verbs>,
 }
 
 /// A WRITE of at most so many bytes goes inline, where the device can.
@@ -121,22 +122,25 @@ const ATTEMPTS_MAX: u8 = 3;
 /// Beside the work's own time-outs: what the two control threads need to answer each other.
 const ANSWERS_NS: u64 = 500_000_000;
 
-/// Opens the card that the settings ask for. `None`, and a line in the log, where there is none
-/// and none is required.
-pub(super) fn open_card(config: &Config) -> Result<Option<Opened>, SpawnError> {
+/// Opens the cards that the settings ask for. `None`, and a line in the log, where there is none
+/// and none is required. Of several that are named, none is left out: who is whose pair at the
+/// other engine follows from their order.
+pub(super) fn open_cards(config: &Config) -> Result<Option<Opened>, SpawnError> {
     if config.verbs == VerbsUse::Off {
         return Ok(None);
     }
     match open_chosen(config) {
         Ok(opened) => {
-            let fewer = opened.verbs.pairs_max + 1 < config.rails_max;
-            let why = if fewer { ": fewer than rails_max, for want of completions" } else { "" };
-            info!("verbs: {}{why}", opened.verbs);
+            for verbs in &opened.verbs {
+                let fewer = verbs.pairs_max + 1 < config.rails_max;
+                let why = if fewer { ": fewer than rails_max, for want of room" } else { "" };
+                info!("verbs: {verbs}{why}");
+            }
             Ok(Some(opened))
         }
         Err(source) if config.verbs == VerbsUse::Require => Err(SpawnError::Verbs { source }),
         // What was named is missed; what was not, most machines do not have.
-        Err(error) if config.verbs_device.is_some() => {
+        Err(error) if !config.verbs_device.is_empty() => {
             warn!("verbs is not used: {error}");
             Ok(None)
         }
@@ -157,45 +161,56 @@ fn open_chosen(config: &Config) -> Result<Opened, NoVerbs> {
     let processor = config.pin.map(|cpu| cpu as usize).or_else(|| sched_getcpu().ok());
     let numa_node = processor.and_then(|processor| numa_node_of(root, processor));
     let chosen = choose(&cards, config, numa_node)?;
-    let (provider, control) = open_sized(config, &chosen)?;
-    let limits = control.limits();
-    let rails = sizes(config, &limits, provider.completions_max(0));
-    let device = chosen.device.clone();
+    let (provider, controls) = open_sized(config, &chosen)?;
+    let able: Vec<_> =
+        controls.iter().map(|control| (control.limits(), control.completions())).collect();
+    let rails = sizes(config, &able);
     if rails.rails_max < 2 {
-        let (entries, qp::Config { depth, receives, .. }) = (provider.completions_max(0), rails);
+        let qp::Config { depth, receives, .. } = rails;
+        let smallest = chosen.iter().zip(&able).min_by_key(|(_, (_, entries))| *entries);
+        let (device, entries) =
+            smallest.map_or_else(Default::default, |(it, able)| (it.device.clone(), able.1));
         return Err(NoVerbs::Room { device, entries, depth, receives });
     }
-    let gid_index = chosen.gid_index.unwrap_or(0);
-    let verbs = Verbs {
-        device,
-        port: chosen.port,
-        gid_index,
-        address: address(&cards, &chosen),
+    let gid_index = |it: &Judged| it.gid_index.unwrap_or(0);
+    let verbs = chosen.iter().zip(&able).map(|(it, (limits, _))| Verbs {
+        device: it.device.clone(),
+        port: it.port,
+        gid_index: gid_index(it),
+        address: address(&cards, it),
         mtu_bytes: limits.mtu_bytes.min(config.verbs_mtu),
         pairs_max: rails.rails_max - 1,
         depth: rails.depth,
         receives: rails.receives,
-    };
-    let paths = paths(config, chosen.port, gid_index);
-    Ok(Opened { provider, control, rails, paths, verbs })
+    });
+    let verbs = verbs.collect();
+    let paths = chosen.iter().map(|it| paths(config, it.port, gid_index(it))).collect();
+    Ok(Opened { provider, controls, rails, paths, verbs })
 }
 
-/// The best place of those that the settings admit.
-fn choose(cards: &[Card], config: &Config, numa_node: Option<u32>) -> Result<Judged, NoVerbs> {
-    let device = config.verbs_device.as_ref();
-    let wish = Wish {
-        device: device.map(|device| device.name.clone()),
-        port: device.and_then(|device| device.port),
-        gid_index: config.verbs_gid,
-        numa_node,
+/// The best places of those that the settings admit, one for each device that they name.
+fn choose(cards: &[Card], config: &Config, numa_node: Option<u32>) -> Result<Vec<Judged>, NoVerbs> {
+    let gid = |at: usize| config.verbs_gid.get(at).or_else(|| config.verbs_gid.first()).copied();
+    let wish = |at: usize| {
+        let device = config.verbs_device.get(at);
+        Wish {
+            device: device.map(|device| device.name.clone()),
+            port: device.and_then(|device| device.port),
+            gid_index: gid(at),
+            numa_node,
+        }
     };
+    (0..config.verbs_device.len().max(1)).map(|at| choose_one(cards, &wish(at))).collect()
+}
+
+fn choose_one(cards: &[Card], wish: &Wish) -> Result<Judged, NoVerbs> {
     if let Some(wished) = &wish.device
         && !cards.iter().any(|card| card.name == *wished)
     {
         let have: Vec<_> = cards.iter().map(|card| card.name.as_str()).collect();
         return Err(NoVerbs::Unknown { wished: wished.clone(), have: have.join(", ") });
     }
-    let judged = judge(cards, &wish);
+    let judged = judge(cards, wish);
     let wished = |it: &&Judged| !it.obstacles.contains(&Obstacle::NotWished);
     let Some(best) = judged.iter().find(wished) else { return Err(NoVerbs::NotFound) };
     if best.obstacles.is_empty() {
@@ -214,32 +229,37 @@ fn address(cards: &[Card], chosen: &Judged) -> Option<Ipv6Addr> {
     Some(gid.address)
 }
 
-/// Opens a device with a completion queue for all rails; a smaller one where its memory may not be
-/// locked.
+/// Opens devices, each with a completion queue for all rails: a peer may have one card alone.
+/// Smaller ones where their memory may not be locked.
 fn open_sized(
     config: &Config,
-    chosen: &Judged,
-) -> Result<(VerbsProvider, VerbsControl), VerbsError> {
+    chosen: &[Judged],
+) -> Result<(VerbsProvider, Vec<VerbsControl>), VerbsError> {
     let pair = config.verbs_depth + SENDS_KEPT + config.verbs_receives + RECEIVES_KEPT;
-    let mut settings = VerbsSettings::new(&chosen.device, chosen.port);
-    settings.completions = pair * u32::from(config.rails_max - 1);
+    let mut completions = pair * u32::from(config.rails_max - 1);
     loop {
-        match open(&settings) {
-            Err(VerbsError::LockedMemory { .. }) if settings.completions / 2 >= pair => {
-                settings.completions /= 2;
-            }
+        let settings: Vec<_> = chosen
+            .iter()
+            .map(|it| VerbsSettings { completions, ..VerbsSettings::new(&it.device, it.port) })
+            .collect();
+        match open_several(&settings) {
+            Err(VerbsError::LockedMemory { .. }) if completions / 2 >= pair => completions /= 2,
             other => return other,
         }
     }
 }
 
-/// What fits the device: queue pairs within its depth, and as many as its completions allow.
-fn sizes(config: &Config, limits: &DeviceLimits, completions: u32) -> qp::Config {
-    let most = |kept: u32| limits.depth_max.saturating_sub(kept).max(1);
+/// What fits all devices, by their limits and completions: queue pairs within their depth, and as
+/// many as each can have.
+fn sizes(config: &Config, able: &[(DeviceLimits, u32)]) -> qp::Config {
+    let least = |of: fn(&DeviceLimits) -> u32| able.iter().map(|it| of(&it.0)).min().unwrap_or(0);
+    let depth_max = least(|limits| limits.depth_max);
+    let most = |kept: u32| depth_max.saturating_sub(kept).max(1);
     let depth = config.verbs_depth.min(most(SENDS_KEPT));
     let receives = config.verbs_receives.min(most(RECEIVES_KEPT));
+    let completions = able.iter().map(|it| it.1).min().unwrap_or(0);
     let pairs = completions / (depth + SENDS_KEPT + receives + RECEIVES_KEPT);
-    let pairs = pairs.min(limits.pairs_max).min(u32::from(config.rails_max - 1));
+    let pairs = pairs.min(least(|limits| limits.pairs_max)).min(u32::from(config.rails_max - 1));
     let timeout_ns = 4_096_u64 << config.verbs_timeout;
     let silent_ns = timeout_ns.saturating_mul(u64::from(config.verbs_retry) + 1);
     qp::Config {
@@ -249,7 +269,7 @@ fn sizes(config: &Config, limits: &DeviceLimits, completions: u32) -> qp::Config
         receives,
         inline_bytes: INLINE_BYTES,
         signal_every: SIGNAL_EVERY.min(depth),
-        message_bytes_max: limits.message_bytes_max,
+        message_bytes_max: least(|limits| limits.message_bytes_max),
         regions_max: config.regions_max,
         attempts_max: ATTEMPTS_MAX,
         stuck_ns: silent_ns.saturating_add(ANSWERS_NS),
@@ -282,9 +302,9 @@ mod tests {
     use crate::fabric::qp::sim::SimConfig;
     use crate::fabric::verbs::{Gid, GidKind, Port};
 
-    fn config(device: &str, gid: Option<u8>) -> Config {
-        let verbs_device = Some(device.parse().unwrap());
-        Config { verbs_device, verbs_gid: gid, ..Config::default() }
+    fn config(devices: &str, gid: Option<u8>) -> Config {
+        let verbs_device = devices.split(',').map(|device| device.parse().unwrap()).collect();
+        Config { verbs_device, verbs_gid: gid.into_iter().collect(), ..Config::default() }
     }
 
     fn card(name: &str, up: bool) -> Card {
@@ -305,13 +325,14 @@ mod tests {
     fn the_settings_choose_and_what_is_in_the_way_is_told() {
         let cards = [card("rxe0", true), card("rxe1", false)];
         let chosen = |config: &Config| {
-            choose(&cards, config, None)
-                .map(|it| (it.device, it.port, it.gid_index))
-                .map_err(|error| error.to_string())
+            let all = choose(&cards, config, None).map_err(|error| error.to_string())?;
+            Ok::<_, String>(
+                all.into_iter().map(|it| (it.device, it.port, it.gid_index)).collect::<Vec<_>>(),
+            )
         };
-        let best = ("rxe0".to_string(), 1, Some(1));
-        assert_eq!(chosen(&Config::default()), Ok(best.clone()));
-        assert_eq!(chosen(&config("rxe0:1", Some(0))), Ok((best.0, 1, Some(0))));
+        let of = |device: &str, gid| (device.to_string(), 1, Some(gid));
+        assert_eq!(chosen(&Config::default()), Ok(vec![of("rxe0", 1)]));
+        assert_eq!(chosen(&config("rxe0:1", Some(0))), Ok(vec![of("rxe0", 0)]));
         let text = "there is no device mlx5_0: set verbs_device to one of rxe0, rxe1";
         assert_eq!(chosen(&config("mlx5_0", None)), Err(text.to_string()));
         let text = "rxe1 port 1 GID 1 cannot be used: wire0 is down: ip link set wire0 up";
@@ -321,10 +342,30 @@ mod tests {
     }
 
     #[test]
+    fn several_are_all_taken_in_their_order_or_none_is() {
+        let cards = [card("rxe0", true), card("rxe1", false), card("rxe2", true)];
+        let chosen = |config: &Config| {
+            let all = choose(&cards, config, None).map_err(|error| error.to_string())?;
+            Ok::<_, String>(all.into_iter().map(|it| (it.device, it.gid_index)).collect::<Vec<_>>())
+        };
+        let of = |device: &str, gid| (device.to_string(), Some(gid));
+        assert_eq!(chosen(&config("rxe2,rxe0", None)), Ok(vec![of("rxe2", 1), of("rxe0", 1)]));
+        let all = chosen(&config("rxe2:1,rxe0", Some(0)));
+        assert_eq!(all, Ok(vec![of("rxe2", 0), of("rxe0", 0)]), "one for all");
+        let each = Config { verbs_gid: vec![0, 1], ..config("rxe2,rxe0", None) };
+        assert_eq!(chosen(&each), Ok(vec![of("rxe2", 0), of("rxe0", 1)]), "one for each");
+        let text = "rxe1 port 1 GID 1 cannot be used: wire0 is down: ip link set wire0 up";
+        assert_eq!(chosen(&config("rxe0,rxe1", None)), Err(text.to_string()));
+    }
+
+    #[test]
     fn fewer_rails_where_completions_are_few() {
         let limits = SimConfig::DEFAULT.limits;
         let config = Config::default();
         let each = 128 + SENDS_KEPT + 64 + RECEIVES_KEPT;
+        let sizes = |config: &Config, limits: &DeviceLimits, completions: u32| {
+            sizes(config, &[(*limits, completions)])
+        };
         let all = sizes(&config, &limits, each * 31);
         assert_eq!((all.rails_max, all.depth, all.receives), (32, 128, 64));
         assert_eq!(all.caps().sends + all.caps().receives, each);
@@ -334,6 +375,10 @@ mod tests {
         let few = sizes(&config, &small, 1 << 16);
         assert_eq!((few.rails_max, few.depth), (4, 32 - SENDS_KEPT));
         assert_eq!(few.receives, 32 - RECEIVES_KEPT);
+        let both = [(limits, each * 31), (small, 1 << 16)];
+        assert_eq!(super::sizes(&config, &both), few, "what fits both");
+        let both = [(limits, each * 31), (limits, each * 3)];
+        assert_eq!(super::sizes(&config, &both).rails_max, 4);
     }
 
     #[test]

@@ -120,7 +120,8 @@ fn a_fenced_write_carries_what_the_read_before_it_brought() {
 fn an_armed_queue_gives_one_event() {
     both_ways(|[mut a, b]| {
         let readable = |side: &Side, wait: Duration| {
-            let mut fds = [PollFd::new(side.provider.channel(), PollFlags::POLLIN)];
+            let channel = side.provider.channels().next().expect("a card");
+            let mut fds = [PollFd::new(channel, PollFlags::POLLIN)];
             let wait = PollTimeout::try_from(wait).expect("a short time");
             poll(&mut fds, wait).expect("polled") == 1
         };

@@ -22,8 +22,8 @@ pub(crate) fn config_at(place: &Place) -> Config {
     let mut config = Config::default();
     config.verbs = VerbsUse::Require;
     let device = format!("{}:{}", place.device, place.settings.port);
-    config.verbs_device = Some(device.parse().expect("a device"));
-    config.verbs_gid = Some(place.settings.gid_index);
+    config.verbs_device = vec![device.parse().expect("a device")];
+    config.verbs_gid = vec![place.settings.gid_index];
     config
 }
 
@@ -125,7 +125,7 @@ fn an_engine_with_a_card_rests_when_nothing_happens() {
 fn what_cannot_be_used_is_told_and_only_missed_where_it_is_required() {
     let [place, _] = places();
     let mut config = config_at(&place);
-    config.verbs_device = Some("rxe7".parse().expect("a device"));
+    config.verbs_device = vec!["rxe7".parse().expect("a device")];
     let error = Engine::builder().config(config.clone()).spawn().expect_err("there is no rxe7");
     let source = std::error::Error::source(&error).expect("a reason").to_string();
     assert!(source.starts_with("there is no device rxe7: set verbs_device to one of rxe0, rxe1"));

@@ -5,7 +5,8 @@
 //! `rxe0:1:1,rxe1:1:1`. The tests are ignored elsewhere; `tests/run vm` runs them over Soft-RoCE
 //! in a virtual machine. Each is tried from a port to itself and to the other. Two openings of
 //! devices stand for two engines; nothing but keys, addresses and endpoints passes between them.
-//! Whole engines, alone and joined, are in `engine` and `engines`.
+//! Whole engines, alone and joined, are in `engine` and `engines`; `two_rails` joins them by two
+//! cables, the second of which `VERBRING_TEST_SECOND` names in the same way.
 
 #[cfg(feature = "sim")]
 mod chains;
@@ -21,3 +22,4 @@ mod side;
 mod sizes;
 #[cfg(feature = "sim")]
 mod small;
+mod two_rails;

@@ -30,7 +30,16 @@ pub(crate) struct Place {
 
 /// The two ports that `VERBRING_TEST_DEVICE` names.
 pub(crate) fn places() -> [Place; 2] {
-    let text = env::var("VERBRING_TEST_DEVICE").expect("VERBRING_TEST_DEVICE=rxe0:1:1,rxe1:1:1");
+    places_in("VERBRING_TEST_DEVICE", "rxe0:1:1,rxe1:1:1")
+}
+
+/// The two ports of a second cable, that `VERBRING_TEST_SECOND` names.
+pub(crate) fn second_places() -> [Place; 2] {
+    places_in("VERBRING_TEST_SECOND", "rxe2:1:1,rxe3:1:1")
+}
+
+fn places_in(variable: &str, such_as: &str) -> [Place; 2] {
+    let text = env::var(variable).unwrap_or_else(|_| panic!("{variable} is not set: {such_as}"));
     let places: Vec<_> = text
         .split(',')
         .map(|place| {

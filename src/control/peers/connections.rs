@@ -11,11 +11,12 @@ use nix::sys::socket::{Shutdown, UnixAddr, getsockopt, shutdown, sockopt::PeerCr
 use tracing::{debug, info, warn};
 
 use super::joint::Say;
-use super::message::{Failure, Hello, Message, PeerError};
+use super::message::{Failure, Hello, Message, PeerError, RAILS_A_CARD_MAX};
 use super::patience::{Due, Pulse};
 use super::{Connection, Phase};
 use crate::abi::{self, Connect, ConnectReply, Detail, Kind, REPLY, ReplyHead, errno};
 use crate::clock;
+use crate::control::Card;
 use crate::control::fds;
 use crate::control::server::{JobFor, Mark, Server};
 use crate::control::wire::{self, Refusal};
@@ -114,10 +115,16 @@ impl Server {
         }
     }
 
-    /// One rail, or one a class where classes use their path in different ways.
+    /// Rails on each card: one, or one a class where classes use their path in different ways.
     fn rails_wanted(&self) -> u8 {
-        let paths = self.card.as_ref().map(|card| card.paths);
-        if paths.is_some_and(|[high, medium, low]| high != medium || medium != low) { 3 } else { 1 }
+        if self.card.as_ref().is_some_and(Card::one_a_class) { RAILS_A_CARD_MAX } else { 1 }
+    }
+
+    /// Cards on which there are so many free rails each, at most `most`.
+    fn cards_for(&self, rails: u8, most: u8) -> u8 {
+        let own = self.card.as_ref().map_or(0, Card::count);
+        let room = self.free_rails() / usize::from(rails);
+        own.min(most).min(u8::try_from(room).unwrap_or(u8::MAX))
     }
 
     /// A job has come to a URL, or not.
@@ -147,12 +154,13 @@ impl Server {
         if let Some(connection) = self.peers.connections.get_mut(key) {
             connection.phase = Phase::Greeting;
         }
-        let hello = Hello { rails: self.rails_wanted(), ..self.own_hello() };
-        self.say(key, &Message::Hello(hello));
+        let rails = self.rails_wanted();
+        let cards = self.cards_for(rails, u8::MAX).max(1);
+        self.say(key, &Message::Hello(self.own_hello(rails, cards)));
     }
 
-    fn own_hello(&self) -> Hello {
-        Hello { boot_id: self.boot_id, pid: std::process::id(), rails: 1 }
+    fn own_hello(&self, rails: u8, cards: u8) -> Hello {
+        Hello { boot_id: self.boot_id, pid: std::process::id(), rails, cards }
     }
 
     /// Takes a socket whose other end is another engine's, if that one may be a peer.
@@ -223,6 +231,7 @@ impl Server {
         hello: Hello,
     ) -> Result<(), (OwnedFd, Refusal)> {
         let rails = hello.rails.max(self.rails_wanted());
+        let cards = self.cards_for(rails, hello.cards);
         let judged = match getsockopt(&socket, PeerCredentials) {
             Ok(peer) => judge_uid(peer.uid()),
             Err(errno) => Err(refusal(errno::EACCES, Detail::Peer, errno.desc())),
@@ -236,7 +245,7 @@ impl Server {
                 let text = "verbs is not in use at the other engine";
                 return Err(refusal(errno::EOPNOTSUPP, Detail::Require, text));
             }
-            if self.free_rails() < usize::from(rails) {
+            if cards == 0 {
                 let text = "all rails of the other engine are in use: raise its rails_max";
                 return Err(refusal(errno::EDQUOT, Detail::Quota, text));
             }
@@ -250,10 +259,9 @@ impl Server {
             self.peers.connections.remove(key);
             return Ok(());
         }
-        info!(connection = key, pid = hello.pid, rails, "another engine has connected");
-        let answer = Hello { rails, ..self.own_hello() };
-        self.say(key, &Message::Welcome(answer));
-        self.join_rails(key, rails);
+        info!(connection = key, pid = hello.pid, rails, cards, "another engine has connected");
+        self.say(key, &Message::Welcome(self.own_hello(rails, cards)));
+        self.join_rails(key, rails, cards);
         Ok(())
     }
 
@@ -356,11 +364,15 @@ impl Server {
             let text = "the URL is that of the engine itself: import with peer 0";
             return self.give_up(key, &refusal(errno::EINVAL, Detail::Url, text));
         }
+        let Hello { pid, rails, cards, .. } = hello;
+        if cards > self.card.as_ref().map_or(0, Card::count) {
+            return self.lose_connection(key, "it welcomes more cards than there are");
+        }
         if let Some(connection) = self.peers.connections.get_mut(key) {
             connection.phase = Phase::Joining;
         }
-        info!(connection = key, pid = hello.pid, rails = hello.rails, "joining rails");
-        if !self.join_rails(key, hello.rails) {
+        info!(connection = key, pid, rails, cards, "joining rails");
+        if !self.join_rails(key, rails, cards) {
             let text = "all rails are in use by connections: disconnect, or raise rails_max";
             self.give_up(key, &refusal(errno::EDQUOT, Detail::Quota, text));
         }
@@ -568,7 +580,7 @@ impl Server {
     fn answer_waiting(&mut self, key: usize) {
         let Some(connection) = self.peers.connections.get_mut(key) else { return };
         let waiting = std::mem::take(&mut connection.waiting);
-        let Some([_, medium, _]) = connection.rails_by_class() else { return };
+        let Some([_, medium, _]) = connection.sets() else { return };
         for (session, tag) in waiting {
             if !self.settle(session) {
                 continue;
@@ -578,7 +590,7 @@ impl Server {
                 reply: wire::reply_head::<ConnectReply>(Kind::Connect, tag),
                 peer,
                 fabric: u32::from(abi::FABRIC_VERBS),
-                rail: u32::from(medium),
+                rail: medium.trailing_zeros(),
                 reserved: 0,
             };
             self.answer(session, &reply, &[]);

@@ -10,6 +10,7 @@ use super::message::{Have, KEYS_A_MESSAGE, KEYS_MAX, Message, Want};
 use super::{CardFor, OrderFor, Phase, Region};
 use crate::abi::{Detail, Export, Kind, RIGHT_ATOMIC, errno};
 use crate::clock;
+use crate::control::Registered;
 use crate::control::card::{CardDone, CardWork};
 use crate::control::registrations;
 use crate::control::server::{Pending, Server};
@@ -17,8 +18,8 @@ use crate::control::sessions::WRONG_SECRETS_MAX;
 use crate::control::wire::{self, Refusal};
 use crate::engine::{Command, Reply};
 use crate::fabric::Held as Memory;
-use crate::fabric::qp;
-use crate::fabric::qp::provider::Access;
+use crate::fabric::qp::provider::{Access, Key};
+use crate::fabric::qp::{self, CARDS_MAX};
 use crate::ids::RegionId;
 use crate::ring::Mapped;
 
@@ -166,10 +167,14 @@ impl Server {
             return;
         };
         let bytes = self.regions.get(&region.0).map_or(0, |place| place.bytes);
-        let keys_total = u32::try_from(registration.keys.len()).unwrap_or(u32::MAX);
+        // The peer has no rails on other cards.
+        let keys: Vec<(u8, Key)> = (0..connection.cards())
+            .flat_map(|card| registration.keys.of(card).iter().map(move |key| (card, *key)))
+            .collect();
+        let keys_total = u32::try_from(keys.len()).unwrap_or(u32::MAX);
         let parts: Vec<Have> = (0..)
             .step_by(KEYS_A_MESSAGE)
-            .zip(registration.keys.chunks(KEYS_A_MESSAGE))
+            .zip(keys.chunks(KEYS_A_MESSAGE))
             .map(|(first, keys)| {
                 let (region, keys) = (region.0, keys.to_vec());
                 Have { tag, loan, region, bytes, rights, keys_total, first, keys }
@@ -202,7 +207,10 @@ impl Server {
             _ => None,
         };
         // One that no message can name is of no use; it ends here.
-        let named = |it: &qp::provider::Registration| it.keys.len() <= KEYS_MAX as usize;
+        let named = |it: &Registered| {
+            let count: usize = (0..).take(CARDS_MAX).map(|card| it.keys.of(card).len()).sum();
+            count <= KEYS_MAX as usize
+        };
         let (registration, unnamed) = match registration {
             Some(registration) if !named(&registration) => (None, Some(registration.id)),
             other => (other, None),
@@ -286,7 +294,7 @@ impl Server {
             _ => return self.export_failed(session, &request, errno::EIO, "no registration"),
         };
         let place = self.regions.get_mut(&region.0).filter(|place| !place.removing);
-        let memory = qp::Memory::peer(qp::CardKeys::first(registration.keys.clone()), region.0);
+        let memory = qp::Memory::peer(registration.keys.clone(), region.0);
         let (Some(place), Some(rail), Some(memory)) = (place, rail, memory) else {
             self.end_registration(registration.id);
             let text = "the region was released just now, or the card has failed";

@@ -12,8 +12,8 @@ use crate::control::sessions::{WRONG_SECRETS_MAX, place};
 use crate::control::wire::Refusal;
 use crate::engine::Command;
 use crate::fabric::Held as Memory;
-use crate::fabric::qp;
 use crate::fabric::qp::provider::Key;
+use crate::fabric::qp::{self, CARDS_MAX, CardKeys};
 use crate::ids::RegionId;
 
 /// An IMPORT that waits for the peer.
@@ -25,7 +25,7 @@ pub(super) struct Wanted {
     rights: u32,
     /// What came of HAVE so far: the first part without its keys, and all keys.
     part: Option<Have>,
-    keys: Vec<Key>,
+    keys: Vec<(u8, Key)>,
     pub(super) since_ns: u64,
 }
 
@@ -110,11 +110,16 @@ impl Server {
     fn take_up(&mut self, key: usize, wanted: Wanted, have: &Have) {
         let Have { loan, region: name, bytes, rights, .. } = *have;
         let Wanted { session, region, tag, keys, .. } = wanted;
-        let covered = keys.last().and_then(|key| key.offset.checked_add(key.bytes));
-        let memory = qp::Memory::peer(qp::CardKeys::first(keys.into()), name)
-            .filter(|_| bytes > 0 && covered.is_some_and(|covered| covered >= bytes));
+        let covered = keys.last().and_then(|(_, key)| key.offset.checked_add(key.bytes));
+        let keys = by_card(keys);
         let Some(connection) = self.peers.connections.get_mut(key) else { return };
-        let Some((memory, rails)) = memory.zip(connection.rails_by_class()) else {
+        let cards = connection.cards();
+        let mute: Vec<u8> = (0..cards).filter(|card| keys.of(*card).is_empty()).collect();
+        // Of cards that they do not share there are none.
+        let shared = (cards..).take(CARDS_MAX).all(|card| keys.of(card).is_empty());
+        let memory = qp::Memory::peer(keys, name)
+            .filter(|_| shared && bytes > 0 && covered.is_some_and(|covered| covered >= bytes));
+        let Some((memory, rails)) = memory.zip(connection.sets()) else {
             self.deny(wanted_by(session, region, tag), &gone());
             return self.lose_connection(key, "its keys do not cover what it lends");
         };
@@ -137,7 +142,8 @@ impl Server {
         let token = self.pending.insert(pending) as u64;
         let memory = Memory { mapping: None, card: Some(memory) };
         let session = place(session);
-        let rails = rails.map(|rail| 1 << rail);
+        // A card that knows nothing of it has failed there, and its rails will be heard to have.
+        self.break_rails_of(key, &mute);
         self.order(Command::AddPeerImport { region, session, bytes, rights, rails, memory, token });
     }
 
@@ -224,6 +230,15 @@ impl Server {
         self.say(key, &Message::GiveBack(loan));
         self.look_after(key);
     }
+}
+
+fn by_card(keys: Vec<(u8, Key)>) -> CardKeys {
+    let mut all = CardKeys::default();
+    for card in (0..).take(CARDS_MAX) {
+        let of_it = keys.iter().filter(|(of, _)| *of == card).map(|(_, key)| *key);
+        all.put(card, of_it.collect());
+    }
+    all
 }
 
 fn gone() -> Refusal {

@@ -29,7 +29,11 @@
 //! life that is over, or has fallen quiet, comes out and is not heeded.
 //!
 //! **A queue pair that cannot be connected** has its rail told Broken, which ends in a new life and
-//! a new attempt; a few of these in a row, and the rail has failed.
+//! a new attempt; a few of these in a row, and the rail has failed. One with siblings goes on
+//! trying, as often as its rail wishes, while they carry what it cannot.
+//!
+//! **A rail that leaves** while the connection goes on says QUIET once its queue pair delivers
+//! nothing more, and hears from the other end's QUIET that it is silent.
 //!
 //! **Tests**: `tests`, over rails in the simulator.
 
@@ -203,6 +207,10 @@ pub(crate) struct Joint {
     silent: bool,
     /// Lives in a row that ended before they were connected.
     failures: u32,
+    /// Other rails carry what this one cannot.
+    siblings: bool,
+    /// It is lost, and the connection is not.
+    leaves: bool,
     acts: VecDeque<Act>,
 }
 
@@ -226,8 +234,16 @@ impl Joint {
             end: End::No,
             silent: false,
             failures: 0,
+            siblings: false,
+            leaves: false,
             acts: VecDeque::from([create]),
         }
+    }
+
+    /// Other rails carry what this one cannot: however often it cannot be connected, it has not
+    /// failed.
+    pub(crate) fn with_siblings(self) -> Self {
+        Self { siblings: true, ..self }
     }
 
     /// The next thing to be done, in order.
@@ -318,7 +334,7 @@ impl Joint {
             self.failures = if self.own.connected { 0 } else { self.failures + 1 };
             self.life = life;
             self.own = Own::default();
-            if self.failures >= FAILURES_MAX {
+            if self.failures >= FAILURES_MAX && !self.siblings {
                 return self.fail("a queue pair cannot be connected");
             }
         }
@@ -388,6 +404,8 @@ impl Joint {
         }
         if self.end == End::No {
             self.heed(say);
+        } else if self.peer().quiet {
+            self.silent();
         }
         Ok(())
     }
@@ -448,7 +466,7 @@ impl Joint {
             }
             // If it cannot be moved to ERROR, RESET will do.
             Step::Hush if self.end == End::Hushing => {
-                self.own.quiet = true;
+                self.say_quiet();
                 self.try_end();
             }
             Step::End if self.end == End::Resetting => {
@@ -456,8 +474,16 @@ impl Joint {
                 if self.pair == Pair::Adopted {
                     self.tell(News::Gone);
                 }
+                self.say_quiet();
             }
             _ => {}
+        }
+    }
+
+    /// Our queue pair is in ERROR, or reset, for good: if the connection goes on, the peer is told.
+    fn say_quiet(&mut self) {
+        if !std::mem::replace(&mut self.own.quiet, true) && self.leaves {
+            self.acts.push_back(Act::Send(Say::Quiet { life: self.life }));
         }
     }
 
@@ -519,6 +545,13 @@ impl Joint {
         if self.end == End::Hushing && self.own.quiet && self.silent {
             self.reset_for_good();
         }
+    }
+
+    /// It has failed for good, but the connection goes on without it: the rail comes to its end,
+    /// and the peer hears that nothing moves by it any more.
+    pub(crate) fn leave(&mut self) {
+        self.leaves = self.end == End::No;
+        self.lose();
     }
 
     /// Nobody uses the dead rail any more: the queue pair is to be taken back and destroyed.

@@ -23,7 +23,8 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::abi;
-use crate::fabric::qp::provider::{Access, Registration};
+use crate::control::Registered;
+use crate::fabric::qp::provider::Access;
 use crate::ids::RegionId;
 
 /// What is to be done.
@@ -120,7 +121,7 @@ struct Loan {
 struct Slot {
     region: RegionId,
     access: Access,
-    registration: Option<Registration>,
+    registration: Option<Registered>,
     loans: u32,
     /// The card could not.
     failed: bool,
@@ -181,7 +182,7 @@ impl Loans {
     }
 
     /// What a loan that the peer is told of is registered as, with its region and rights.
-    pub(crate) fn registration(&self, loan: u32) -> Option<(&Registration, RegionId, u32)> {
+    pub(crate) fn registration(&self, loan: u32) -> Option<(&Registered, RegionId, u32)> {
         let loan = self.loans.get(&loan)?;
         let registration = self.slots.get(&loan.slot)?.registration.as_ref()?;
         Some((registration, loan.region, loan.rights))
@@ -239,7 +240,7 @@ impl Loans {
     }
 
     /// The card has registered a region, or could not: `None`.
-    pub(crate) fn registered(&mut self, number: u32, registration: Option<Registration>) {
+    pub(crate) fn registered(&mut self, number: u32, registration: Option<Registered>) {
         let Some(slot) = self.slots.get_mut(&number) else { return };
         let waiting: Vec<u32> = self
             .loans
@@ -379,6 +380,7 @@ impl Loans {
 mod tests {
     use super::*;
     use crate::abi::{RIGHT_NOTIFY, RIGHT_READ, RIGHT_WRITE};
+    use crate::fabric::qp::CardKeys;
     use crate::fabric::qp::provider::Key;
     use crate::seeds::{Random, each_seed};
 
@@ -442,7 +444,8 @@ mod tests {
                         self.keys.insert(self.next_key, (region, access));
                         let (offset, address) = (0, 4096);
                         let key = Key { offset, bytes: 1, address, lkey: 0, rkey: self.next_key };
-                        Registration { id: self.next_key, keys: Box::new([key]) }
+                        let keys = CardKeys::first(Box::new([key]));
+                        Registered { id: self.next_key, keys }
                     });
                     self.loans.registered(slot, registration);
                 }

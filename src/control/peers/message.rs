@@ -6,8 +6,8 @@
 //!
 //! ```text
 //!  connecting side                     accepting side
-//!  HELLO ------------------------------->              the rails it would have
-//!        <------------------------------- WELCOME      the rails they get, or REFUSE
+//!  HELLO ------------------------------->              the cards and rails it would have
+//!        <------------------------------- WELCOME      those that they get, or REFUSE
 //!  READY, UP, QUIET <--> READY, UP, QUIET              of each rail: see `joint`
 //!  WANT ------------------------------->               an export is taken up
 //!        <------------------------------- HAVE, or NO
@@ -25,14 +25,17 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 use super::joint::Say;
 use crate::abi::{MESSAGE_BYTES_MAX, NAME_BYTES, RIGHTS_ALL, SECRET_BYTES};
+use crate::fabric::qp::CARDS_MAX;
 use crate::fabric::qp::provider::{Endpoint, Key};
 
 /// Starts every message. As kind and reserved field of a client's message it would be neither.
 pub(crate) const MAGIC: u32 = 0x3150_5256;
-/// The only version so far.
-pub(super) const VERSION: u16 = 1;
+/// The only version that is understood. The first one knew of one card.
+pub(super) const VERSION: u16 = 2;
+/// Rails that a connection may have on each card.
+pub(super) const RAILS_A_CARD_MAX: u8 = 3;
 /// Rails that a connection may have.
-pub(super) const RAILS_MAX: u8 = 3;
+const RAILS_MAX: usize = RAILS_A_CARD_MAX as usize * CARDS_MAX;
 /// Keys in one HAVE. A region of more pieces comes in several.
 pub(super) const KEYS_A_MESSAGE: usize = 12;
 /// Pieces of one region.
@@ -78,8 +81,12 @@ pub(super) struct Hello {
     pub(super) boot_id: [u64; 2],
     /// The engine's process.
     pub(super) pid: u32,
-    /// One rail for all classes, or three, one a class. What WELCOME says is what they get.
+    /// On each card one rail for all classes, or three, one a class. What WELCOME says is what
+    /// they get.
     pub(super) rails: u8,
+    /// Cards, in the order of each engine's own list: those of the same place are paired. What
+    /// WELCOME says, at most what HELLO did, is what they get.
+    pub(super) cards: u8,
 }
 
 /// Asks for an export of the peer.
@@ -116,8 +123,8 @@ pub(super) struct Have {
     pub(super) keys_total: u32,
     /// The place of the first key in here.
     pub(super) first: u32,
-    /// Without lkey.
-    pub(super) keys: Vec<Key>,
+    /// Each with its card, all of a card's in order. Without lkey.
+    pub(super) keys: Vec<(u8, Key)>,
 }
 
 /// A failure, for programs and for people.
@@ -137,7 +144,7 @@ pub(super) enum Message {
     Hello(Hello),
     Welcome(Hello),
     Refuse(Failure),
-    /// Of one rail, by its place in the connection.
+    /// Of one rail, by its place in the connection: all of card 0 first.
     Joint(u8, Say),
     Want(Want),
     Have(Have),
@@ -163,7 +170,9 @@ macro_rules! layouts {
 
 layouts! {
     HeadWire = 16 { magic: u32, version: u16, kind: u16, bytes: u32, reserved: u32, }
-    HelloWire = 40 { head: HeadWire, boot_id: [u64; 2], pid: u32, rails: u32, }
+    HelloWire = 48 {
+        head: HeadWire, boot_id: [u64; 2], pid: u32, rails: u32, cards: u32, reserved: u32,
+    }
     FailureWire = 272 {
         head: HeadWire, tag: u64, errno: i32, detail: u16, text_bytes: u16, text: [u8; 240],
     }
@@ -176,7 +185,7 @@ layouts! {
         head: HeadWire, tag: u64, uid: u32, asker: u32, rights: u32, reserved: u32,
         name: [u8; NAME_BYTES], secret: [u8; SECRET_BYTES],
     }
-    KeyWire = 32 { offset: u64, bytes: u64, address: u64, rkey: u32, reserved: u32, }
+    KeyWire = 32 { offset: u64, bytes: u64, address: u64, rkey: u32, card: u32, }
     HaveWire = 440 {
         head: HeadWire, tag: u64, bytes: u64, loan: u32, region: u32, rights: u32,
         keys_total: u32, first: u32, count: u32, keys: [KeyWire; KEYS_A_MESSAGE],
@@ -306,16 +315,21 @@ pub(crate) fn is_peers(datagram: &[u8]) -> bool {
 
 impl Hello {
     fn to_bytes(self, kind: u16) -> Vec<u8> {
-        let Self { boot_id, pid, rails } = self;
+        let Self { boot_id, pid, rails, cards } = self;
         let head = head::<HelloWire>(kind);
-        bytes(&HelloWire { head, boot_id, pid, rails: u32::from(rails) })
+        let (rails, cards, reserved) = (u32::from(rails), u32::from(cards), 0);
+        bytes(&HelloWire { head, boot_id, pid, rails, cards, reserved })
     }
 
     fn parse(wire: HelloWire) -> Result<Self, PeerError> {
-        let HelloWire { boot_id, pid, rails, .. } = wire;
-        let allowed = rails == 1 || rails == u32::from(RAILS_MAX);
+        let HelloWire { boot_id, pid, rails, cards, reserved, .. } = wire;
+        zero("reserved", reserved)?;
+        let allowed = rails == 1 || rails == u32::from(RAILS_A_CARD_MAX);
         field("rails", rails, allowed, "1, or 3 for one a class")?;
-        Ok(Self { boot_id, pid, rails: if rails == 1 { 1 } else { RAILS_MAX } })
+        let rails = if rails == 1 { 1 } else { RAILS_A_CARD_MAX };
+        let known = card(cards.wrapping_sub(1));
+        field("cards", cards, known.is_some(), "1 to 4")?;
+        Ok(Self { boot_id, pid, rails, cards: known.map_or(1, |last| last + 1) })
     }
 }
 
@@ -349,9 +363,9 @@ impl Failure {
 impl Have {
     fn to_bytes(&self) -> Vec<u8> {
         let mut keys = [KeyWire::new_zeroed(); KEYS_A_MESSAGE];
-        for (wire, key) in keys.iter_mut().zip(&self.keys) {
+        for (wire, (card, key)) in keys.iter_mut().zip(&self.keys) {
             let Key { offset, bytes, address, rkey, .. } = *key;
-            *wire = KeyWire { offset, bytes, address, rkey, reserved: 0 };
+            *wire = KeyWire { offset, bytes, address, rkey, card: u32::from(*card) };
         }
         let Self { tag, loan, region, rights, keys_total, first, .. } = *self;
         let count = u32::try_from(self.keys.len()).unwrap_or(0);
@@ -380,10 +394,12 @@ impl Have {
         let held = wire.keys.get(..count as usize).filter(|_| inside);
         field("count", count, held.is_some(), "1 to 12, within keys_total")?;
         let key = |wire: &KeyWire| {
-            let KeyWire { offset, bytes, address, rkey, .. } = *wire;
-            Key { offset, bytes, address, lkey: 0, rkey }
+            let KeyWire { offset, bytes, address, rkey, card: number } = *wire;
+            let known = card(number);
+            field("keys.card", number, known.is_some(), "below 4")?;
+            Ok((known.unwrap_or(0), Key { offset, bytes, address, lkey: 0, rkey }))
         };
-        let keys = held.unwrap_or_default().iter().map(key).collect();
+        let keys = held.unwrap_or_default().iter().map(key).collect::<Result<_, _>>()?;
         Ok(Self { tag, loan, region, bytes, rights, keys_total, first, keys })
     }
 }
@@ -429,9 +445,14 @@ fn parse_ready(wire: &ReadyWire) -> Result<Message, PeerError> {
 }
 
 fn parse_rail(rail: u32) -> Result<u8, PeerError> {
-    let known = u8::try_from(rail).ok().filter(|rail| *rail < RAILS_MAX);
-    field("rail", rail, known.is_some(), "below 3")?;
+    let known = u8::try_from(rail).ok().filter(|rail| usize::from(*rail) < RAILS_MAX);
+    field("rail", rail, known.is_some(), "below 12")?;
     Ok(known.unwrap_or(0))
+}
+
+/// A card's number, if there can be such a card.
+fn card(number: u32) -> Option<u8> {
+    u8::try_from(number).ok().filter(|number| usize::from(*number) < CARDS_MAX)
 }
 
 fn loan_bytes(kind: u16, loan: u32) -> Vec<u8> {
@@ -493,7 +514,7 @@ mod tests {
     }
 
     fn messages() -> Vec<Message> {
-        let hello = Hello { boot_id: [1, 2], pid: 3, rails: 3 };
+        let hello = Hello { boot_id: [1, 2], pid: 3, rails: 3, cards: 4 };
         let failure = Failure { errno: 13, detail: 25, text: "the secret is wrong".into() };
         let key = Key { offset: 0, bytes: 4096, address: 0x7000, lkey: 0, rkey: 5 };
         let want = Want {
@@ -512,13 +533,13 @@ mod tests {
             rights: 8,
             keys_total: 13,
             first: 1,
-            keys: vec![key; 12],
+            keys: (0..12).map(|at| (at / 3, key)).collect(),
         };
         vec![
             Message::Hello(hello),
-            Message::Welcome(Hello { rails: 1, ..hello }),
+            Message::Welcome(Hello { rails: 1, cards: 1, ..hello }),
             Message::Refuse(failure.clone()),
-            Message::Joint(2, Say::Ready { life: 5, endpoint: endpoint() }),
+            Message::Joint(11, Say::Ready { life: 5, endpoint: endpoint() }),
             Message::Joint(1, Say::Up { life: u32::MAX }),
             Message::Joint(0, Say::Quiet { life: 0 }),
             Message::Want(want),
@@ -552,13 +573,32 @@ mod tests {
             let longer = [good.as_slice(), &[0]].concat();
             assert!(matches!(Message::parse(&longer), Err(PeerError::Bytes { .. })));
             let mut other = good.clone();
-            other[4] = 2;
-            assert_eq!(Message::parse(&other), Err(PeerError::Version { version: 2 }));
+            other[4] = 1;
+            assert_eq!(Message::parse(&other), Err(PeerError::Version { version: 1 }));
             let mut other = good.clone();
             other[0] ^= 1;
             let error = Message::parse(&other).unwrap_err().to_string();
             assert!(error.starts_with("magic is"), "{error}");
         }
+    }
+
+    #[test]
+    fn cards_and_rails_that_cannot_be_are_named() {
+        let refused = |message: &Message| Message::parse(&message.to_bytes()).unwrap_err();
+        let hello = Hello { boot_id: [1, 2], pid: 3, rails: 1, cards: 0 };
+        assert_eq!(refused(&Message::Hello(hello)).to_string(), "cards is 0, but must be 1 to 4");
+        let hello = Hello { cards: 5, ..hello };
+        assert_eq!(refused(&Message::Hello(hello)).to_string(), "cards is 5, but must be 1 to 4");
+        let text = refused(&Message::Joint(12, Say::Up { life: 0 })).to_string();
+        assert_eq!(text, "rail is 12, but must be below 12");
+        let Some(Message::Have(mut have)) =
+            messages().into_iter().find(|it| matches!(it, Message::Have(_)))
+        else {
+            panic!("there is one")
+        };
+        have.keys[7].0 = 4;
+        let text = refused(&Message::Have(have)).to_string();
+        assert_eq!(text, "keys.card is 4, but must be below 4");
     }
 
     #[test]

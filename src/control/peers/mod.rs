@@ -3,8 +3,9 @@
 //!
 //! A **connection** is a socket between two control threads: one per URL that sessions here have
 //! asked for, however many ask, and one for every engine that has reached this one. Each has rails
-//! of its own: one, or one a class where classes use their path in different ways. Peers' numbers
-//! are a session's own names for connections.
+//! of its own, on each card that both engines have: one, or one a class where classes use their
+//! path in different ways. The rails of a class, one a card, are a **set**: the fabric spreads ops
+//! over those that work. Peers' numbers are a session's own names for connections.
 //!
 //! ```text
 //!  message   what is said                 connections  sockets: reaching, greeting, losing
@@ -14,12 +15,16 @@
 //!  numbers   sessions' names for them     imports      IMPORT from a peer, until it is given back
 //! ```
 //!
+//! **Cards are paired by place**: card 0 here with card 0 there, as many as both have. A connection
+//! is up while one rail of every set is. A rail that fails for good leaves it, unless it is the
+//! last of a set: then the connection is lost.
+//!
 //! **A connection that is lost** is forgotten in this order: its queue pairs here are moved to
 //! ERROR; the peer's are silent, too (it says BYE, its process is gone, or the lease is over, after
 //! which nothing that was sent can still arrive); its rails are dead; its loans are taken back; no
 //! op here goes by its imports; then its rails are released, and their numbers are free.
 //!
-//! **Rail 1** leads from this host's card back to it. It carries the atomics of sessions here on
+//! **Rail 1** leads from this host's card 0 back to it. It carries the atomics of sessions here on
 //! what peers may use atomics on, since a card's atomics and a CPU's do not exclude each other.
 
 mod connections;
@@ -35,6 +40,8 @@ mod rails;
 mod scripted;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod two_cards;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;
@@ -110,6 +117,8 @@ enum Whose {
 #[derive(Debug)]
 struct RailPlace {
     whose: Whose,
+    /// The card that its queue pair is on.
+    card: u8,
     joint: Joint,
     /// Kept here while the fabric does not have it.
     pair: Option<VerbsPair>,
@@ -143,8 +152,10 @@ struct Connection {
     pid: i32,
     /// Until when it must be up, for the first time or again.
     until_ns: Option<u64>,
-    /// In the order of classes, if there are three.
+    /// All of card 0 first; a card's in the order of classes, if there are three.
     rails: Vec<u16>,
+    /// Rails that it has on each card.
+    rails_a_card: u8,
     /// Messages that found the socket full.
     unsent: VecDeque<Vec<u8>>,
     /// CONNECTs that wait for it: session and tag.
@@ -200,6 +211,7 @@ impl Connection {
             pid: 0,
             until_ns: Some(until_ns),
             rails: Vec::new(),
+            rails_a_card: 1,
             unsent: VecDeque::new(),
             waiting: Vec::new(),
             loans: Loans::default(),
@@ -215,13 +227,20 @@ impl Connection {
         }
     }
 
-    /// The rails that ops of each class go by.
-    fn rails_by_class(&self) -> Option<[u16; 3]> {
-        match *self.rails.as_slice() {
-            [all] => Some([all; 3]),
-            [high, medium, low] => Some([high, medium, low]),
-            _ => None,
-        }
+    /// Cards that it has rails on.
+    fn cards(&self) -> u8 {
+        u8::try_from(self.rails.len() / usize::from(self.rails_a_card)).unwrap_or(u8::MAX)
+    }
+
+    /// The rails that ops of each class go by, a bit each; `None` once some are gone.
+    fn sets(&self) -> Option<[u64; 3]> {
+        let step = usize::from(self.rails_a_card);
+        let set = |class: usize| {
+            let of_it = self.rails.iter().skip(class % step).step_by(step);
+            of_it.fold(0_u64, |set, rail| set | 1 << rail)
+        };
+        let whole = !self.rails.is_empty() && self.rails.len().is_multiple_of(step);
+        whole.then(|| [set(0), set(1), set(2)])
     }
 }
 
@@ -231,7 +250,7 @@ pub(super) struct Links {
     /// It is an import of a peer's.
     pub(super) abroad: Option<Abroad>,
     /// Its keys for atomics by way of the card, once it has any.
-    pub(super) home: Option<crate::fabric::qp::provider::Registration>,
+    pub(super) home: Option<super::card::Registered>,
     /// The engine knows of these.
     pub(super) at_home: bool,
     /// How often the engine has said that it is revoked.

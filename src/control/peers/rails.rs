@@ -1,10 +1,13 @@
 //! Rails at work: joints on one side, the card's thread and the engine thread on the other.
+//!
+//! A connection is none the worse for a rail that fails while another of its set is left. One that
+//! can be mended mends itself, as often as its rail in the fabric wishes; one that cannot leaves.
 
 use tracing::{debug, error, info, warn};
 
 use super::joint::{Act, Job, Joint, Step};
 use super::{CardFor, HOME, RailPlace, Whose};
-use crate::control::card::{CardDone, CardWork};
+use crate::control::card::{CardDone, CardWork, PairWork};
 use crate::control::registrations;
 use crate::control::server::Server;
 use crate::fabric::qp::provider::{Created, PathSettings};
@@ -16,14 +19,14 @@ impl Server {
     /// Makes the rail that leads back to this host, if there is a card.
     pub(in crate::control) fn join_home(&mut self) {
         let Some(card) = &self.card else { return };
-        let (settings, caps, receives) = (card.paths[1], card.caps, card.receives);
+        let (settings, caps, receives) = (card.paths[0][1], card.caps, card.receives);
         let joint = Joint::new(settings, caps, receives);
-        self.join_rail(HOME, Whose::Home, joint);
+        self.join_rail(HOME, Whose::Home, 0, joint);
     }
 
-    fn join_rail(&mut self, rail: u16, whose: Whose, joint: Joint) {
+    fn join_rail(&mut self, rail: u16, whose: Whose, card: u8, joint: Joint) {
         let Some(place) = self.peers.rails.get_mut(usize::from(rail)) else { return };
-        *place = Some(RailPlace { whose, joint, pair: None, rebuilt: false });
+        *place = Some(RailPlace { whose, card, joint, pair: None, rebuilt: false });
         self.drive_rail(rail);
     }
 
@@ -38,26 +41,34 @@ impl Server {
         self.peers.rails.iter().skip(usize::from(HOME) + 1).filter(|rail| rail.is_none()).count()
     }
 
-    /// Makes a connection's rails, one or three. False if there are not so many.
-    pub(super) fn join_rails(&mut self, connection: usize, count: u8) -> bool {
+    /// Makes a connection's rails: on each of so many cards one, or three. False if there are not
+    /// so many.
+    pub(super) fn join_rails(&mut self, connection: usize, a_card: u8, cards: u8) -> bool {
         let Some(card) = &self.card else { return false };
-        let (paths, caps, receives) = (card.paths, card.caps, card.receives);
+        let (caps, receives) = (card.caps, card.receives);
+        let paths: Vec<[PathSettings; 3]> =
+            card.paths.iter().copied().take(usize::from(cards)).collect();
+        let count = paths.len() * usize::from(a_card);
         let free = (HOME + 1..).zip(self.peers.rails.iter().skip(usize::from(HOME) + 1));
         let numbers: Vec<u16> = free
             .filter(|(_, place)| place.is_none())
             .map(|(number, _)| number)
-            .take(usize::from(count))
+            .take(count)
             .collect();
         let Some(entry) = self.peers.connections.get_mut(connection) else { return false };
-        if numbers.len() < usize::from(count) {
+        if numbers.len() < count {
             return false;
         }
         entry.rails.clone_from(&numbers);
-        for (number, place) in numbers.into_iter().zip(0..) {
+        entry.rails_a_card = a_card;
+        let all = (0..cards).flat_map(|card| (0..a_card).map(move |class| (card, class)));
+        for ((number, at), (card, class)) in numbers.into_iter().zip(0..).zip(all) {
             // A rail for all classes goes as medium ops do.
-            let settings: PathSettings = paths[usize::from(if count == 1 { 1 } else { place })];
+            let class = if a_card == 1 { 1 } else { class };
+            let settings = paths[usize::from(card)][usize::from(class)];
             let joint = Joint::new(settings, caps, receives);
-            self.join_rail(number, Whose::Connection(connection, place), joint);
+            let joint = if cards > 1 { joint.with_siblings() } else { joint };
+            self.join_rail(number, Whose::Connection(connection, at), card, joint);
         }
         true
     }
@@ -94,12 +105,13 @@ impl Server {
 
     fn rail_job(&mut self, rail: u16, step: Step, job: Job) {
         let Some(place) = self.rail(rail) else { return };
-        let settings = place.joint.settings();
+        let (card, settings) = (place.card, place.joint.settings());
         let work = match job {
-            Job::Create { caps } => CardWork::Create { caps, settings },
-            Job::Endpoint { number, credits } => CardWork::Endpoint { number, settings, credits },
-            Job::Move { number, moves } => CardWork::Move { number, moves },
+            Job::Create { caps } => PairWork::Create { caps, settings },
+            Job::Endpoint { number, credits } => PairWork::Endpoint { number, settings, credits },
+            Job::Move { number, moves } => PairWork::Move { number, moves },
         };
+        let work = CardWork::Pair { card, work };
         self.ask_card(work, registrations::CardFor::Peers(CardFor::Rail { rail, step }));
     }
 
@@ -124,9 +136,10 @@ impl Server {
     }
 
     fn destroy_pair(&mut self, rail: u16, pair: VerbsPair) {
-        let Some(number) = self.rail(rail).and_then(|place| place.joint.number()) else { return };
+        let Some(place) = self.rail(rail) else { return };
+        let (card, Some(number)) = (place.card, place.joint.number()) else { return };
         let what = CardFor::Rail { rail, step: Step::Destroy };
-        let work = CardWork::Destroy { number, pair };
+        let work = CardWork::Pair { card, work: PairWork::Destroy { number, pair } };
         self.ask_card(work, registrations::CardFor::Peers(what));
     }
 
@@ -140,8 +153,28 @@ impl Server {
                     place.joint.silent();
                 }
             }
-            Whose::Connection(key, _) => self.lose_connection(key, why),
+            Whose::Connection(key, at) => {
+                if !self.any_sibling(key, at, |place| !place.joint.lost()) {
+                    return self.lose_connection(key, why);
+                }
+                warn!(rail, connection = key, why, "a rail has failed; the others go on");
+                if let Some(place) = self.rail(rail) {
+                    place.joint.leave();
+                }
+            }
         }
+    }
+
+    /// True if this can be said of another rail of the set that a connection's rail belongs to.
+    fn any_sibling(&self, key: usize, at: u8, holds: impl Fn(&RailPlace) -> bool) -> bool {
+        let Some(connection) = self.peers.connections.get(key) else { return false };
+        let (step, at) = (usize::from(connection.rails_a_card), usize::from(at));
+        let mut others =
+            (0..connection.rails.len()).filter(|other| *other != at && other % step == at % step);
+        others.any(|other| {
+            let rail = usize::from(connection.rails[other]);
+            self.peers.rails.get(rail).and_then(Option::as_ref).is_some_and(&holds)
+        })
     }
 
     fn rail_over(&mut self, rail: u16, whose: Whose) {
@@ -166,7 +199,8 @@ impl Server {
         match (step, done) {
             (Step::Create, CardDone::Created(Created { pair, number, caps })) => {
                 if joint.created(Some((number, caps))) {
-                    self.pass(Order::Adopt { rail, pair, caps, card: 0 });
+                    let card = place.card;
+                    self.pass(Order::Adopt { rail, pair, caps, card });
                 } else {
                     place.pair = Some(pair);
                 }
@@ -224,25 +258,22 @@ impl Server {
         }
     }
 
-    /// The device says something by itself.
-    pub(in crate::control) fn card_happened(&mut self, event: AsyncEvent) {
-        let all: Vec<u16> = match event {
+    /// A card says something by itself.
+    pub(in crate::control) fn card_happened(&mut self, card: u8, event: AsyncEvent) {
+        let all = match event {
             AsyncEvent::PairFailed(number) => {
-                let of = |place: &RailPlace| place.joint.number() == Some(number);
-                let found = (0..).zip(&self.peers.rails);
-                found
-                    .filter(|(_, place)| place.as_ref().is_some_and(of))
-                    .map(|(rail, _)| rail)
-                    .collect()
+                self.rails_of(card, |_, place| place.joint.number() == Some(number))
             }
             AsyncEvent::CompletionsLost | AsyncEvent::DeviceFailed => {
-                error!(?event, "the card has failed: start the engine anew once it works");
-                (0..).zip(&self.peers.rails).map(|(rail, _)| rail).collect()
+                error!(card, ?event, "the card has failed: start the engine anew once it works");
+                self.rails_of(card, |_, _| true)
             }
-            AsyncEvent::PortDown(_) | AsyncEvent::AddressesChanged(_) => {
-                return warn!(?event, "the card says");
+            AsyncEvent::PortDown(port) => {
+                warn!(card, ?event, "the card says");
+                self.rails_of(card, |server, place| server.cut_off(port, place))
             }
-            _ => return info!(?event, "the card says"),
+            AsyncEvent::AddressesChanged(_) => return warn!(card, ?event, "the card says"),
+            _ => return info!(card, ?event, "the card says"),
         };
         for rail in all {
             if let Some(place) = self.rail(rail) {
@@ -253,14 +284,48 @@ impl Server {
         }
     }
 
-    /// True if a connection has its rails and all are ready.
+    /// A connection's rails on these cards are taken for broken.
+    pub(super) fn break_rails_of(&mut self, key: usize, cards: &[u8]) {
+        let of_it =
+            |place: &RailPlace| matches!(place.whose, Whose::Connection(of, _) if of == key);
+        for card in cards {
+            for rail in self.rails_of(*card, |_, place| of_it(place)) {
+                if let Some(place) = self.rail(rail) {
+                    place.joint.broken();
+                }
+                self.drive_rail(rail);
+            }
+        }
+    }
+
+    /// Rails on a card of which this can be said.
+    fn rails_of(&self, card: u8, holds: impl Fn(&Self, &RailPlace) -> bool) -> Vec<u16> {
+        let all = (0..).zip(&self.peers.rails);
+        let of_it = |place: &RailPlace| place.card == card && holds(self, place);
+        all.filter(|(_, place)| place.as_ref().is_some_and(of_it)).map(|(rail, _)| rail).collect()
+    }
+
+    /// True if a rail is better taken for broken when its port goes down: another of its set works,
+    /// which need not wait until this one's time-outs have passed. A rail without such is left to
+    /// its card, which may outlast a short interruption.
+    fn cut_off(&self, port: u32, place: &RailPlace) -> bool {
+        let Whose::Connection(key, at) = place.whose else { return false };
+        u32::from(place.joint.settings().port) == port
+            && place.joint.ready()
+            && self.any_sibling(key, at, |other| other.card != place.card && other.joint.ready())
+    }
+
+    /// True if a connection has its rails, and one of every set is ready.
     pub(super) fn rails_ready(&self, key: usize) -> bool {
         let Some(connection) = self.peers.connections.get(key) else { return false };
+        let Some(sets) = connection.sets() else { return false };
         let ready = |rail: &u16| {
             let place = self.peers.rails.get(usize::from(*rail)).and_then(Option::as_ref);
             place.is_some_and(|place| place.joint.ready())
         };
-        !connection.rails.is_empty() && connection.rails.iter().all(ready)
+        let ready = connection.rails.iter().filter(|rail| ready(rail));
+        let ready = ready.fold(0_u64, |set, rail| set | 1 << rail);
+        sets.iter().all(|set| set & ready != 0)
     }
 
     /// All rails of a connection are dead or gone.

@@ -17,14 +17,14 @@ use crate::abi::{Detail, ReplyHead, errno};
 use crate::client::ControlError;
 use crate::control::fds;
 use crate::control::wire::{self, Refusal};
-use crate::control::{CardDone, CardWork};
+use crate::control::{CardDone, CardWork, PairWork};
 use crate::fabric::qp::provider::{Access, Key, ProviderError};
 use crate::host::tests::{PATIENCE, Played, played, registration};
 use crate::host::{Config, Engine};
 use crate::{Region, Rights, Session};
 
 /// A path for a socket that nobody else uses.
-fn path(name: &str) -> PathBuf {
+pub(super) fn path(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("verbring-peers-{}-{name}", std::process::id()))
 }
 
@@ -41,14 +41,14 @@ fn leasing(name: &str, rails_max: u16, verbs_lease_ms: u32) -> (Engine, Played, 
 }
 
 /// Another engine, the test's end of its connection.
-struct Other(OwnedFd);
+pub(super) struct Other(OwnedFd);
 
 impl Other {
-    fn reach(path: &Path) -> Self {
+    pub(super) fn reach(path: &Path) -> Self {
         Self(fds::reach(path, 100).unwrap())
     }
 
-    fn say(&self, message: &Message) {
+    pub(super) fn say(&self, message: &Message) {
         self.say_bytes(&message.to_bytes());
     }
 
@@ -66,7 +66,7 @@ impl Other {
         fds::receive(self.0.as_fd(), false).ok().flatten().map(|received| received.bytes)
     }
 
-    fn hear(&self) -> Option<Message> {
+    pub(super) fn hear(&self) -> Option<Message> {
         self.hear_bytes().map(|bytes| Message::parse(&bytes).unwrap())
     }
 
@@ -93,7 +93,7 @@ impl Other {
                 Some(Message::Welcome(hello)) => {
                     assert_eq!(hello.rails, 1);
                     let order = card.next();
-                    assert!(matches!(order.work, CardWork::Create { .. }), "{:?}", order.work);
+                    assert!(makes_pair(&order.work, 0), "{:?}", order.work);
                     return (other, order.token);
                 }
                 Some(Message::Refuse(why)) if why.errno == errno::EDQUOT => {
@@ -114,14 +114,18 @@ impl Other {
     }
 }
 
-const HELLO: Hello = Hello { boot_id: [1, 2], pid: 3, rails: 1 };
+pub(super) const HELLO: Hello = Hello { boot_id: [1, 2], pid: 3, rails: 1, cards: 1 };
 
-fn no_pair() -> CardDone {
+pub(super) fn makes_pair(work: &CardWork, on: u8) -> bool {
+    matches!(work, CardWork::Pair { card, work: PairWork::Create { .. } } if *card == on)
+}
+
+pub(super) fn no_pair() -> CardDone {
     let hint = "it is only played";
     CardDone::Failed(ProviderError::Os { call: "ibv_create_qp", errno: errno::ENOMEM, hint })
 }
 
-fn want(tag: u64, asker: u32, name: &str, secret: [u8; 32]) -> Want {
+pub(super) fn want(tag: u64, asker: u32, name: &str, secret: [u8; 32]) -> Want {
     let mut field = [0; 64];
     field[..name.len()].copy_from_slice(name.as_bytes());
     let uid = nix::unistd::geteuid().as_raw();
@@ -129,7 +133,7 @@ fn want(tag: u64, asker: u32, name: &str, secret: [u8; 32]) -> Want {
 }
 
 /// A region of a session, which the card knows as 7.
-fn alloc(session: &Session, card: &Played) -> Region {
+pub(super) fn alloc(session: &Session, card: &Played) -> Region {
     thread::scope(|scope| {
         let alloc = scope.spawn(|| session.alloc(8192).unwrap());
         drop(card.registers(7));
@@ -137,7 +141,7 @@ fn alloc(session: &Session, card: &Played) -> Region {
     })
 }
 
-fn let_go(region: Region, card: &Played) {
+pub(super) fn let_go(region: Region, card: &Played) {
     thread::scope(|scope| {
         let release = scope.spawn(|| region.release().unwrap());
         assert_eq!(card.deregisters(), 7);
@@ -146,7 +150,7 @@ fn let_go(region: Region, card: &Played) {
 }
 
 /// The engine still serves.
-fn serves(engine: &Engine) {
+pub(super) fn serves(engine: &Engine) {
     assert!(engine.connect().unwrap().probe().unwrap().op_bytes_max > 0);
 }
 
@@ -217,7 +221,7 @@ fn what_is_said_out_of_turn_ends_the_connection() {
         rights: 1,
         keys_total: 1,
         first: 0,
-        keys: vec![key],
+        keys: vec![(0, key)],
     };
     let failure = Failure { errno: 1, detail: 0, text: String::new() };
     let last = [
@@ -376,10 +380,10 @@ fn atomics_are_exported_once_the_card_serves_them() {
 }
 
 /// A place that the test listens at.
-struct Door(OwnedFd, PathBuf);
+pub(super) struct Door(OwnedFd, PathBuf);
 
 impl Door {
-    fn open(name: &str) -> Self {
+    pub(super) fn open(name: &str) -> Self {
         let path = path(name);
         let _ = std::fs::remove_file(&path);
         let made =
@@ -389,7 +393,7 @@ impl Door {
         Self(made, path)
     }
 
-    fn url(&self) -> String {
+    pub(super) fn url(&self) -> String {
         format!("unix:{}", self.1.display())
     }
 
@@ -400,7 +404,7 @@ impl Door {
     }
 
     /// An engine has come, and says what it should.
-    fn greeted(&self) -> (Other, Hello) {
+    pub(super) fn greeted(&self) -> (Other, Hello) {
         let other = self.knocked(PATIENCE).expect("nobody came");
         let Some(Message::Hello(hello)) = other.hear() else { panic!("no greeting") };
         (other, hello)
@@ -413,7 +417,7 @@ impl Drop for Door {
     }
 }
 
-fn refusal(error: &ControlError) -> (i32, String) {
+pub(super) fn refusal(error: &ControlError) -> (i32, String) {
     let refusal = error.refusal().expect("an answer");
     (refusal.errno, refusal.text.clone())
 }
@@ -481,7 +485,7 @@ fn peers_that_fail_while_they_are_reached_fail_the_connect_alone() {
                 _ => {
                     other.say(&Message::Welcome(HELLO));
                     let order = card.next();
-                    assert!(matches!(order.work, CardWork::Create { .. }));
+                    assert!(makes_pair(&order.work, 0));
                     token = Some(order.token);
                     card.say(order.token, no_pair());
                 }

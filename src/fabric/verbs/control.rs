@@ -14,7 +14,7 @@ use super::cards::Card;
 use super::device::{Device, QueuePair, Queues, Registered, device_names};
 use super::error::VerbsError;
 use super::events::AsyncEvent;
-use super::provider::{Inbox, Keys, VerbsPair, VerbsProvider};
+use super::provider::{Inbox, VerbsPair, VerbsProvider};
 use super::sys::{self, Zeroed};
 use crate::fabric::qp::provider::{
     Access, Caps, Created, DeviceLimits, Endpoint, Key, Link, MESSAGE_BYTES, Move, PairState,
@@ -54,6 +54,25 @@ impl VerbsSettings {
 /// # Errors
 /// [`VerbsError`], each with what to do.
 pub fn open(settings: &VerbsSettings) -> Result<(VerbsProvider, VerbsControl), VerbsError> {
+    let control = open_one(settings)?;
+    let provider = VerbsProvider::new([control.queues.clone()].into());
+    Ok((provider, control))
+}
+
+/// Opens several devices: one data path over all, and the slow path of each. The device at place
+/// `n` is card `n`.
+///
+/// # Errors
+/// [`VerbsError`] of the first that cannot be opened.
+pub fn open_several(
+    settings: &[VerbsSettings],
+) -> Result<(VerbsProvider, Vec<VerbsControl>), VerbsError> {
+    let controls: Vec<_> = settings.iter().map(open_one).collect::<Result<_, _>>()?;
+    let queues = controls.iter().map(|control| control.queues.clone());
+    Ok((VerbsProvider::new(queues.collect()), controls))
+}
+
+fn open_one(settings: &VerbsSettings) -> Result<VerbsControl, VerbsError> {
     let device = Device::open(&settings.device)?;
     let attr = device.attr()?;
     if settings.port == 0 || settings.port > attr.phys_port_cnt {
@@ -69,19 +88,15 @@ pub fn open(settings: &VerbsSettings) -> Result<(VerbsProvider, VerbsControl), V
     let pages = settings.registration_bytes_max.min(limits.registration_bytes_max) / PAGE_BYTES;
     limits.registration_bytes_max = pages.max(1) * PAGE_BYTES;
     let entries = settings.completions.clamp(1, limits.completions_max);
-    let queues = Arc::new(Queues::make(device, entries)?);
-    let keys = Arc::new(Keys::default());
-    let control = VerbsControl {
-        queues: queues.clone(),
-        keys: keys.clone(),
+    Ok(VerbsControl {
+        queues: Arc::new(Queues::make(device, entries)?),
         limits,
         ethernet: port.link_layer == sys::LINK_LAYER_ETHERNET,
         pairs: BTreeMap::new(),
         owed: 0,
         registrations: BTreeMap::new(),
         next_registration: 1,
-    };
-    Ok((VerbsProvider::new(queues, keys), control))
+    })
 }
 
 /// Opens every device for a moment: fills in what only then can be known, or why it cannot be.
@@ -233,7 +248,6 @@ pub struct Effective {
 /// it ends with it.
 pub struct VerbsControl {
     queues: Arc<Queues>,
-    keys: Arc<Keys>,
     limits: DeviceLimits,
     ethernet: bool,
     pairs: BTreeMap<u32, PairEntry>,
@@ -255,6 +269,12 @@ impl std::fmt::Debug for VerbsControl {
 }
 
 impl VerbsControl {
+    /// Entries of the completion queue.
+    #[must_use]
+    pub fn completions(&self) -> u32 {
+        self.queues.entries()
+    }
+
     /// The descriptor that becomes readable when [`VerbsControl::next_event`] has something.
     #[must_use]
     pub fn events(&self) -> BorrowedFd<'_> {
@@ -544,7 +564,7 @@ impl ProviderControl for VerbsControl {
             registered.push(piece);
         }
         for key in &keys {
-            self.keys.add(key.lkey, key.address, key.bytes);
+            self.queues.keys.add(key.lkey, key.address, key.bytes);
         }
         let id = self.next_registration;
         self.next_registration += 1;
@@ -557,7 +577,7 @@ impl ProviderControl for VerbsControl {
         let Registrations { pieces } = self.registrations.remove(&id).ok_or(unknown)?;
         let (mut kept, mut refused) = (Vec::new(), None);
         for piece in pieces {
-            self.keys.remove(piece.lkey());
+            self.queues.keys.remove(piece.lkey());
             if let Err((errno, piece)) = piece.end() {
                 kept.push(piece);
                 refused = Some(errno);

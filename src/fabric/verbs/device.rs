@@ -21,6 +21,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::{AccessFlags, access};
 
 use super::error::VerbsError;
+use super::provider::Keys;
 use super::sys::{self, Table, Zeroed};
 use crate::fabric::qp::provider::{Access, Caps};
 use crate::shm::Mapping;
@@ -272,6 +273,8 @@ impl Drop for Device {
 /// A device with a protection domain, one completion queue, and the channel for its events.
 pub(super) struct Queues {
     pub(super) device: Device,
+    /// What may be copied inline: registration keeps it.
+    pub(super) keys: Keys,
     pd: NonNull<sys::Pd>,
     channel: NonNull<sys::CompChannel>,
     pub(super) cq: NonNull<sys::Cq>,
@@ -328,7 +331,9 @@ impl Queues {
             unsafe { (table.ibv_dealloc_pd)(pd.as_ptr()) };
             return Err(error);
         };
-        let made = Self { device, pd, channel, cq, poll_cq, req_notify_cq, post_send, post_recv };
+        let keys = Keys::default();
+        let made =
+            Self { device, keys, pd, channel, cq, poll_cq, req_notify_cq, post_send, post_recv };
         made.device.never_block(made.channel_fd())?;
         Ok(made)
     }
@@ -544,6 +549,69 @@ impl Drop for Registered {
         if self.withdraw() != 0 {
             // Memory that a device may still write to must never be used for anything else.
             std::mem::forget(self.memory.take());
+        }
+    }
+}
+
+/// Devices that do nothing, for tests of what stands on one: nothing in them leads anywhere.
+#[cfg(test)]
+mod hollow {
+    use super::*;
+
+    fn some<T: Zeroed>(change: impl FnOnce(&mut T)) -> NonNull<T> {
+        let made = Box::leak(Box::new(T::zeroed()));
+        change(made);
+        NonNull::from(made)
+    }
+
+    impl Queues {
+        pub(in crate::fabric::verbs) fn hollow(name: &str, entries: c_int) -> Arc<Self> {
+            extern "C" fn poll_cq(_: *mut sys::Cq, _: c_int, _: *mut sys::Completion) -> c_int {
+                0
+            }
+            extern "C" fn req_notify_cq(_: *mut sys::Cq, _: c_int) -> c_int {
+                0
+            }
+            extern "C" fn post_send(
+                _: *mut sys::Qp,
+                _: *mut sys::SendWr,
+                _: *mut *mut sys::SendWr,
+            ) -> c_int {
+                0
+            }
+            extern "C" fn post_recv(
+                _: *mut sys::Qp,
+                _: *mut sys::RecvWr,
+                _: *mut *mut sys::RecvWr,
+            ) -> c_int {
+                0
+            }
+            let table = Box::leak(Box::new(Table::hollow()));
+            let device = Device { table, name: name.to_string(), context: some(|_| {}) };
+            Arc::new(Self {
+                device,
+                keys: Keys::default(),
+                pd: some(|_| {}),
+                channel: some(|_| {}),
+                cq: some(|cq: &mut sys::Cq| cq.cqe = entries),
+                poll_cq,
+                req_notify_cq,
+                post_send,
+                post_recv,
+            })
+        }
+    }
+
+    impl QueuePair {
+        pub(in crate::fabric::verbs) fn hollow(queues: &Arc<Queues>, number: u32) -> Self {
+            let raw = some(|pair: &mut sys::Qp| pair.qp_num = number);
+            Self { queues: queues.clone(), raw, ended: true }
+        }
+    }
+
+    impl Registered {
+        pub(in crate::fabric::verbs) fn hollow(queues: &Arc<Queues>) -> Self {
+            Self { queues: queues.clone(), raw: some(|_| {}), memory: None }
         }
     }
 }

@@ -6,10 +6,12 @@
 //! **Invariants**: receives of a queue pair complete in order, so the place of a message follows
 //! from counting. Bytes are copied inline only out of memory that is known to be registered and
 //! cannot be withdrawn meanwhile; any other WRITE goes the ordinary way, where the card judges.
+//! A queue pair knows its card; each poll begins with another card, so that none waits for ever
+//! behind one that always has something.
 #![expect(unsafe_code, reason = "hands arrays to the library and reads what it returns")]
 
 use std::os::fd::BorrowedFd;
-use std::ptr::{self, NonNull};
+use std::ptr;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use nix::errno::Errno;
@@ -105,16 +107,23 @@ impl std::fmt::Debug for VerbsPair {
     }
 }
 
-/// The data path of one device.
+/// The data path of an engine's devices.
 pub struct VerbsProvider {
-    queues: Arc<Queues>,
-    keys: Arc<Keys>,
+    /// By card.
+    cards: Box<[Arc<Queues>]>,
+    /// The card that the next poll begins with.
+    first: usize,
     rails: Vec<Option<VerbsPair>>,
+    lists: Lists,
+    completions: Box<[sys::Completion]>,
+}
+
+/// What is handed over with one call, laid out beforehand.
+struct Lists {
     requests: Box<[sys::SendWr]>,
     ranges: Box<[sys::Sge]>,
     messages: Box<[[u64; 2]]>,
     receives: Box<[sys::RecvWr]>,
-    completions: Box<[sys::Completion]>,
 }
 
 // SAFETY: the pointers inside the arrays are only looked at during a call that has just set them.
@@ -122,52 +131,77 @@ unsafe impl Send for VerbsProvider {}
 
 impl std::fmt::Debug for VerbsProvider {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let devices: Vec<_> = self.cards.iter().map(|queues| &queues.device.name).collect();
         f.debug_struct("VerbsProvider")
-            .field("device", &self.queues.device.name)
+            .field("devices", &devices)
             .field("rails", &self.rails)
             .finish_non_exhaustive()
     }
 }
 
 impl VerbsProvider {
-    pub(super) fn new(queues: Arc<Queues>, keys: Arc<Keys>) -> Self {
+    pub(super) fn new(cards: Box<[Arc<Queues>]>) -> Self {
         Self {
-            queues,
-            keys,
+            cards,
+            first: 0,
             rails: Vec::new(),
-            requests: vec![sys::SendWr::zeroed(); LIST_MAX.into()].into(),
-            ranges: vec![sys::Sge::zeroed(); LIST_MAX.into()].into(),
-            messages: vec![[0; 2]; LIST_MAX.into()].into(),
-            receives: vec![sys::RecvWr::zeroed(); LIST_MAX.into()].into(),
+            lists: Lists {
+                requests: vec![sys::SendWr::zeroed(); LIST_MAX.into()].into(),
+                ranges: vec![sys::Sge::zeroed(); LIST_MAX.into()].into(),
+                messages: vec![[0; 2]; LIST_MAX.into()].into(),
+                receives: vec![sys::RecvWr::zeroed(); LIST_MAX.into()].into(),
+            },
             completions: vec![sys::Completion::zeroed(); POLL_MAX].into(),
         }
     }
 
-    /// The descriptor that becomes readable by the event that [`Provider::arm`] asked for.
-    #[must_use]
-    pub fn channel(&self) -> BorrowedFd<'_> {
-        self.queues.channel()
+    /// The descriptors that become readable by the events that [`Provider::arm`] asked for, one a
+    /// card.
+    pub fn channels(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.cards.iter().map(|queues| queues.channel())
     }
 
-    /// Takes all events off the channel, and says how many there were.
+    /// Takes all events off the channels, and says how many there were.
     pub fn take_events(&mut self) -> u32 {
         let mut count = 0;
-        while self.queues.take_event() {
-            count += 1;
+        for queues in &self.cards {
+            while queues.take_event() {
+                count += 1;
+            }
         }
         count
     }
 
+    /// Appends what a card has completed.
+    fn poll_card(&mut self, card: usize, out: &mut Vec<Wc>) -> Result<(), i32> {
+        loop {
+            let room = (out.capacity() - out.len()).min(POLL_MAX);
+            let Ok(asked) = i32::try_from(room) else { return Ok(()) };
+            if asked == 0 {
+                return Ok(());
+            }
+            let queues = &self.cards[card];
+            let into = self.completions.as_mut_ptr();
+            // SAFETY: the completion queue lives as long as `queues`; the array has that much room.
+            let got = unsafe { (queues.poll_cq)(queues.cq.as_ptr(), asked, into) };
+            let Ok(got) = usize::try_from(got) else { return Err(-got) };
+            for at in 0..got.min(room) {
+                let completion = self.completions[at];
+                out.push(self.judge(&completion));
+            }
+            if got < room {
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl Lists {
     /// Posts at most [`LIST_MAX`] requests with one call.
-    fn post_part(
-        &mut self,
-        pair: NonNull<sys::Qp>,
-        inline_max: u32,
-        list: &[Wr],
-    ) -> Result<(), BadPost> {
-        let keys = self.keys.clone();
+    fn post(&mut self, pair: &VerbsPair, list: &[Wr]) -> Result<(), BadPost> {
+        let (queues, inline_max) = (&pair.shared.queues, pair.caps.inline_bytes);
         // Held while the library copies. Control is changing it: no bytes are inlined then.
-        let admitted = keys.ranges.try_read();
+        let admitted = queues.keys.ranges.try_read();
         let admitted = admitted.as_ref().map_or(&[][..], |ranges| ranges.as_slice());
         for (wr, message) in list.iter().zip(&mut self.messages) {
             *message = wr.arg.map(u64::to_le);
@@ -193,10 +227,12 @@ impl VerbsProvider {
             unsafe { place.write(request) };
         }
         let mut bad = ptr::null_mut();
+        let raw = pair.shared.raw;
         // SAFETY: the queue pair lives, as its rail holds it. The chain ends inside the array, and
         // so do the ranges; inline ones lie in our messages, or in memory whose registration
-        // cannot end while `admitted` is held. Other ranges the card checks against their keys.
-        let error = unsafe { (self.queues.post_send)(pair.as_ptr(), first, &raw mut bad) };
+        // with this card cannot end while `admitted` is held. Other ranges the card checks against
+        // their keys.
+        let error = unsafe { (queues.post_send)(raw.as_ptr(), first, &raw mut bad) };
         if error == 0 {
             return Ok(());
         }
@@ -251,7 +287,7 @@ impl Provider for VerbsProvider {
     type Pair = VerbsPair;
 
     fn completions_max(&self, card: u8) -> u32 {
-        if card == 0 { self.queues.entries() } else { 0 }
+        self.cards.get(usize::from(card)).map_or(0, |queues| queues.entries())
     }
 
     fn adopt(&mut self, rail: u16, pair: VerbsPair) {
@@ -271,10 +307,10 @@ impl Provider for VerbsProvider {
         let Some(Some(pair)) = self.rails.get(usize::from(rail)) else {
             return Err(BadPost { taken: Some(0), errno: Errno::EINVAL as i32 });
         };
-        let (raw, inline_max) = (pair.shared.raw, pair.caps.inline_bytes);
         let mut before = 0;
         for part in list.chunks(LIST_MAX.into()) {
-            self.post_part(raw, inline_max, part)
+            self.lists
+                .post(pair, part)
                 .map_err(|bad| BadPost { taken: bad.taken.map(|taken| before + taken), ..bad })?;
             before += u32::try_from(part.len()).unwrap_or(u32::MAX);
         }
@@ -285,7 +321,7 @@ impl Provider for VerbsProvider {
         let Some(Some(pair)) = self.rails.get_mut(usize::from(rail)) else {
             return Err(BadPost { taken: Some(0), errno: Errno::EINVAL as i32 });
         };
-        let inbox = &mut pair.inbox;
+        let (inbox, lists) = (&mut pair.inbox, &mut self.lists);
         if inbox.wr_id != wr_id {
             // A queue pair that was reset has forgotten its receives.
             inbox.wr_id = wr_id;
@@ -299,12 +335,12 @@ impl Provider for VerbsProvider {
             if part == 0 {
                 return Err(BadPost { taken: Some(taken), errno: Errno::ENOMEM as i32 });
             }
-            for (at, range) in (0..part).zip(&mut self.ranges) {
+            for (at, range) in (0..part).zip(&mut lists.ranges) {
                 let addr = base + inbox.offset(inbox.posted.wrapping_add(at));
                 *range = sys::Sge { addr, length: MESSAGE_BYTES, lkey };
             }
-            let ranges = self.ranges.as_mut_ptr();
-            let first = self.receives.as_mut_ptr();
+            let ranges = lists.ranges.as_mut_ptr();
+            let first = lists.receives.as_mut_ptr();
             for at in 0..part as usize {
                 let place = first.wrapping_add(at);
                 let last = at + 1 == part as usize;
@@ -314,10 +350,10 @@ impl Provider for VerbsProvider {
                 unsafe { place.write(sys::RecvWr { wr_id, next, sg_list, num_sge: 1 }) };
             }
             let mut bad = ptr::null_mut();
-            let raw = pair.shared.raw;
+            let (raw, queues) = (pair.shared.raw, &pair.shared.queues);
             // SAFETY: the queue pair lives, as its rail holds it; the chain ends inside the array.
             // Its buffers are registered, and hold no message that was not taken: `room`.
-            let errno = unsafe { (self.queues.post_recv)(raw.as_ptr(), first, &raw mut bad) };
+            let errno = unsafe { (queues.post_recv)(raw.as_ptr(), first, &raw mut bad) };
             if errno == 0 {
                 inbox.posted = inbox.posted.wrapping_add(part);
                 taken += part;
@@ -332,32 +368,29 @@ impl Provider for VerbsProvider {
     }
 
     fn poll(&mut self, out: &mut Vec<Wc>) -> Result<(), Broken> {
-        loop {
-            let room = (out.capacity() - out.len()).min(POLL_MAX);
-            let Ok(asked) = i32::try_from(room) else { return Ok(()) };
-            if asked == 0 {
-                return Ok(());
-            }
-            let into = self.completions.as_mut_ptr();
-            // SAFETY: the completion queue lives as long as `queues`; the array has that much room.
-            let got = unsafe { (self.queues.poll_cq)(self.queues.cq.as_ptr(), asked, into) };
-            let Ok(got) = usize::try_from(got) else {
-                return Err(Broken { card: 0, errno: -got });
-            };
-            for at in 0..got.min(room) {
-                let completion = self.completions[at];
-                out.push(self.judge(&completion));
-            }
-            if got < room {
-                return Ok(());
+        let count = self.cards.len();
+        let first = self.first;
+        self.first = if first + 1 < count { first + 1 } else { 0 };
+        let mut outcome = Ok(());
+        for card in (first..count).chain(0..first) {
+            if let Err(errno) = self.poll_card(card, out) {
+                let card = u8::try_from(card).unwrap_or(u8::MAX);
+                outcome = Err(Broken { card, errno });
             }
         }
+        outcome
     }
 
     fn arm(&mut self) -> Result<(), i32> {
-        // SAFETY: the completion queue lives as long as `queues`.
-        let error = unsafe { (self.queues.req_notify_cq)(self.queues.cq.as_ptr(), 0) };
-        if error == 0 { Ok(()) } else { Err(error.abs()) }
+        let mut outcome = Ok(());
+        for queues in &self.cards {
+            // SAFETY: the completion queue lives as long as `queues`.
+            let error = unsafe { (queues.req_notify_cq)(queues.cq.as_ptr(), 0) };
+            if error != 0 {
+                outcome = Err(error.abs());
+            }
+        }
+        outcome
     }
 }
 

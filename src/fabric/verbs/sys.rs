@@ -23,6 +23,19 @@ macro_rules! table {
             $($(#[$doc])* pub(super) $symbol: unsafe extern "C" fn($($argument),*) -> $result,)*
         }
 
+        #[cfg(test)]
+        impl Table {
+            /// Functions that do nothing, and say that they could not.
+            pub(super) fn hollow() -> Self {
+                Self { $($symbol: {
+                    extern "C" fn hollow($(_: $argument),*) -> $result {
+                        <$result as Nothing>::NOTHING
+                    }
+                    hollow
+                },)* }
+            }
+        }
+
         #[cfg(not(feature = "ibverbs"))]
         impl Table {
             /// Looks every function up in a loaded library, which stays loaded for ever.
@@ -394,6 +407,44 @@ pub(super) trait Zeroed: Sized {
         // SAFETY: implemented below for structs of integers, raw pointers and unions of those.
         unsafe { std::mem::zeroed() }
     }
+}
+
+/// What a function that does nothing returns.
+#[cfg(test)]
+trait Nothing {
+    const NOTHING: Self;
+}
+
+#[cfg(test)]
+impl Nothing for c_int {
+    const NOTHING: Self = -1;
+}
+
+#[cfg(test)]
+impl Nothing for () {
+    const NOTHING: Self = ();
+}
+
+#[cfg(test)]
+impl<T> Nothing for *mut T {
+    const NOTHING: Self = std::ptr::null_mut();
+}
+
+#[cfg(test)]
+impl<T> Nothing for *const T {
+    const NOTHING: Self = std::ptr::null();
+}
+
+#[cfg(test)]
+mod zeroed {
+    use super::*;
+
+    impl Zeroed for Context {}
+    impl Zeroed for Pd {}
+    impl Zeroed for Mr {}
+    impl Zeroed for CompChannel {}
+    impl Zeroed for Cq {}
+    impl Zeroed for Qp {}
 }
 
 impl Zeroed for DeviceAttr {}

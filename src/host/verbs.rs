@@ -275,6 +275,7 @@ fn sizes(config: &Config, able: &[(DeviceLimits, u32)]) -> qp::Config {
         stuck_ns: silent_ns.saturating_add(ANSWERS_NS),
         grace_ns: timeout_ns.min(ANSWERS_NS / 4),
         drain_ns: silent_ns.saturating_add(ANSWERS_NS),
+        recovery: qp::Recovery::DEFAULT,
     }
 }
 

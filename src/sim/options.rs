@@ -85,6 +85,7 @@ impl Options {
             slice_bytes,
             intake_budget: 1 + random.below32(16),
             ring_idle_ns: 100_000,
+            cut_off_ns: 20 * MS,
         };
         let rails = qp::Config {
             fabric: crate::abi::FABRIC_VERBS,
@@ -99,6 +100,7 @@ impl Options {
             stuck_ns: 2 * MS,
             grace_ns: MS / 5,
             drain_ns: 5 * MS,
+            recovery: qp::Recovery::DEFAULT,
         };
         Self {
             engines,

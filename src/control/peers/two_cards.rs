@@ -277,7 +277,7 @@ fn a_rail_that_cannot_be_connected_is_tried_again_while_the_other_works() {
             stage.joins(&other, card, 0);
         }
     }
-    for life in 0..10 {
+    for life in 0..9 {
         let (token, work) = stage.pair_work(1);
         assert!(matches!(work, PairWork::Endpoint { .. }), "{work:?}");
         stage.card.say(token, no_pair());
@@ -288,7 +288,7 @@ fn a_rail_that_cannot_be_connected_is_tried_again_while_the_other_works() {
         let moves = stage.moves(1, true);
         assert!(matches!(moves[..], [Move::Reset, Move::Init(_)]), "{moves:?}");
     }
-    stage.joins(&other, 1, 10);
+    stage.joins(&other, 1, 9);
     stage.settled(&other);
 }
 

@@ -350,7 +350,10 @@ where
         assert!(engine.regions.iter().all(super::super::tables::Region::idle), "references");
         assert!(engine.lanes.is_empty() && engine.flushes.is_empty());
         for rail in 1..engine.fabric.rails() {
-            assert!(engine.abroad.lanes(rail).iter().all(|(lanes, _)| lanes.is_empty()), "rail {rail}");
+            assert!(
+                engine.abroad.lanes(rail).iter().all(|(lanes, _)| lanes.is_empty()),
+                "rail {rail}"
+            );
             assert_eq!(engine.abroad.window(rail).ops(), 0, "credits of rail {rail}");
         }
         assert_eq!(engine.deadlines, 0);

@@ -645,13 +645,15 @@ impl Server {
             let lease = connection.parting.due_ns();
             [connection.until_ns, withdrawn, wanted, pulse, lease].into_iter().flatten().min()
         };
-        let first = self.peers.connections.iter().filter_map(|(_, it)| due(it)).min()?;
+        let connections = self.peers.connections.iter().filter_map(|(_, it)| due(it)).min();
+        let first = [connections, self.retry_due_ns()].into_iter().flatten().min()?;
         Some(first.saturating_sub(clock::now_ns()).div_ceil(1_000_000))
     }
 
     /// Loses connections whose peers have taken too long.
     pub(in crate::control) fn lose_overdue(&mut self) {
         let now_ns = clock::now_ns();
+        self.retry_rails(now_ns);
         let over = |since: Option<u64>, within| since.is_some_and(|since| now_ns >= since + within);
         let (mut found, mut called, mut silent) = (Vec::new(), Vec::new(), Vec::new());
         for (key, connection) in &mut self.peers.connections {

@@ -266,6 +266,11 @@ impl Joint {
         self.end != End::No
     }
 
+    /// It goes on trying, however often it cannot be connected.
+    pub(crate) fn patient(&self) -> bool {
+        self.siblings && self.end == End::No
+    }
+
     /// Both ends are connected, as far as this one knows.
     pub(crate) fn ready(&self) -> bool {
         self.own.connected && !self.own.quiesce_wished && self.end == End::No

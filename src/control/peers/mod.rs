@@ -54,7 +54,7 @@ use self::imports::{Held, Wanted};
 use self::joint::{Joint, Step};
 use self::loans::Loans;
 use self::numbers::Numbers;
-use self::patience::{Parting, Pulse, Withdrawals};
+use self::patience::{Parting, Pulse, PutOff, Withdrawals};
 use super::card::Card;
 use crate::abi::Export;
 use crate::fabric::verbs::VerbsPair;
@@ -124,6 +124,8 @@ struct RailPlace {
     pair: Option<VerbsPair>,
     /// It was connected before.
     rebuilt: bool,
+    /// It could not be connected, and others carry what it would.
+    put_off: PutOff,
 }
 
 /// How far a connection has come.

@@ -1,5 +1,6 @@
 //! How long a peer is waited for: whether it is there at all, what it is to give back, and, once
-//! it is lost, until nothing that was sent to it can still be delivered.
+//! it is lost, until nothing that was sent to it can still be delivered; and how long a rail waits
+//! that could not be connected.
 //!
 //! A process that is stopped keeps its socket open, and its card goes on by itself: only its
 //! silence tells. So a peer that says nothing for a while is called; one that does not answer is
@@ -8,6 +9,8 @@
 //! **Deliberately absent**: clocks. Time is what the caller says it is, in ns.
 
 use std::collections::BTreeMap;
+
+use super::joint::Step;
 
 /// A peer that has said nothing for so long is called, ns.
 const CALL_AFTER_NS: u64 = 5_000_000_000;
@@ -89,6 +92,40 @@ impl Parting {
     }
 }
 
+/// The first pause after an attempt to connect that failed, and the longest, ns.
+const AGAIN_AFTER_NS: std::ops::RangeInclusive<u64> = 5_000_000..=2_000_000_000;
+
+/// An attempt to connect a rail failed, and the next one is put off: longer with each that fails.
+#[derive(Debug, Default)]
+pub(super) struct PutOff {
+    /// What failed, and until when nothing is made of it.
+    step: Option<(Step, u64)>,
+    failures: u32,
+}
+
+impl PutOff {
+    /// One more has failed.
+    pub(super) fn failed(&mut self, step: Step, now_ns: u64) {
+        let pause_ns = AGAIN_AFTER_NS.start() << self.failures.min(32);
+        self.failures += 1;
+        self.step = Some((step, now_ns + pause_ns.min(*AGAIN_AFTER_NS.end())));
+    }
+
+    /// It is connected: the next pause is a short one again.
+    pub(super) fn connected(&mut self) {
+        *self = Self::default();
+    }
+
+    pub(super) fn due_ns(&self) -> Option<u64> {
+        self.step.map(|(_, due_ns)| due_ns)
+    }
+
+    /// What failed, once its time has come.
+    pub(super) fn due(&mut self, now_ns: u64) -> Option<Step> {
+        self.step.take_if(|(_, due_ns)| now_ns >= *due_ns).map(|(step, _)| step)
+    }
+}
+
 /// What a peer was asked to give back, each since when.
 #[derive(Debug, Default)]
 pub(super) struct Withdrawals(BTreeMap<u32, u64>);
@@ -134,6 +171,26 @@ mod tests {
         // Had we been stopped ourselves, it is asked first.
         assert_eq!(pulse.step(1_000 * SECOND), Due::Call);
         assert_eq!(pulse.due_ns(), 1_020 * SECOND);
+    }
+
+    #[test]
+    fn the_next_attempt_is_put_off_for_ever_longer_up_to_a_bound() {
+        let mut put_off = PutOff::default();
+        assert_eq!((put_off.due_ns(), put_off.due(u64::MAX)), (None, None));
+        let mut pauses = Vec::new();
+        for life in 0..40 {
+            put_off.failed(Step::Up(life), SECOND);
+            let due_ns = put_off.due_ns().unwrap();
+            assert_eq!(put_off.due(due_ns - 1), None);
+            assert_eq!(put_off.due(due_ns), Some(Step::Up(life)));
+            assert_eq!(put_off.due(due_ns), None, "once");
+            pauses.push(due_ns - SECOND);
+        }
+        assert_eq!(pauses[..3], [5_000_000, 10_000_000, 20_000_000]);
+        assert_eq!(pauses[39], 2 * SECOND);
+        put_off.connected();
+        put_off.failed(Step::Up(40), SECOND);
+        assert_eq!(put_off.due_ns(), Some(SECOND + 5_000_000));
     }
 
     /// Revocations that overlap for long are no offence, and do not hide one that is.

@@ -6,7 +6,9 @@
 use tracing::{debug, error, info, warn};
 
 use super::joint::{Act, Job, Joint, Step};
+use super::patience::PutOff;
 use super::{CardFor, HOME, RailPlace, Whose};
+use crate::clock;
 use crate::control::card::{CardDone, CardWork, PairWork};
 use crate::control::registrations;
 use crate::control::server::Server;
@@ -26,7 +28,14 @@ impl Server {
 
     fn join_rail(&mut self, rail: u16, whose: Whose, card: u8, joint: Joint) {
         let Some(place) = self.peers.rails.get_mut(usize::from(rail)) else { return };
-        *place = Some(RailPlace { whose, card, joint, pair: None, rebuilt: false });
+        *place = Some(RailPlace {
+            whose,
+            card,
+            joint,
+            pair: None,
+            rebuilt: false,
+            put_off: PutOff::default(),
+        });
         self.drive_rail(rail);
     }
 
@@ -118,6 +127,7 @@ impl Server {
     fn tell_rail(&mut self, rail: u16, epoch: u32, news: News) {
         let Some(place) = self.rail(rail) else { return };
         if let News::Connected { .. } = news {
+            place.put_off.connected();
             let rebuilt = std::mem::replace(&mut place.rebuilt, true);
             let number = place.joint.number();
             info!(rail, number, epoch, rebuilt, "rail connected");
@@ -195,6 +205,10 @@ impl Server {
         let joint = &mut place.joint;
         if let CardDone::Failed(error) = &done {
             warn!(rail, number = joint.number(), ?step, %error, "a queue pair");
+            // The path may be down for long; meanwhile others carry what it would.
+            if matches!(step, Step::Endpoint(_) | Step::Up(_)) && joint.patient() {
+                return place.put_off.failed(step, clock::now_ns());
+            }
         }
         match (step, done) {
             (Step::Create, CardDone::Created(Created { pair, number, caps })) => {
@@ -217,6 +231,24 @@ impl Server {
             (step, _) => joint.moved(step, false),
         }
         self.drive_rail(rail);
+    }
+
+    /// Rails that could not be connected have waited long enough.
+    pub(super) fn retry_rails(&mut self, now_ns: u64) {
+        for rail in 0..u16::try_from(self.peers.rails.len()).unwrap_or(0) {
+            let Some(place) = self.rail(rail) else { continue };
+            let Some(step) = place.put_off.due(now_ns) else { continue };
+            match step {
+                Step::Endpoint(life) => place.joint.endpoint(life, None),
+                step => place.joint.moved(step, false),
+            }
+            self.drive_rail(rail);
+        }
+    }
+
+    /// When the first of these has.
+    pub(super) fn retry_due_ns(&self) -> Option<u64> {
+        self.peers.rails.iter().flatten().filter_map(|place| place.put_off.due_ns()).min()
     }
 
     /// A rail wishes something.
@@ -271,6 +303,11 @@ impl Server {
             AsyncEvent::PortDown(port) => {
                 warn!(card, ?event, "the card says");
                 self.rails_of(card, |server, place| server.cut_off(port, place))
+            }
+            AsyncEvent::PortActive(_) => {
+                info!(card, ?event, "the card says");
+                // Whoever waits for it need not any more.
+                return self.retry_rails(u64::MAX);
             }
             AsyncEvent::AddressesChanged(_) => return warn!(card, ?event, "the card says"),
             _ => return info!(card, ?event, "the card says"),

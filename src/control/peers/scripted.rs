@@ -71,7 +71,7 @@ impl Other {
     }
 
     /// The engine has lost it.
-    fn is_left(&self, why: impl std::fmt::Debug) {
+    pub(super) fn is_left(&self, why: impl std::fmt::Debug) {
         assert_eq!(self.hear(), Some(Message::Bye), "{why:?}");
         assert_eq!(self.hear(), None, "{why:?}");
     }

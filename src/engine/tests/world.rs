@@ -346,11 +346,15 @@ where
         let engine = &self.engine;
         assert_eq!(engine.ledger.open_count(), 0, "open records");
         assert_eq!((engine.window.ops(), engine.window.bytes()), (0, 0), "credits");
+        assert!(engine.posts.at_rest(), "places of posts");
         assert_eq!(engine.pages.free_count(), engine.limits.list_blocks, "page blocks");
         assert!(engine.regions.iter().all(super::super::tables::Region::idle), "references");
         assert!(engine.lanes.is_empty() && engine.flushes.is_empty());
         for rail in 1..engine.fabric.rails() {
-            assert!(engine.abroad.lanes(rail).iter().all(|(lanes, _)| lanes.is_empty()), "rail {rail}");
+            assert!(
+                engine.abroad.lanes(rail).iter().all(|(lanes, _)| lanes.is_empty()),
+                "rail {rail}"
+            );
             assert_eq!(engine.abroad.window(rail).ops(), 0, "credits of rail {rail}");
         }
         assert_eq!(engine.deadlines, 0);

@@ -38,27 +38,37 @@ pub(super) struct End {
     pub(super) node: usize,
     /// Its number for the rail.
     pub(super) rail: u16,
+    /// The card that it is on.
+    on: u8,
     joint: Joint,
     /// What the other end said, and when it arrives.
     heard: VecDeque<(u64, Say)>,
     /// Card work under way, and when it is done: one after the other.
     card: VecDeque<(u64, Step, Job)>,
-    /// When it hears that the connection is lost, and when that nothing of its is delivered at the
-    /// other end any more.
-    lost_at_ns: Option<u64>,
-    silent_at_ns: Option<u64>,
-    /// It has said that it delivers nothing more.
-    bye_said: bool,
     /// Nothing of it is left.
     over: bool,
     /// Its engine died: another one may be in its place.
     pub(super) buried: bool,
 }
 
-/// Two ends, or one that is joined to itself.
+/// An engine at a connection that is lost.
+#[derive(Debug, Default)]
+struct Side {
+    node: usize,
+    /// When it hears that the connection is lost.
+    lost_at_ns: Option<u64>,
+    /// When it hears that nothing of its is delivered at the other side any more.
+    silent_at_ns: Option<u64>,
+    /// It has said that it delivers nothing more itself.
+    bye_said: bool,
+}
+
+/// Two ends for each of its rails, one behind the other; or one that is joined to itself.
 #[derive(Debug)]
 pub(super) struct Cable {
     pub(super) ends: Vec<End>,
+    /// Its engines: two, or one that is joined to itself.
+    sides: Vec<Side>,
     pub(super) lost: bool,
     /// Nobody can say BYE: each end has its lease.
     cut: bool,
@@ -69,28 +79,30 @@ pub(super) struct Cable {
 
 impl Cable {
     /// Joins rails; both are made and connected by what follows.
-    pub(super) fn new(places: &[(usize, u16)], nodes: &[Node], delays: Delays) -> Self {
-        let ends = places.iter().map(|&(node, rail)| {
+    pub(super) fn new(places: &[(usize, u16, u8)], nodes: &[Node], delays: Delays) -> Self {
+        let ends = places.iter().map(|&(node, rail, on)| {
             let config = &nodes[node].rails;
             End {
                 node,
                 rail,
+                on,
                 joint: Joint::new(nodes[node].settings, config.caps(), config.receives),
                 heard: VecDeque::new(),
                 card: VecDeque::new(),
-                lost_at_ns: None,
-                silent_at_ns: None,
-                bye_said: false,
                 over: false,
                 buried: false,
             }
         });
-        Self { ends: ends.collect(), lost: false, cut: false, mended: false, delays }
+        let mut nodes: Vec<usize> = places.iter().map(|place| place.0).collect();
+        nodes.dedup();
+        nodes.truncate(2);
+        let sides = nodes.into_iter().map(|node| Side { node, ..Side::default() }).collect();
+        Self { ends: ends.collect(), sides, lost: false, cut: false, mended: false, delays }
     }
 
-    /// The rail's number at one of its engines.
-    pub(super) fn rail_at(&self, node: usize) -> Option<u16> {
-        self.ends.iter().find(|end| end.node == node).map(|end| end.rail)
+    /// The rails' numbers at one of its engines.
+    pub(super) fn rails_at(&self, node: usize) -> impl Iterator<Item = u16> {
+        self.ends.iter().filter(move |end| end.node == node).map(|end| end.rail)
     }
 
     /// The queue pair's number of an end.
@@ -121,62 +133,64 @@ impl Cable {
         self.ends.iter().any(|end| end.is(node, rail))
     }
 
-    /// The connection is lost. One end knows now; the other hears it from that one or, where the
+    /// The connection is lost. One side knows now; the other hears it from that one or, where the
     /// connection is cut, finds out by itself before the lease is over.
     pub(super) fn lose(&mut self, cut: bool, now_ns: u64, random: &mut Random) {
         if std::mem::replace(&mut self.lost, true) {
             return;
         }
         self.cut = cut;
-        let lease_ns = self.delays.lease_ns();
-        let first = random.index(self.ends.len());
-        for (at, end) in self.ends.iter_mut().enumerate() {
-            let later = if cut { lease_ns / 2 } else { self.delays.control_ns };
-            end.lost_at_ns = Some(now_ns + if at == first { 0 } else { random.below(later) });
+        let later = if cut { self.delays.lease_ns() / 2 } else { self.delays.control_ns };
+        let first = random.index(self.sides.len());
+        for (at, side) in self.sides.iter_mut().enumerate() {
+            side.lost_at_ns = Some(now_ns + if at == first { 0 } else { random.below(later) });
         }
     }
 
-    /// An engine is dead, with its end: the other one hears of it, and that its queue pair is gone.
+    /// An engine is dead, with its ends: the other one hears of it, and that its queue pairs are
+    /// gone.
     pub(super) fn bury(&mut self, node: usize, now_ns: u64, random: &mut Random) {
         self.lose(false, now_ns, random);
+        for end in self.ends.iter_mut().filter(|end| end.node == node) {
+            end.over = true;
+            end.buried = true;
+        }
         let heard_ns = now_ns + random.below(self.delays.control_ns);
-        for end in &mut self.ends {
-            if end.node == node {
-                end.over = true;
-                end.buried = true;
-            } else {
-                let known_ns = end.silent_at_ns.unwrap_or(heard_ns);
-                end.silent_at_ns = Some(heard_ns.min(known_ns));
-            }
+        for side in self.sides.iter_mut().filter(|side| side.node != node) {
+            side.silent_at_ns = Some(side.silent_at_ns.unwrap_or(heard_ns).min(heard_ns));
         }
     }
 
-    /// What becomes of the ends of a lost connection.
+    /// What becomes of the two sides of a lost connection.
     fn part(&mut self, now_ns: u64, random: &mut Random) {
         let due = |at_ns: Option<u64>| at_ns.is_some_and(|at_ns| at_ns <= now_ns);
-        let (count, lease_ns) = (self.ends.len(), self.delays.lease_ns());
-        for at in 0..count {
-            let end = &mut self.ends[at];
-            if end.over {
-                continue;
+        let lease_ns = self.delays.lease_ns();
+        for at in 0..self.sides.len() {
+            let side = &mut self.sides[at];
+            let ends = || self.ends.iter().filter(|end| end.node == side.node && !end.over);
+            let begins = due(side.lost_at_ns) && ends().any(|end| !end.joint.lost());
+            if begins && self.cut {
+                side.silent_at_ns.get_or_insert(now_ns + lease_ns);
             }
-            if due(end.lost_at_ns) && !end.joint.lost() {
-                end.heard.clear();
-                end.joint.lose();
-                if self.cut {
-                    end.silent_at_ns.get_or_insert(now_ns + lease_ns);
+            let (node, silent) = (side.node, due(side.lost_at_ns) && due(side.silent_at_ns));
+            for end in self.ends.iter_mut().filter(|end| end.node == node && !end.over) {
+                if begins {
+                    end.heard.clear();
+                    end.joint.lose();
+                }
+                if silent {
+                    end.joint.silent();
                 }
             }
-            if due(end.silent_at_ns) && end.joint.lost() {
-                end.joint.silent();
-            }
-            if end.joint.hushed() && !self.cut && !std::mem::replace(&mut end.bye_said, true) {
+            let mut ends = self.ends.iter().filter(|end| end.node == node);
+            let hushed = ends.all(|end| end.joint.hushed() && !end.buried);
+            let side = &mut self.sides[at];
+            if hushed && !self.cut && !std::mem::replace(&mut side.bye_said, true) {
                 let heard_ns = now_ns + random.below(self.delays.control_ns);
-                let other = &mut self.ends[(at + 1) % count];
-                let lost_at_ns = other.lost_at_ns.unwrap_or(heard_ns);
-                other.lost_at_ns = Some(heard_ns.min(lost_at_ns));
-                let silent_at_ns = other.silent_at_ns.unwrap_or(heard_ns);
-                other.silent_at_ns = Some(heard_ns.min(silent_at_ns));
+                let other = self.sides.len() - 1 - at;
+                let other = &mut self.sides[other];
+                other.lost_at_ns = Some(other.lost_at_ns.unwrap_or(heard_ns).min(heard_ns));
+                other.silent_at_ns = Some(other.silent_at_ns.unwrap_or(heard_ns).min(heard_ns));
             }
         }
     }
@@ -198,9 +212,10 @@ impl Cable {
         }
     }
 
-    /// True if an end's rail is dead: what uses it is to be given up.
+    /// True if an engine's rails are dead: what uses them is to be given up.
     pub(super) fn dead_at(&self, node: usize) -> bool {
-        self.ends.iter().any(|end| end.node == node && (end.over || end.joint.dead()))
+        let mut ends = self.ends.iter().filter(|end| end.node == node);
+        ends.all(|end| end.over || end.joint.dead())
     }
 
     /// Lets both ends do what is due.
@@ -228,11 +243,11 @@ impl Cable {
     }
 
     fn act(&mut self, at: usize, act: Act, now_ns: u64, nodes: &mut [Node], random: &mut Random) {
-        let count = self.ends.len();
+        let other = if self.ends.len() == 1 { at } else { at ^ 1 };
         match act {
             Act::Send(say) => {
                 if !self.lost {
-                    let other = &mut self.ends[(at + 1) % count];
+                    let other = &mut self.ends[other];
                     let last = other.heard.back().map_or(0, |(due, _)| *due);
                     let due = now_ns + random.below(self.delays.control_ns);
                     other.heard.push_back((due.max(last), say));
@@ -269,10 +284,12 @@ impl End {
                 return;
             }
             Job::Endpoint { number, credits } => {
-                Outcome::Endpoint(node.control.endpoint(*number, &settings, *credits).ok())
+                let control = &mut node.controls[usize::from(self.on)];
+                Outcome::Endpoint(control.endpoint(*number, &settings, *credits).ok())
             }
             Job::Move { number, moves } => {
-                Outcome::Moved(moves.iter().all(|to| node.control.modify(*number, to).is_ok()))
+                let control = &mut node.controls[usize::from(self.on)];
+                Outcome::Moved(moves.iter().all(|to| control.modify(*number, to).is_ok()))
             }
         };
         match (step, outcome) {
@@ -285,16 +302,16 @@ impl End {
     }
 
     fn create(&mut self, caps: Caps, node: &mut Node) {
-        let made =
-            node.control.create(caps).ok().filter(|made| {
-                node.control.modify(made.number, &Move::Init(node.settings)).is_ok()
-            });
+        let control = &mut node.controls[usize::from(self.on)];
+        let init = Move::Init(node.settings);
+        let made = control.create(caps).ok();
+        let made = made.filter(|made| control.modify(made.number, &init).is_ok());
         let Some(made) = made else {
             self.joint.created(None);
             return;
         };
         self.joint.created(Some((made.number, made.caps)));
-        if node.rails_mut().adopt(self.rail, made.pair, made.caps, 0).is_err() {
+        if node.rails_mut().adopt(self.rail, made.pair, made.caps, self.on).is_err() {
             self.joint.refused();
         }
     }
@@ -305,7 +322,8 @@ impl End {
         if let Some(pair) = node.rails_mut().release(self.rail) {
             assert_eq!(pair, number, "another queue pair came back");
         }
-        node.control.destroy(number, number).expect("a queue pair of ours");
+        let control = &mut node.controls[usize::from(self.on)];
+        control.destroy(number, number).expect("a queue pair of ours");
         self.joint.destroyed();
     }
 }

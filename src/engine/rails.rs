@@ -282,7 +282,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             None
         };
         let current = fan.current.filter(|(other, _)| *other == slot && record.returned == NIL);
-        let Some(at) = its_own.or(current.map(|(_, at)| at)) else {
+        let Some(at) = its_own.or_else(|| current.map(|(_, at)| at)) else {
             return self.choose_any(slot, fan, &next);
         };
         let way = &fan.ways[at];

@@ -3,6 +3,7 @@
 mod faults;
 mod model;
 mod pair;
+mod trial;
 
 use pair::{CONFIG, Shape, Two};
 

@@ -864,23 +864,6 @@ mod tests {
             ),
             ("verbs = true", "FILE:1: verbs is true, but must be off, auto or require"),
             (
-                "verbs_device = \"rxe0:0\"",
-                "FILE:1: verbs_device is the string \"rxe0:0\", but must be DEVICE or \
-                DEVICE:PORT, with a port from 1 to 255; or up to 4 of them, \"A,B\", each once; \
-                or auto",
-            ),
-            (
-                "verbs_device = \"rxe0,rxe0:1\"",
-                "FILE:1: verbs_device is the string \"rxe0,rxe0:1\", but must be DEVICE or \
-                DEVICE:PORT, with a port from 1 to 255; or up to 4 of them, \"A,B\", each once; \
-                or auto",
-            ),
-            (
-                "verbs_device = \"rxe0,rxe2\"\nverbs_gid = \"1,2,3\"",
-                "FILE:2: verbs_gid is 3, but must be one number for all devices, or one for each \
-                of 2",
-            ),
-            (
                 "verbs_mtu = 1500",
                 "FILE:1: verbs_mtu is 1500, but must be 256, 512, 1024, 2048 \
                 or 4096",
@@ -906,6 +889,22 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "flag --spin-us: spin_us is \"fast\", but must be a whole number, 0 to 1000000"
+        );
+    }
+
+    #[test]
+    fn devices_that_cannot_be_are_refused_with_what_may() {
+        for text in ["rxe0:0", "rxe0,rxe0:1", "rxe0,,rxe2", "a,b,c,d,e"] {
+            let expected = format!(
+                "FILE:1: verbs_device is the string \"{text}\", but must be DEVICE or \
+                 DEVICE:PORT, with a port from 1 to 255; or up to 4 of them, \"A,B\", each once; \
+                 or auto"
+            );
+            assert_eq!(refusal(&format!("verbs_device = \"{text}\"")), expected);
+        }
+        assert_eq!(
+            refusal("verbs_device = \"rxe0,rxe2\"\nverbs_gid = \"1,2,3\""),
+            "FILE:2: verbs_gid is 3, but must be one number for all devices, or one for each of 2"
         );
     }
 

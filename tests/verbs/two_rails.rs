@@ -1,6 +1,6 @@
-//! Two engines with two cards each, joined by two cables: ops go by both rails, and when a cable is
-//! cut they go on by the other. Nothing is lost, nothing is applied twice, and the rail that was cut
-//! comes back.
+//! Two engines with two cards each, joined by two cables: ops go by both rails, and when a cable
+//! is cut they go on by the other. Nothing is lost, nothing is applied twice, and the rail that was
+//! cut comes back.
 //!
 //! Each direction writes ever new bytes to places of its own and adds to a counter; what the other
 //! end holds afterwards is compared with what was told of every op.

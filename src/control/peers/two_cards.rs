@@ -1,7 +1,7 @@
-//! An engine with two cards, and another engine that the test plays: one rail is enough, a rail that
-//! is lost comes back or leaves without the connection, and what is lent is lent and taken back on
-//! both. The cards are played, too; the engine and its rails are real, over queue pairs that carry
-//! nothing.
+//! An engine with two cards, and another engine that the test plays: one rail is enough, a rail
+//! that is lost comes back or leaves without the connection, and what is lent is lent and taken
+//! back on both. The cards are played, too; the engine and its rails are real, over queue pairs
+//! that carry nothing.
 
 use std::mem::ManuallyDrop;
 use std::thread;

@@ -409,44 +409,6 @@ pub(super) trait Zeroed: Sized {
     }
 }
 
-/// What a function that does nothing returns.
-#[cfg(test)]
-trait Nothing {
-    const NOTHING: Self;
-}
-
-#[cfg(test)]
-impl Nothing for c_int {
-    const NOTHING: Self = -1;
-}
-
-#[cfg(test)]
-impl Nothing for () {
-    const NOTHING: Self = ();
-}
-
-#[cfg(test)]
-impl<T> Nothing for *mut T {
-    const NOTHING: Self = std::ptr::null_mut();
-}
-
-#[cfg(test)]
-impl<T> Nothing for *const T {
-    const NOTHING: Self = std::ptr::null();
-}
-
-#[cfg(test)]
-mod zeroed {
-    use super::*;
-
-    impl Zeroed for Context {}
-    impl Zeroed for Pd {}
-    impl Zeroed for Mr {}
-    impl Zeroed for CompChannel {}
-    impl Zeroed for Cq {}
-    impl Zeroed for Qp {}
-}
-
 impl Zeroed for DeviceAttr {}
 impl Zeroed for PortAttr {}
 impl Zeroed for SendWr {}
@@ -525,3 +487,42 @@ pub(super) const EVENT_PORT_ERR: u32 = 10;
 pub(super) const EVENT_LID_CHANGE: u32 = 11;
 pub(super) const EVENT_QP_LAST_WQE_REACHED: u32 = 16;
 pub(super) const EVENT_GID_CHANGE: u32 = 18;
+
+/// What a function that does nothing returns.
+#[cfg(test)]
+trait Nothing {
+    const NOTHING: Self;
+}
+
+#[cfg(test)]
+impl Nothing for c_int {
+    const NOTHING: Self = -1;
+}
+
+#[cfg(test)]
+impl Nothing for () {
+    const NOTHING: Self = ();
+}
+
+#[cfg(test)]
+impl<T> Nothing for *mut T {
+    const NOTHING: Self = std::ptr::null_mut();
+}
+
+#[cfg(test)]
+impl<T> Nothing for *const T {
+    const NOTHING: Self = std::ptr::null();
+}
+
+/// For devices that do nothing.
+#[cfg(test)]
+mod zeroed {
+    use super::*;
+
+    impl Zeroed for Context {}
+    impl Zeroed for Pd {}
+    impl Zeroed for Mr {}
+    impl Zeroed for CompChannel {}
+    impl Zeroed for Cq {}
+    impl Zeroed for Qp {}
+}

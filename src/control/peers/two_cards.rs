@@ -387,6 +387,9 @@ fn keys_of_cards_that_they_do_not_share_end_the_connection() {
                     import.release().unwrap();
                     assert_eq!(other.hear(), Some(Message::GiveBack(loan)));
                 } else {
+                    for card in 0..cards {
+                        assert_eq!(stage.moves(card, true), [Move::Error]);
+                    }
                     assert_eq!(other.hear(), Some(Message::Bye));
                 }
             }

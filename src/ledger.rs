@@ -157,6 +157,14 @@ pub struct Record {
     pub defers: u32,
     /// `WAIT_*` of the last time it found none.
     pub wait: u16,
+    /// What it lacked the last time it could not go on, `WAIT_*`: `wait`, but kept through posts.
+    pub lacked: u16,
+    /// Requests given to the fabric.
+    pub posts: u32,
+    /// Times the fabric posted one of them again.
+    pub retries: u32,
+    /// errno of the first failure that was its own, if `failure` was that of its queue pair.
+    pub cause: i32,
     /// The rail it goes by.
     pub rail: u16,
     /// It lacks only a credit for its notification, and stepped aside.
@@ -211,6 +219,10 @@ impl Ledger {
             posted_ns: 0,
             defers: 0,
             wait: 0,
+            lacked: 0,
+            posts: 0,
+            retries: 0,
+            cause: 0,
             rail: 0,
             starved: false,
         };
@@ -255,6 +267,10 @@ impl Ledger {
         record.posted_ns = 0;
         record.defers = 0;
         record.wait = 0;
+        record.lacked = 0;
+        record.posts = 0;
+        record.retries = 0;
+        record.cause = 0;
         Some((slot, record))
     }
 

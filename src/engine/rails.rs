@@ -192,6 +192,12 @@ fn rail_of(regions: &[Region], op: &Op) -> u16 {
     }
 }
 
+/// True for a failure that is not an op's own: it was flushed with its queue pair, or cancelled
+/// with what it was chained to.
+pub(super) fn goes_along(errno: i32, flushed: bool) -> bool {
+    flushed && matches!(errno, errno::EIO | errno::ECANCELED)
+}
+
 /// A request failed: its op does, and the first failure is what is told of it.
 #[cold]
 pub(super) fn note_failure(record: &mut Record, bytes: u32, done: Done) {
@@ -200,6 +206,9 @@ pub(super) fn note_failure(record: &mut Record, bytes: u32, done: Done) {
     }
     let maybe = done.flags & DONE_MAYBE != 0;
     if let Some(failure) = record.failure.as_mut() {
+        if record.cause == 0 && !goes_along(done.errno, done.flags & DONE_FLUSHED != 0) {
+            record.cause = done.errno;
+        }
         // Behind a slice that was refused no other takes effect: the chain sees to that. Where the
         // card does not say what became of the first, those behind it may have landed, too.
         let unknown = failure.flags & CQE_FLUSHED != 0 || failure.errno == errno::EIO;
@@ -348,7 +357,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     fn note_wait(&mut self, slot: u32, wait: u16) {
         let record = &mut self.ledger[slot];
         if record.wait != wait {
-            record.wait = wait;
+            (record.wait, record.lacked) = (wait, wait);
             record.defers = record.defers.saturating_add(1);
             self.sessions[record.session.0 as usize].count(Counter::Defers, 1);
         }

@@ -140,7 +140,9 @@ impl Taken {
     }
 
     pub(super) fn done(&self) -> Done {
-        let Some((fault, errno)) = self.failure else { return Done::new(self.request.ticket, 0) };
+        let Some((fault, errno)) = self.failure else {
+            return Done::new(self.request.ticket, 0).repeated(self.attempts);
+        };
         let mut flags = 0;
         if fault == Fault::Path {
             flags |= DONE_FLUSHED;
@@ -152,7 +154,7 @@ impl Taken {
         if self.notifies() && self.stage == Stage::Whole && !self.data_failed {
             flags |= DONE_PLACED;
         }
-        Done { ticket: self.request.ticket, errno, flags }
+        Done { ticket: self.request.ticket, errno, flags }.repeated(self.attempts)
     }
 }
 

@@ -10,7 +10,7 @@
 //! **Invariants**: a slot is on the free list or open, never both; a closed record is on no list.
 //! **Deliberately absent**: rings, fabrics, time sources. **Tests**: against a `BTreeMap`.
 
-use crate::abi::{Class, Opcode};
+use crate::abi::{CQE_FLUSHED, Class, Opcode, RecordEntry, errno};
 use crate::ids::{RecordId, RingId, SessionId};
 
 /// "No record" in a link.
@@ -44,6 +44,27 @@ pub struct Failure {
     pub detail: u16,
     /// `CQE_*` bits.
     pub flags: u16,
+}
+
+impl Failure {
+    /// True if it is not the op's own: it was flushed with its queue pair, or cancelled along with
+    /// what it was chained to.
+    #[inline]
+    #[must_use]
+    pub fn goes_along(&self) -> bool {
+        self.flags & CQE_FLUSHED != 0 && matches!(self.errno, errno::EIO | errno::ECANCELED)
+    }
+}
+
+/// How an op ended, as its CQE tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Bytes, or a negative errno.
+    pub res: i32,
+    /// `CQE_*` bits.
+    pub flags: u16,
+    /// A `Detail` number, or fabric << 8 | rail.
+    pub detail: u16,
 }
 
 /// What an op is to do, parsed from its SQE and checked.
@@ -189,6 +210,53 @@ impl Record {
     #[must_use]
     pub fn id(&self) -> RecordId {
         self.id
+    }
+
+    /// What is to be kept of it, now that it is over.
+    #[inline]
+    #[must_use]
+    pub fn entry(&self, outcome: Outcome, now_ns: u64) -> RecordEntry {
+        let queued_ns = if self.posts == 0 { 0 } else { self.posted_ns - self.taken_ns };
+        RecordEntry {
+            sequence: 0,
+            // There are at most 2^16 rings and 2^8 rails and waits.
+            ring: (self.ring.0 & 0xffff) as u16,
+            class: self.op.class as u8,
+            retries: u8::try_from(self.retries).unwrap_or(u8::MAX),
+            record: self.id.0,
+            user_data: self.op.user_data,
+            taken_ns: self.taken_ns,
+            queued: RecordEntry::packed(queued_ns, self.posts),
+            total: RecordEntry::packed(now_ns.saturating_sub(self.taken_ns), self.defers),
+            res: outcome.res,
+            flags: outcome.flags,
+            detail: outcome.detail,
+            // At most 2^31 over all pages.
+            bytes: self.op.bytes.wrapping_mul(self.op.pages.max(1)),
+            opcode: self.op.opcode as u8,
+            rail: (self.rail & 0xff) as u8,
+            wait: (self.lacked & 0xff) as u8,
+            cause: u8::try_from(self.first_cause()).unwrap_or(u8::MAX),
+        }
+    }
+
+    /// errno of the first failure that was its own; 0 without one.
+    #[inline]
+    #[must_use]
+    pub fn first_cause(&self) -> i32 {
+        match &self.failure {
+            None => 0,
+            Some(failure) if failure.goes_along() => self.cause,
+            Some(failure) => failure.errno,
+        }
+    }
+
+    /// Notes another failure behind the one that its CQE tells. A flush says nothing of the cause.
+    #[cold]
+    pub fn fails_again(&mut self, failure: Failure) {
+        if self.cause == 0 && !failure.goes_along() {
+            self.cause = failure.errno;
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use super::{Failure, class_name, say, say_json};
 /// Arguments of `verbring ledger`.
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("what").required(true))]
-#[command(group = clap::ArgGroup::new("where").required(true))]
+#[command(group = clap::ArgGroup::new("where").required(true).multiple(true))]
 pub(crate) struct Ledger {
     /// An op's record, as its completion names it: decimal, or hexadecimal with 0x.
     #[arg(value_name = "RECORD", group = "what", value_parser = read_record)]
@@ -25,7 +25,8 @@ pub(crate) struct Ledger {
     /// Where the engine listens: all its sessions of this uid are looked at.
     #[arg(long, value_name = "PATH", env = "VERBRING_SOCKET", group = "where")]
     socket: Option<PathBuf>,
-    /// A client's process, which keeps its flight recorders when the engine is dead.
+    /// A client's process, which keeps its flight recorders when the engine is dead. Goes before
+    /// a socket.
     #[arg(long, value_name = "PID", group = "where")]
     pid: Option<u32>,
     /// Prints one JSON object an op instead of text.

@@ -6,11 +6,10 @@ use crate::abi::{
 };
 use crate::fabric::Fabric;
 use crate::ids::{RingId, SessionId};
-use crate::ledger::{List, NIL, RING, Record, State};
+use crate::ledger::{List, NIL, Outcome, RING, Record, State};
 use crate::ring::{Bell, EngineEnd, Memory};
 
 use super::Engine;
-use super::record::Outcome;
 use super::tables::Phase;
 
 impl<F: Fabric, M: Memory> Engine<F, M> {

@@ -192,12 +192,6 @@ fn rail_of(regions: &[Region], op: &Op) -> u16 {
     }
 }
 
-/// True for a failure that is not an op's own: it was flushed with its queue pair, or cancelled
-/// with what it was chained to.
-pub(super) fn goes_along(errno: i32, flushed: bool) -> bool {
-    flushed && matches!(errno, errno::EIO | errno::ECANCELED)
-}
-
 /// A request failed: its op does, and the first failure is what is told of it.
 #[cold]
 pub(super) fn note_failure(record: &mut Record, bytes: u32, done: Done) {
@@ -206,15 +200,14 @@ pub(super) fn note_failure(record: &mut Record, bytes: u32, done: Done) {
     }
     let maybe = done.flags & DONE_MAYBE != 0;
     if let Some(failure) = record.failure.as_mut() {
-        if record.cause == 0 && !goes_along(done.errno, done.flags & DONE_FLUSHED != 0) {
-            record.cause = done.errno;
-        }
         // Behind a slice that was refused no other takes effect: the chain sees to that. Where the
         // card does not say what became of the first, those behind it may have landed, too.
         let unknown = failure.flags & CQE_FLUSHED != 0 || failure.errno == errno::EIO;
         if maybe && unknown {
             failure.flags = failure.flags & !CQE_RETRYABLE | CQE_MAYBE_DONE;
         }
+        let flags = if done.flags & DONE_FLUSHED != 0 { CQE_FLUSHED } else { 0 };
+        record.fails_again(Failure { errno: done.errno, detail: 0, flags });
         return;
     }
     let mut flags = if maybe { CQE_MAYBE_DONE } else { 0 };

@@ -1,20 +1,11 @@
 //! What is left of an op: its outcome, and the entry in its session's flight recorder.
 
-use crate::abi::{CQE_FLUSHED, FABRIC_NONE, Opcode, RecordEntry};
+use crate::abi::{FABRIC_NONE, Opcode};
 use crate::fabric::Fabric;
-use crate::ledger::Record;
+use crate::ledger::Outcome;
 use crate::ring::Memory;
 
 use super::Engine;
-use super::rails::goes_along;
-
-/// How an op ended, as its CQE tells it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Outcome {
-    pub(super) res: i32,
-    pub(super) flags: u16,
-    pub(super) detail: u16,
-}
 
 impl<F: Fabric, M: Memory> Engine<F, M> {
     /// How an op ends now.
@@ -43,44 +34,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let Some(recorder) = &mut self.recorders[record.session.0 as usize] else { return };
         // Nearly all NOPs have no record of their own; none has an entry.
         if record.op.opcode != Opcode::Nop {
-            recorder.write(entry_of(record, outcome, self.now_ns).to_words());
+            recorder.write(record.entry(outcome, self.now_ns).to_words());
         }
     }
-}
-
-#[inline]
-fn entry_of(record: &Record, Outcome { res, flags, detail }: Outcome, now_ns: u64) -> RecordEntry {
-    let [rail, wait] = [record.rail, record.lacked].map(|number| (number & 0xff) as u8);
-    let queued_ns = if record.posts == 0 { 0 } else { record.posted_ns - record.taken_ns };
-    // Indices of rings are below 2^16, page lists hold at most 2^31 bytes.
-    let ring = (record.ring.0 & 0xffff) as u16;
-    let bytes = record.op.bytes.wrapping_mul(record.op.pages.max(1));
-    RecordEntry {
-        sequence: 0,
-        ring,
-        class: record.op.class as u8,
-        retries: u8::try_from(record.retries).unwrap_or(u8::MAX),
-        record: record.id().0,
-        user_data: record.op.user_data,
-        taken_ns: record.taken_ns,
-        queued: RecordEntry::packed(queued_ns, record.posts),
-        total: RecordEntry::packed(now_ns - record.taken_ns, record.defers),
-        res,
-        flags,
-        detail,
-        bytes,
-        opcode: record.op.opcode as u8,
-        rail,
-        wait,
-        cause: cause_of(record),
-    }
-}
-
-/// errno of the first failure that was an op's own.
-#[inline]
-fn cause_of(record: &Record) -> u8 {
-    let Some(failure) = record.failure else { return 0 };
-    let along = goes_along(failure.errno, failure.flags & CQE_FLUSHED != 0);
-    let cause = if along { record.cause } else { failure.errno };
-    u8::try_from(cause).unwrap_or(u8::MAX)
 }

@@ -324,7 +324,7 @@ struct vr_record {
     uint32_t sequence; /* 0: empty, or being written; entry n lies in place (n - 1) % entries */
     uint16_t ring;
     uint8_t class_;
-    uint8_t retries;    /* times the fabric posted one of its requests again; saturates */
+    uint8_t opcode;     /* never NOP */
     uint64_t record;    /* as in its CQE */
     uint64_t user_data; /* from its SQE */
     uint64_t taken_ns;  /* CLOCK_MONOTONIC */
@@ -334,17 +334,17 @@ struct vr_record {
     uint16_t flags;
     uint16_t detail;
     uint32_t bytes; /* asked for; ARM: notifications */
-    uint8_t opcode; /* never NOP */
     uint8_t rail;   /* that it went by last */
     uint8_t wait;   /* VR_WAIT_*: what it lacked the last time it could not go on */
     uint8_t cause;  /* errno of the first failure of its own, not its queue pair's; 0: none */
+    uint8_t retries; /* times the fabric posted one of its requests again; saturates */
 };
 VR_SIZE_(vr_record, 64);
 VR_AT_(vr_record, record, 8);
 VR_AT_(vr_record, total, 40);
 VR_AT_(vr_record, res, 48);
 VR_AT_(vr_record, bytes, 56);
-VR_AT_(vr_record, cause, 63);
+VR_AT_(vr_record, retries, 63);
 
 /* Byte offsets of the shared words: u32, but for the u64 counters. */
 #define VR_AT_SQ_TAIL 256u      /* client: SQEs pushed */

@@ -178,14 +178,12 @@ pub struct Record {
     pub defers: u32,
     /// `WAIT_*` of the last time it found none.
     pub wait: u16,
-    /// What it lacked the last time it could not go on, `WAIT_*`: `wait`, but kept through posts.
-    pub lacked: u16,
-    /// Requests given to the fabric.
-    pub posts: u32,
-    /// Times the fabric posted one of them again.
-    pub retries: u32,
-    /// errno of the first failure that was its own, if `failure` was that of its queue pair.
-    pub cause: i32,
+    /// Requests given to the fabric; saturates.
+    pub posts: u16,
+    /// What is nearly always 0, as an entry's last word has it: what it lacked the last time it
+    /// could not go on; errno of the first failure that was its own, if `failure` was that of its
+    /// queue pair; times the fabric posted one of its requests again.
+    trouble: u32,
     /// The rail it goes by.
     pub rail: u16,
     /// It lacks only a credit for its notification, and stepped aside.
@@ -217,47 +215,66 @@ impl Record {
     #[must_use]
     pub fn entry(&self, outcome: Outcome, now_ns: u64) -> RecordEntry {
         let queued_ns = if self.posts == 0 { 0 } else { self.posted_ns - self.taken_ns };
+        let mut trouble = self.trouble;
+        if let Some(failure) = self.failure.filter(|failure| !failure.goes_along()) {
+            trouble = trouble & !(0xff << CAUSE) | byte(failure.errno) << CAUSE;
+        }
+        let [_, wait, cause, retries] = trouble.to_le_bytes();
         RecordEntry {
             sequence: 0,
-            // There are at most 2^16 rings and 2^8 rails and waits.
+            // There are at most 2^16 rings and 2^8 rails.
             ring: (self.ring.0 & 0xffff) as u16,
             class: self.op.class as u8,
-            retries: u8::try_from(self.retries).unwrap_or(u8::MAX),
+            opcode: self.op.opcode as u8,
             record: self.id.0,
             user_data: self.op.user_data,
             taken_ns: self.taken_ns,
-            queued: RecordEntry::packed(queued_ns, self.posts),
+            queued: RecordEntry::packed(queued_ns, self.posts.into()),
             total: RecordEntry::packed(now_ns.saturating_sub(self.taken_ns), self.defers),
             res: outcome.res,
             flags: outcome.flags,
             detail: outcome.detail,
             // At most 2^31 over all pages.
             bytes: self.op.bytes.wrapping_mul(self.op.pages.max(1)),
-            opcode: self.op.opcode as u8,
             rail: (self.rail & 0xff) as u8,
-            wait: (self.lacked & 0xff) as u8,
-            cause: u8::try_from(self.first_cause()).unwrap_or(u8::MAX),
+            wait,
+            cause,
+            retries,
         }
     }
 
-    /// errno of the first failure that was its own; 0 without one.
-    #[inline]
-    #[must_use]
-    pub fn first_cause(&self) -> i32 {
-        match &self.failure {
-            None => 0,
-            Some(failure) if failure.goes_along() => self.cause,
-            Some(failure) => failure.errno,
-        }
+    /// Notes that it cannot go on, and what it lacks.
+    #[cold]
+    pub fn lacks(&mut self, wait: u16) {
+        self.wait = wait;
+        self.defers = self.defers.saturating_add(1);
+        self.trouble = self.trouble & !(0xff << LACKED) | u32::from(wait & 0xff) << LACKED;
     }
 
     /// Notes another failure behind the one that its CQE tells. A flush says nothing of the cause.
     #[cold]
     pub fn fails_again(&mut self, failure: Failure) {
-        if self.cause == 0 && !failure.goes_along() {
-            self.cause = failure.errno;
+        if self.trouble >> CAUSE & 0xff == 0 && !failure.goes_along() {
+            self.trouble |= byte(failure.errno) << CAUSE;
         }
     }
+
+    /// Notes that the fabric posted a request again, so many times.
+    #[cold]
+    pub fn repeated(&mut self, times: u8) {
+        let retries = (self.trouble >> RETRIES) + u32::from(times);
+        self.trouble = self.trouble & !(0xff << RETRIES) | retries.min(0xff) << RETRIES;
+    }
+}
+
+/// Places in [`Record::trouble`].
+const LACKED: u32 = 8;
+const CAUSE: u32 = 16;
+const RETRIES: u32 = 24;
+
+/// An errno in a byte: Linux has no more.
+fn byte(errno: i32) -> u32 {
+    u32::from(u8::try_from(errno).unwrap_or(u8::MAX))
 }
 
 impl Ledger {
@@ -287,10 +304,8 @@ impl Ledger {
             posted_ns: 0,
             defers: 0,
             wait: 0,
-            lacked: 0,
             posts: 0,
-            retries: 0,
-            cause: 0,
+            trouble: 0,
             rail: 0,
             starved: false,
         };
@@ -335,10 +350,8 @@ impl Ledger {
         record.posted_ns = 0;
         record.defers = 0;
         record.wait = 0;
-        record.lacked = 0;
         record.posts = 0;
-        record.retries = 0;
-        record.cause = 0;
+        record.trouble = 0;
         Some((slot, record))
     }
 

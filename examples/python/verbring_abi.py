@@ -128,8 +128,8 @@ RECORDER_HEADER = Layout(
     "engine_pid:I client_pid:I uid:I reserved:I")
 RECORD = Layout(
     "Record",
-    "sequence:I ring:H class_:B retries:B record:Q user_data:Q taken_ns:Q queued:Q total:Q res:i "
-    "flags:H detail:H bytes:I opcode:B rail:B wait:B cause:B")
+    "sequence:I ring:H class_:B opcode:B record:Q user_data:Q taken_ns:Q queued:Q total:Q res:i "
+    "flags:H detail:H bytes:I rail:B wait:B cause:B retries:B")
 
 HEAD = Layout("Head", "kind:H reserved:H bytes:I tag:Q")
 REPLY_HEAD = Layout("ReplyHead", "kind:H reserved:H bytes:I tag:Q status:i detail:I")

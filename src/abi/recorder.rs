@@ -69,8 +69,8 @@ pub struct RecordEntry {
     pub ring: u16,
     /// 1 high, 2 medium, 3 low.
     pub class: u8,
-    /// Times the fabric posted one of its requests again; saturates.
-    pub retries: u8,
+    /// An [`Opcode`](super::Opcode). Never NOP.
+    pub opcode: u8,
     /// Its ledger record, as in its CQE.
     pub record: u64,
     /// From its SQE.
@@ -90,14 +90,14 @@ pub struct RecordEntry {
     pub detail: u16,
     /// Bytes asked for; an ARM's: notifications.
     pub bytes: u32,
-    /// An [`Opcode`](super::Opcode). Never NOP.
-    pub opcode: u8,
     /// The rail that it went by last.
     pub rail: u8,
     /// `WAIT_*`: what it lacked the last time it could not go on; `WAIT_NONE` if it never did.
     pub wait: u8,
     /// errno of the first failure that was its own, not that of its queue pair; 0 without one.
     pub cause: u8,
+    /// Times the fabric posted one of its requests again; saturates.
+    pub retries: u8,
 }
 
 impl RecorderHeader {
@@ -130,14 +130,14 @@ impl RecordEntry {
         let first = u64::from(self.sequence)
             | u64::from(self.ring) << 32
             | u64::from(self.class) << 48
-            | u64::from(self.retries) << 56;
+            | u64::from(self.opcode) << 56;
         let Self { res, flags, detail, .. } = self;
         let [.., outcome, _] = Cqe { res, flags, detail, ..Cqe::default() }.to_words();
         let last = u64::from(self.bytes)
-            | u64::from(self.opcode) << 32
-            | u64::from(self.rail) << 40
-            | u64::from(self.wait) << 48
-            | u64::from(self.cause) << 56;
+            | u64::from(self.rail) << 32
+            | u64::from(self.wait) << 40
+            | u64::from(self.cause) << 48
+            | u64::from(self.retries) << 56;
         [first, self.record, self.user_data, self.taken_ns, self.queued, self.total, outcome, last]
     }
 
@@ -162,7 +162,7 @@ const _: () = {
     assert!(size_of::<RecorderHeader>() == 64 && offset_of!(RecorderHeader, boot_id) == 24);
     assert!(size_of::<RecordEntry>() == RECORD_STRIDE as usize);
     assert!(offset_of!(RecordEntry, record) == 8 && offset_of!(RecordEntry, total) == 40);
-    assert!(offset_of!(RecordEntry, bytes) == 56 && offset_of!(RecordEntry, cause) == 63);
+    assert!(offset_of!(RecordEntry, bytes) == 56 && offset_of!(RecordEntry, retries) == 63);
 };
 
 #[cfg(test)]
@@ -175,7 +175,6 @@ mod tests {
             sequence: 0x0102_0304,
             ring: 0x0506,
             class: 3,
-            retries: 8,
             record: 9 << 32 | 10,
             user_data: u64::MAX - 11,
             taken_ns: 12 << 40,
@@ -189,6 +188,7 @@ mod tests {
             rail: 20,
             wait: 21,
             cause: 22,
+            retries: 8,
         };
         assert_eq!(RecordEntry::from_words(entry.to_words()), entry);
         assert_eq!((entry.queued, entry.total), (13 << 16 | 14, u64::MAX));

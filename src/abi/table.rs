@@ -41,10 +41,10 @@ fn layouts(out: &mut Vec<(String, u64)>) {
     fields!(out, "segment", SegmentHeader, magic abi_version header_bytes features sq_entries
         cq_entries sq_offset cq_offset fate_offset sqe_stride cqe_stride fate_stride first_index
         segment_bytes boot_id engine ring);
-    fields!(out, "recorder_header", RecorderHeader, magic abi_version header_bytes entry_stride entries
-        boot_id engine session engine_pid client_pid uid reserved);
-    fields!(out, "record", RecordEntry, sequence ring class retries record user_data taken_ns queued
-        total res flags detail bytes opcode rail wait cause);
+    fields!(out, "recorder_header", RecorderHeader, magic abi_version header_bytes entry_stride
+        entries boot_id engine session engine_pid client_pid uid reserved);
+    fields!(out, "record", RecordEntry, sequence ring class opcode record user_data taken_ns
+        queued total res flags detail bytes rail wait cause retries);
 }
 
 fn numbers(out: &mut Vec<(String, u64)>) {

@@ -350,8 +350,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     fn note_wait(&mut self, slot: u32, wait: u16) {
         let record = &mut self.ledger[slot];
         if record.wait != wait {
-            (record.wait, record.lacked) = (wait, wait);
-            record.defers = record.defers.saturating_add(1);
+            record.lacks(wait);
             self.sessions[record.session.0 as usize].count(Counter::Defers, 1);
         }
     }

@@ -49,7 +49,9 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 self.window.give(grant);
             }
             record.in_fabric -= 1;
-            record.retries = record.retries.saturating_add(completion.repeats());
+            if completion.repeats > 0 {
+                record.repeated(completion.repeats);
+            }
             if completion.errno == 0 {
                 record.done_bytes += u64::from(bytes);
             } else {
@@ -182,8 +184,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let grant = match self.window.take(bytes) {
             Ok(grant) => grant,
             Err(wait) => {
-                record.defers = record.defers.saturating_add(1);
-                (record.wait, record.lacked) = (wait, wait);
+                record.lacks(wait);
                 self.sessions[record.session.0 as usize].count(Counter::Defers, 1);
                 return false;
             }
@@ -232,7 +233,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         };
         record.cursor += bytes;
         record.in_fabric += 1;
-        record.posts += 1;
+        record.posts = record.posts.saturating_add(1);
         record.wait = WAIT_FABRIC;
         if record.state == State::Queued {
             record.state = State::Posted;
@@ -286,7 +287,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             self.window.give(grant);
         }
         record.in_fabric -= 1;
-        record.posts -= 1;
+        record.posts = record.posts.saturating_sub(1);
         let whole = std::mem::take(&mut record.posted_whole);
         if whole {
             self.deadlines += u32::from(record.op.deadline_us > 0);

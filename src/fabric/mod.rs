@@ -94,8 +94,10 @@ pub struct Done {
     pub ticket: u64,
     /// 0, or a positive errno.
     pub errno: i32,
-    /// `DONE_*` bits; from [`DONE_REPEATS_SHIFT`] on, how often it was posted again.
+    /// `DONE_*` bits.
     pub flags: u16,
+    /// How often it was posted again, after the queue pair under it had failed.
+    pub repeats: u8,
 }
 
 impl Done {
@@ -103,20 +105,7 @@ impl Done {
     #[inline]
     #[must_use]
     pub fn new(ticket: u64, errno: i32) -> Self {
-        Self { ticket, errno, flags: 0 }
-    }
-
-    /// Tells as well how often it was posted again, after the queue pair under it had failed.
-    #[must_use]
-    pub fn repeated(self, times: u8) -> Self {
-        Self { flags: self.flags | u16::from(times) << DONE_REPEATS_SHIFT, ..self }
-    }
-
-    /// How often it was posted again.
-    #[inline]
-    #[must_use]
-    pub fn repeats(&self) -> u32 {
-        u32::from(self.flags >> DONE_REPEATS_SHIFT)
+        Self { ticket, errno, flags: 0, repeats: 0 }
     }
 }
 
@@ -126,9 +115,6 @@ pub const DONE_FLUSHED: u16 = 1 << 0;
 pub const DONE_MAYBE: u16 = 1 << 1;
 /// All its bytes are in place; what failed is the notification.
 pub const DONE_PLACED: u16 = 1 << 2;
-
-/// Where in [`Done::flags`] the number of repeats begins.
-pub const DONE_REPEATS_SHIFT: u32 = 8;
 
 /// What a fabric can take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

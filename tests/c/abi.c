@@ -106,7 +106,7 @@ static void layouts(void)
     FIELD(record, sequence);
     FIELD(record, ring);
     CLASS(record);
-    FIELD(record, retries);
+    FIELD(record, opcode);
     FIELD(record, record);
     FIELD(record, user_data);
     FIELD(record, taken_ns);
@@ -116,10 +116,10 @@ static void layouts(void)
     FIELD(record, flags);
     FIELD(record, detail);
     FIELD(record, bytes);
-    FIELD(record, opcode);
     FIELD(record, rail);
     FIELD(record, wait);
     FIELD(record, cause);
+    FIELD(record, retries);
 }
 
 static void numbers(void)

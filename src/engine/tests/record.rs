@@ -137,9 +137,9 @@ fn what_the_fabric_did_not_take_is_not_counted_as_posted() {
 }
 
 /// Ends the oldest request that is held, in this way.
-fn end(stage: &Stage, pair: &mut Pair<Script>, errno: i32, flags: u16) {
+fn end(stage: &Stage, pair: &mut Pair<Script>, done: Done) {
     let ticket = stage.plan().held.remove(0).ticket;
-    stage.stale(Done { ticket, errno, flags });
+    stage.stale(Done { ticket, ..done });
     pair.world.turn();
 }
 
@@ -163,7 +163,7 @@ fn the_cause_is_the_first_failure_that_is_no_flush() {
         pair.world.push(SENDER, sqe);
         pair.world.turn();
         for (errno, flags) in ends {
-            end(&stage, &mut pair, errno, flags);
+            end(&stage, &mut pair, Done { flags, ..Done::new(0, errno) });
         }
         let cqe = pair.world.pop(SENDER)[0];
         let entry = kept.last();
@@ -184,8 +184,7 @@ fn repeats_by_the_fabric_are_added_up() {
     pair.world.push(SENDER, sqe);
     pair.world.turn();
     for times in [2, 0, 3] {
-        let flags = Done::new(0, 0).repeated(times).flags;
-        end(&stage, &mut pair, 0, flags);
+        end(&stage, &mut pair, Done { repeats: times, ..Done::new(0, 0) });
     }
     let entry = kept.last();
     assert_eq!((entry.res, entry.retries, count(entry.queued)), (600, 5, 3));

@@ -140,8 +140,9 @@ impl Taken {
     }
 
     pub(super) fn done(&self) -> Done {
+        let (ticket, repeats) = (self.request.ticket, self.attempts);
         let Some((fault, errno)) = self.failure else {
-            return Done::new(self.request.ticket, 0).repeated(self.attempts);
+            return Done { repeats, ..Done::new(ticket, 0) };
         };
         let mut flags = 0;
         if fault == Fault::Path {
@@ -154,7 +155,7 @@ impl Taken {
         if self.notifies() && self.stage == Stage::Whole && !self.data_failed {
             flags |= DONE_PLACED;
         }
-        Done { ticket: self.request.ticket, errno, flags }.repeated(self.attempts)
+        Done { ticket, errno, flags, repeats }
     }
 }
 

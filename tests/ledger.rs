@@ -7,16 +7,20 @@
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
-use std::io::{BufRead, BufReader};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use nix::fcntl::{FallocateFlags, fallocate};
 use serde_json::Value;
 use verbring::abi::{CANCEL_BY_NUMBER, Class, Cqe, Detail, Opcode, SQE_SKIP_SUCCESS, Sqe, errno};
 use verbring::client::{LedgerEntry, Recorder};
+use verbring::shm::Mapping;
 use verbring::{Import, RawRing, Region, Rights, RingOptions, Session};
 
 /// A daemon in a directory of its own; both are gone with the value.
@@ -318,6 +322,33 @@ fn who_does_not_want_a_recorder_has_none() {
         output(&mut ledger(&["--last", "3", "--socket", socket.to_str().unwrap()]));
     assert_eq!(code, Some(1));
     assert!(errors.contains("keeps no flight recorders"), "{errors}");
+}
+
+/// The engine writes to it for as long as the session lives, and must not come to harm by it.
+#[test]
+fn a_client_cannot_change_its_recorder() {
+    let daemon = Daemon::start(&["--recorder-entries", "64"]);
+    let mut client = Client::connect(&daemon.socket(), "sealed");
+    let bytes = 4096 + 64 * 64;
+    let boot_id = client.session.boot_id();
+    let own = std::fs::read_dir("/proc/self/fd").unwrap().find_map(|entry| {
+        let path = entry.unwrap().path();
+        let name = std::fs::read_link(&path).ok()?;
+        name.to_str()?.starts_with("/memfd:verbring-recorder").then_some(())?;
+        let file = File::options().read(true).write(true).open(path).ok()?;
+        let recorder = Recorder::open(file.try_clone().ok()?.into()).ok()?;
+        (recorder.boot_id() == boot_id).then_some(file)
+    });
+    let mut file = own.unwrap();
+    assert_eq!(file.metadata().unwrap().len(), bytes);
+    assert!(Mapping::shared(file.as_fd(), bytes).is_err(), "mapped for writing");
+    assert_eq!(file.write(&[0; 8]).unwrap_err().raw_os_error(), Some(1), "EPERM");
+    assert!(file.set_len(0).is_err() && file.set_len(1 << 20).is_err(), "resized");
+    let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    assert!(fallocate(&file, hole, 0, 4096).is_err(), "a hole");
+    let write = client.transfer(Opcode::Write, 64);
+    let cqe = client.run(write);
+    expect_same(&client.session.find_record(cqe.record).unwrap(), &cqe);
 }
 
 /// 1,024 entries and a header page are 68 KiB.

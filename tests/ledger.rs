@@ -212,9 +212,9 @@ fn a_killed_engines_records_are_read_by_its_client_and_through_it() {
     let dead = ["--pid", &pid, "--json"];
     let (code, told, errors) = output(ledger(&[&id]).args(dead));
     assert_eq!((code, errors.as_str()), (Some(0), ""));
-    let story = &lines(&told)[0];
-    assert_eq!(story["record"], write.record);
-    assert_eq!(story["story"], found[0].to_string());
+    let stories = lines(&told);
+    assert!(stories.iter().all(|story| story["record"] == write.record));
+    assert!(stories.iter().any(|story| story["story"] == found[0].to_string()), "{told}");
     let (code, told, _) = output(&mut ledger(&[&arm.record.to_string(), "--pid", &pid]));
     assert_eq!(code, Some(0));
     for words in ["ARM of 3 notifications", "ECANCELED", "(cancelled)", "cause: ECANCELED"] {

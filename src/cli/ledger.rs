@@ -44,8 +44,10 @@ impl Ledger {
             return entries[from..].iter().try_for_each(|entry| self.tell(entry));
         }
         let record = self.record.unwrap_or_default();
-        if let Some(entry) = entries.iter().rev().find(|entry| entry.record == record) {
-            return self.tell(entry);
+        // A client of two engines may have two: each engine numbers its own.
+        entries.retain(|entry| entry.record == record);
+        if !entries.is_empty() {
+            return entries.iter().try_for_each(|entry| self.tell(entry));
         }
         if let Some(session) = session
             && let Some(why) = open_op(&session, record)?

@@ -117,7 +117,7 @@ fn life(bencher: Bencher<'_, '_>, count: u32) {
 fn record(ledger: &Ledger, recorder: &mut Recorder, slot: u32, now_ns: u64) {
     let record = &ledger[slot];
     let outcome = Outcome { res: 4_096, flags: 0, detail: black_box(1 << 8) };
-    recorder.write(record.entry(outcome, now_ns).to_words());
+    recorder.write(record.entry(outcome, now_ns));
 }
 
 #[divan::bench(args = ENTRIES)]

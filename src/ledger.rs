@@ -67,6 +67,17 @@ pub struct Outcome {
     pub detail: u16,
 }
 
+impl Outcome {
+    /// As it lies in an entry.
+    #[inline]
+    fn to_word(self) -> u64 {
+        let [r0, r1, r2, r3] = self.res.to_le_bytes();
+        let [f0, f1] = self.flags.to_le_bytes();
+        let [d0, d1] = self.detail.to_le_bytes();
+        u64::from_le_bytes([r0, r1, r2, r3, f0, f1, d0, d1])
+    }
+}
+
 /// What an op is to do, parsed from its SQE and checked.
 #[derive(Clone, Copy, Debug)]
 pub struct Op {
@@ -210,36 +221,42 @@ impl Record {
         self.id
     }
 
-    /// What is to be kept of it, now that it is over.
-    #[inline]
+    /// What is to be kept of it, now that it is over: the words of an `abi::RecordEntry`.
+    ///
+    /// By shifts, and with nothing looked at that a success does not have: this is on the way of
+    /// every op.
+    #[inline(always)]
     #[must_use]
-    pub fn entry(&self, outcome: Outcome, now_ns: u64) -> RecordEntry {
-        let queued_ns = if self.posts == 0 { 0 } else { self.posted_ns - self.taken_ns };
-        let mut trouble = self.trouble;
-        if let Some(failure) = self.failure.filter(|failure| !failure.goes_along()) {
-            trouble = trouble & !(0xff << CAUSE) | byte(failure.errno) << CAUSE;
-        }
-        let [_, wait, cause, retries] = trouble.to_le_bytes();
-        RecordEntry {
-            sequence: 0,
-            // There are at most 2^16 rings and 2^8 rails.
-            ring: (self.ring.0 & 0xffff) as u16,
-            class: self.op.class as u8,
-            opcode: self.op.opcode as u8,
-            record: self.id.0,
-            user_data: self.op.user_data,
-            taken_ns: self.taken_ns,
-            queued: RecordEntry::packed(queued_ns, self.posts.into()),
-            total: RecordEntry::packed(now_ns.saturating_sub(self.taken_ns), self.defers),
-            res: outcome.res,
-            flags: outcome.flags,
-            detail: outcome.detail,
-            // At most 2^31 over all pages.
-            bytes: self.op.bytes.wrapping_mul(self.op.pages.max(1)),
-            rail: (self.rail & 0xff) as u8,
-            wait,
-            cause,
-            retries,
+    pub fn entry(&self, outcome: Outcome, now_ns: u64) -> [u64; 8] {
+        let (op, taken_ns) = (&self.op, self.taken_ns);
+        let kind = u64::from(op.class as u8) << 48 | u64::from(op.opcode as u8) << 56;
+        // Nothing was posted before it was taken: what never was has waited 0 ns.
+        let queued_ns = self.posted_ns.saturating_sub(taken_ns);
+        let trouble = if self.failure.is_some() { self.trouble_failed() } else { self.trouble };
+        // At most 2^31 over all pages.
+        let bytes = op.bytes.wrapping_mul(op.pages.max(1));
+        let rest = u64::from(trouble | u32::from(self.rail & 0xff)) << 32;
+        [
+            // There are at most 2^16 rings.
+            u64::from(self.ring.0 & 0xffff) << 32 | kind,
+            self.id.0,
+            op.user_data,
+            taken_ns,
+            RecordEntry::packed(queued_ns, self.posts.into()),
+            RecordEntry::packed(now_ns.wrapping_sub(taken_ns), self.defers),
+            outcome.to_word(),
+            u64::from(bytes) | rest,
+        ]
+    }
+
+    /// [`Record::trouble`] of an op that failed.
+    #[cold]
+    fn trouble_failed(&self) -> u32 {
+        match self.failure {
+            Some(failure) if !failure.goes_along() => {
+                self.trouble & !(0xff << CAUSE) | byte(failure.errno) << CAUSE
+            }
+            _ => self.trouble,
         }
     }
 

@@ -6,8 +6,6 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::Cqe;
-
 /// First eight bytes of a flight recorder: `VRECORDS` read as a little-endian integer.
 pub const RECORDER_MAGIC: u64 = u64::from_le_bytes(*b"VRECORDS");
 /// Bytes of the header page, to the first entry.
@@ -123,24 +121,6 @@ impl RecorderHeader {
 }
 
 impl RecordEntry {
-    /// Returns the entry as the eight words of its cache line: by shifts, as [`Cqe::to_words`].
-    #[inline]
-    #[must_use]
-    pub fn to_words(self) -> [u64; 8] {
-        let first = u64::from(self.sequence)
-            | u64::from(self.ring) << 32
-            | u64::from(self.class) << 48
-            | u64::from(self.opcode) << 56;
-        let Self { res, flags, detail, .. } = self;
-        let [.., outcome, _] = Cqe { res, flags, detail, ..Cqe::default() }.to_words();
-        let last = u64::from(self.bytes)
-            | u64::from(self.rail) << 32
-            | u64::from(self.wait) << 40
-            | u64::from(self.cause) << 48
-            | u64::from(self.retries) << 56;
-        [first, self.record, self.user_data, self.taken_ns, self.queued, self.total, outcome, last]
-    }
-
     /// Reads an entry from the eight words of its cache line.
     #[must_use]
     pub fn from_words(words: [u64; 8]) -> Self {
@@ -171,26 +151,37 @@ mod tests {
 
     #[test]
     fn an_entry_is_its_eight_words() {
-        let entry = RecordEntry {
+        let times = [RecordEntry::packed(13, 14), RecordEntry::packed(u64::MAX, u32::MAX)];
+        assert_eq!(times, [13 << 16 | 14, u64::MAX]);
+        let entry = RecordEntry::from_words([
+            0x0803_0506_0102_0304,
+            9 << 32 | 10,
+            u64::MAX - 11,
+            12 << 40,
+            times[0],
+            times[1],
+            17 << 48 | 16 << 32 | 15,
+            0x0716_1514_ffff_ffed,
+        ]);
+        let expected = RecordEntry {
             sequence: 0x0102_0304,
             ring: 0x0506,
             class: 3,
+            opcode: 8,
             record: 9 << 32 | 10,
             user_data: u64::MAX - 11,
             taken_ns: 12 << 40,
-            queued: RecordEntry::packed(13, 14),
-            total: RecordEntry::packed(u64::MAX, u32::MAX),
-            res: -15,
+            queued: times[0],
+            total: times[1],
+            res: 15,
             flags: 16,
             detail: 17,
             bytes: u32::MAX - 18,
-            opcode: 19,
-            rail: 20,
-            wait: 21,
-            cause: 22,
-            retries: 8,
+            rail: 0x14,
+            wait: 0x15,
+            cause: 0x16,
+            retries: 7,
         };
-        assert_eq!(RecordEntry::from_words(entry.to_words()), entry);
-        assert_eq!((entry.queued, entry.total), (13 << 16 | 14, u64::MAX));
+        assert_eq!(entry, expected);
     }
 }

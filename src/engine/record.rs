@@ -9,7 +9,7 @@ use super::Engine;
 
 impl<F: Fabric, M: Memory> Engine<F, M> {
     /// How an op ends now.
-    #[inline]
+    #[inline(always)]
     pub(super) fn outcome(&self, slot: u32) -> Outcome {
         let record = &self.ledger[slot];
         if let Some(failure) = record.failure {
@@ -28,13 +28,13 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 
     /// Leaves what is known of an op, which is about to leave, in its session's flight recorder.
     /// The CQE is not published yet: whoever pops it finds the entry.
-    #[inline]
+    #[inline(always)]
     pub(super) fn keep_record(&mut self, slot: u32, outcome: Outcome) {
         let record = &self.ledger[slot];
         let Some(recorder) = &mut self.recorders[record.session.0 as usize] else { return };
         // Nearly all NOPs have no record of their own; none has an entry.
         if record.op.opcode != Opcode::Nop {
-            recorder.write(record.entry(outcome, self.now_ns).to_words());
+            recorder.write(record.entry(outcome, self.now_ns));
         }
     }
 }

@@ -72,7 +72,7 @@ impl Recorder {
 
     /// Writes an entry over the oldest one. The low half of its first word, the sequence, is set
     /// here.
-    #[inline]
+    #[inline(always)]
     pub fn write(&mut self, [first, rest @ ..]: [u64; 8]) {
         let place = self.written & self.mask;
         self.written = self.written.wrapping_add(1);
@@ -84,7 +84,7 @@ impl Recorder {
             }
             Lines::Heap(lines) => &lines[place as usize],
         };
-        let (sequence, words) = (&line[0], &line[1..]);
+        let [sequence, words @ ..] = line;
         sequence.store(0, Ordering::Relaxed);
         // sync: entry-visible. On x86 this is an order to the compiler alone.
         fence(Ordering::Release);

@@ -153,9 +153,9 @@ impl Display for Short {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let seconds = self.0.as_secs_f64();
         match self.0.as_nanos() {
-            nanos @ ..1_000 => write!(f, "{nanos} ns"),
-            ..1_000_000 => write!(f, "{:.1} us", seconds * 1e6),
-            ..1_000_000_000 => write!(f, "{:.1} ms", seconds * 1e3),
+            nanos @ 0..1_000 => write!(f, "{nanos} ns"),
+            1_000..1_000_000 => write!(f, "{:.1} us", seconds * 1e6),
+            1_000_000..1_000_000_000 => write!(f, "{:.1} ms", seconds * 1e3),
             _ => write!(f, "{seconds:.2} s"),
         }
     }

@@ -18,6 +18,7 @@ use verbring::engine::{Command, Engine, Limits, Ring};
 use verbring::fabric::{Done, Fabric, Request};
 use verbring::ids::{RegionId, RingId, SessionId};
 use verbring::ring::{ClientEnd, EngineEnd, Heap};
+use verbring::telemetry::Recorder;
 
 #[global_allocator]
 static ALLOCATOR: AllocProfiler = AllocProfiler::system();
@@ -94,6 +95,14 @@ struct World {
 }
 
 impl World {
+    /// An engine that leaves an entry in a flight recorder for each op.
+    fn recorded() -> Self {
+        let mut world = Self::new();
+        let (recorder, _lines) = Recorder::on_heap(1_024);
+        world.engine.command(Command::SetRecorder { session: SessionId(0), recorder });
+        world
+    }
+
     fn new() -> Self {
         let fabric = Null { posted: Vec::with_capacity(LIMITS.window_ops as usize) };
         let mut engine = Engine::new(LIMITS, fabric);
@@ -164,6 +173,14 @@ fn nop(bencher: Bencher<'_, '_>, batch: u32) {
 #[divan::bench(args = BATCHES)]
 fn write(bencher: Bencher<'_, '_>, batch: u32) {
     let mut world = World::new();
+    let sqe = transfer(Opcode::Write);
+    bencher.counter(ItemsCount::new(batch)).bench_local(|| world.round(sqe, batch));
+}
+
+/// `write`, with a flight recorder: what it takes more is what the recorder costs an op.
+#[divan::bench(args = BATCHES)]
+fn write_recorded(bencher: Bencher<'_, '_>, batch: u32) {
+    let mut world = World::recorded();
     let sqe = transfer(Opcode::Write);
     bencher.counter(ItemsCount::new(batch)).bench_local(|| world.round(sqe, batch));
 }

@@ -5,15 +5,21 @@
 //! with the records in flight means that they have become larger, or lie worse: every step here
 //! takes the same instructions at any number of them, so the rest is the cache, 4,096 being more
 //! than its first level holds. It is held against the 40 ns an op that `io_uring` needs for a NOP.
-//! The later goal: open -> post -> complete <= 25 ns.
+//! The goal: open -> post -> complete <= 25 ns, the entry in the flight recorder included.
 //!
 //! `life` is one op of those in flight completed, and one opened and posted in its place.
+//! `recorded` is that with a flight recorder of as many entries as the argument says, 64 in flight;
+//! `alloc` columns stay empty: a life allocates nothing.
 #![allow(missing_docs, reason = "a benchmark's functions are named for its report")]
 
-use divan::{Bencher, black_box};
+use divan::{AllocProfiler, Bencher, black_box};
 use verbring::abi::Opcode;
 use verbring::ids::{RecordId, RingId, SessionId};
-use verbring::ledger::{LANE, Ledger, List, Op, RING, State};
+use verbring::ledger::{LANE, Ledger, List, Op, Outcome, RING, State};
+use verbring::telemetry::Recorder;
+
+#[global_allocator]
+static ALLOCATOR: AllocProfiler = AllocProfiler::system();
 
 fn main() {
     divan::main();
@@ -22,6 +28,8 @@ fn main() {
 /// As many records as an engine has that was not asked for another number.
 const CAPACITY: u32 = 16_384;
 const IN_FLIGHT: [u32; 3] = [1, 64, 4_096];
+/// Entries of a flight recorder, 64 bytes each.
+const ENTRIES: [u32; 5] = [16, 256, 1_024, 4_096, 65_536];
 const BYTES: u32 = 4_096;
 
 const OP: Op =
@@ -45,6 +53,7 @@ fn post(ledger: &mut Ledger, slot: u32, now_ns: u64) {
     record.state = State::Posted;
     record.in_fabric += 1;
     record.cursor = record.op.bytes;
+    record.posts += 1;
     record.posted_whole = true;
     record.posted_ns = now_ns;
 }
@@ -102,6 +111,35 @@ fn life(bencher: Bencher<'_, '_>, count: u32) {
         slots[place] = slot;
     });
     assert_eq!(ledger.open_count(), count);
+}
+
+/// What the engine does at an op's end before its record is closed.
+fn record(ledger: &Ledger, recorder: &mut Recorder, slot: u32, now_ns: u64) {
+    let record = &ledger[slot];
+    let outcome = Outcome { res: 4_096, flags: 0, detail: black_box(1 << 8) };
+    recorder.write(record.entry(outcome, now_ns));
+}
+
+#[divan::bench(args = ENTRIES)]
+fn recorded(bencher: Bencher<'_, '_>, entries: u32) {
+    const COUNT: u32 = 64;
+    let (mut ledger, mut slots) = in_flight(COUNT);
+    for &slot in &slots {
+        post(&mut ledger, slot, 0);
+    }
+    let (mut recorder, _lines) = Recorder::on_heap(entries);
+    let mut draw = Draw::new(COUNT);
+    let mut now_ns = 0;
+    bencher.bench_local(|| {
+        let place = draw.place();
+        now_ns += 100;
+        record(&ledger, &mut recorder, slots[place], now_ns);
+        complete(&mut ledger, slots[place], now_ns);
+        let slot = open(&mut ledger, now_ns);
+        post(&mut ledger, slot, now_ns);
+        slots[place] = slot;
+    });
+    assert_eq!(ledger.open_count(), COUNT);
 }
 
 #[divan::bench(args = IN_FLIGHT)]

@@ -292,6 +292,60 @@ VR_AT_(vr_segment, segment_bytes, 72);
 VR_AT_(vr_segment, boot_id, 80);
 VR_AT_(vr_segment, ring, 100);
 
+/* A flight recorder's header, written once before anybody sees it. */
+#define VR_RECORDER_MAGIC UINT64_C(0x5344524f43455256)
+#define VR_RECORDER_HEADER_BYTES 4096u
+#define VR_RECORDER_ENTRIES_MAX 65536u
+#define VR_RECORD_TIME_SHIFT 16u
+#define VR_FEATURE_RECORDER 1u      /* PROBE: RECORDER is served, and WHY with VR_RING_ANY */
+#define VR_SESSION_OWN 0xffffffffu  /* RECORDER: this session's own */
+#define VR_RING_ANY 0xffffffffu     /* WHY by record: in any ring of this uid's sessions */
+
+struct vr_recorder_header {
+    uint64_t magic;
+    uint32_t abi_version;
+    uint32_t header_bytes; /* to the first entry */
+    uint32_t entry_stride; /* from one entry to the next: they may grow */
+    uint32_t entries;      /* a power of two */
+    uint64_t boot_id[2];
+    uint32_t engine;
+    uint32_t session;
+    uint32_t engine_pid;
+    uint32_t client_pid;
+    uint32_t uid; /* the client's */
+    uint32_t reserved;
+};
+VR_SIZE_(vr_recorder_header, 64);
+VR_AT_(vr_recorder_header, boot_id, 24);
+VR_AT_(vr_recorder_header, uid, 56);
+
+/* What is kept of an op that is over. */
+struct vr_record {
+    uint32_t sequence; /* 0: empty, or being written; entry n lies in place (n - 1) % entries */
+    uint16_t ring;
+    uint8_t class_;
+    uint8_t opcode;     /* never NOP */
+    uint64_t record;    /* as in its CQE */
+    uint64_t user_data; /* from its SQE */
+    uint64_t taken_ns;  /* CLOCK_MONOTONIC */
+    uint64_t queued;    /* ns from intake to first post << 16 | requests posted; 0: none was */
+    uint64_t total;     /* ns from intake to its end << 16 | times it found no credit */
+    int32_t res;        /* this and the next two as in its CQE; ARM: notifications delivered */
+    uint16_t flags;
+    uint16_t detail;
+    uint32_t bytes; /* asked for; ARM: notifications */
+    uint8_t rail;   /* that it went by last */
+    uint8_t wait;   /* VR_WAIT_*: what it lacked the last time it could not go on */
+    uint8_t cause;  /* errno of the first failure of its own, not its queue pair's; 0: none */
+    uint8_t retries; /* times the fabric posted one of its requests again; saturates */
+};
+VR_SIZE_(vr_record, 64);
+VR_AT_(vr_record, record, 8);
+VR_AT_(vr_record, total, 40);
+VR_AT_(vr_record, res, 48);
+VR_AT_(vr_record, bytes, 56);
+VR_AT_(vr_record, retries, 63);
+
 /* Byte offsets of the shared words: u32, but for the u64 counters. */
 #define VR_AT_SQ_TAIL 256u      /* client: SQEs pushed */
 #define VR_AT_CQ_HEAD 384u      /* client: CQEs popped */
@@ -355,7 +409,8 @@ enum vr_kind {
     VR_KIND_PROBE = 10,
     VR_KIND_STATS = 11,
     VR_KIND_CANCEL = 12,
-    VR_KIND_WHY = 13
+    VR_KIND_WHY = 13,
+    VR_KIND_RECORDER = 14
 };
 
 /* Places in a STATS reply; those not named are 0. */
@@ -618,6 +673,21 @@ VR_SIZE_(vr_why_reply, 104);
 VR_AT_(vr_why_reply, ahead, 80);
 VR_AT_(vr_why_reply, reserved, 96);
 
+struct vr_recorder_request {
+    struct vr_head head;
+    uint32_t session; /* VR_SESSION_OWN, or the first from here on that this uid may see */
+    uint32_t reserved;
+};
+VR_SIZE_(vr_recorder_request, 24);
+
+struct vr_recorder_reply { /* with 1 descriptor: the memfd, to be mapped for reading */
+    struct vr_reply_head reply;
+    uint32_t session;
+    uint32_t entries;
+    uint64_t bytes;
+};
+VR_SIZE_(vr_recorder_reply, 40);
+
 /* ===== The client's own types ===== */
 
 /* A session: one control connection. Fields may be read, except where noted not written. */
@@ -675,6 +745,15 @@ struct vr_ring {
     uint32_t popped;    /* cursor of the next CQE */
     uint32_t cq_tail;   /* as last seen and believed */
     int bell_owed;      /* the engine sleeps and could not be rung */
+};
+
+/* A session's flight recorder, mapped for reading: the last of its ops that are over. It outlives
+ * the session and the engine. Freed by vr_recorder_free. */
+struct vr_recorder {
+    int fd; /* by this others find it at this process: verbring ledger --pid */
+    struct vr_recorder_header header; /* as checked; the shared one is never read again */
+    const unsigned char *data;
+    uint64_t bytes;
 };
 
 #define VR_SPIN_NS_DEFAULT UINT64_C(20000)
@@ -978,7 +1057,8 @@ static inline int vr_call_(struct vr_session *session, enum vr_kind kind, void *
 
 /* Maps shared memory that came from the engine, if it cannot shrink beneath us. The seals are
  * asked first: that fails at once for anything but a memfd, whatever is behind the descriptor. */
-static inline int vr_map_sealed_(struct vr_session *session, int fd, uint64_t bytes, void **data)
+static inline int vr_map_as_(struct vr_session *session, int fd, uint64_t bytes, int protection,
+                             void **data)
 {
     struct stat status;
     int seals = fcntl(fd, VR_SEALS_GET_);
@@ -989,11 +1069,16 @@ static inline int vr_map_sealed_(struct vr_session *session, int fd, uint64_t by
         return vr_fail_(session, -errno, "fstat");
     if (bytes == 0 || status.st_size < 0 || (uint64_t)status.st_size < bytes)
         return vr_fail_(session, -EPROTO, "memory from the engine that is smaller than told");
-    map = mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    map = mmap(NULL, (size_t)bytes, protection, MAP_SHARED, fd, 0);
     if (map == MAP_FAILED)
         return vr_fail_(session, -errno, "mmap");
     *data = map;
     return 0;
+}
+
+static inline int vr_map_sealed_(struct vr_session *session, int fd, uint64_t bytes, void **data)
+{
+    return vr_map_as_(session, fd, bytes, PROT_READ | PROT_WRITE, data);
 }
 
 static inline int vr_mapped_(struct vr_session *session, uint32_t object, uint32_t id)
@@ -1842,6 +1927,143 @@ static inline int vr_why(struct vr_ring *ring, uint32_t by, uint64_t target,
     request.target = target;
     return vr_call_(ring->session, VR_KIND_WHY, &request, sizeof request, -1, why, sizeof *why,
                     NULL, 0);
+}
+
+/* ===== The flight recorder ===== */
+
+/* Reads the entry in a place; 1 if there is one that is whole. */
+static inline int vr_read_record_(const struct vr_recorder *recorder, uint32_t place,
+                                  struct vr_record *record)
+{
+    const unsigned char *entry = recorder->data + recorder->header.header_bytes +
+                                 (uint64_t)place * recorder->header.entry_stride;
+    const uint64_t *line = (const uint64_t *)(const void *)entry;
+    uint64_t words[sizeof(struct vr_record) / 8];
+    size_t at;
+    words[0] = __atomic_load_n(&line[0], __ATOMIC_ACQUIRE);
+    for (at = 1; at < sizeof words / sizeof words[0]; at++)
+        words[at] = __atomic_load_n(&line[at], __ATOMIC_RELAXED);
+    __atomic_thread_fence(__ATOMIC_ACQUIRE);
+    if (__atomic_load_n(&line[0], __ATOMIC_RELAXED) != words[0])
+        return 0;
+    memcpy(record, words, sizeof *record);
+    return record->sequence != 0;
+}
+
+static inline int vr_recorder_good_(const struct vr_recorder *recorder)
+{
+    const struct vr_recorder_header *header = &recorder->header;
+    return header->magic == VR_RECORDER_MAGIC && header->abi_version == VR_ABI_VERSION &&
+           header->header_bytes >= VR_RECORDER_HEADER_BYTES && header->header_bytes % 8 == 0 &&
+           header->entry_stride >= sizeof(struct vr_record) && header->entry_stride % 8 == 0 &&
+           header->entry_stride <= VR_STRIDE_MAX_ && header->entries != 0 &&
+           header->entries <= VR_RECORDER_ENTRIES_MAX &&
+           (header->entries & (header->entries - 1)) == 0 &&
+           header->header_bytes + (uint64_t)header->entries * header->entry_stride <=
+               recorder->bytes;
+}
+
+/* Unmaps a flight recorder. Safe to repeat. */
+static inline void vr_recorder_free(struct vr_recorder *recorder)
+{
+    if (recorder->data != NULL)
+        (void)munmap((void *)(uintptr_t)recorder->data, (size_t)recorder->bytes);
+    recorder->data = NULL;
+    vr_close_fd_(&recorder->fd);
+}
+
+/* Asks for this session's flight recorder, which is made if there is none, and maps it: from now on
+ * the engine leaves an entry for each op that is over, NOPs apart. 0; -EOPNOTSUPP if this engine
+ * keeps none; or another -errno. The engine need not live when it is read. */
+static inline int vr_recorder_open(struct vr_session *session, struct vr_recorder *recorder)
+{
+    struct vr_recorder_request request;
+    struct vr_recorder_reply reply;
+    struct vr_probe_reply probe;
+    void *data = NULL;
+    int status;
+    memset(recorder, 0, sizeof *recorder);
+    recorder->fd = -1;
+    status = vr_probe(session, &probe);
+    if (status != 0)
+        return status;
+    if ((probe.features & VR_FEATURE_RECORDER) == 0)
+        return vr_fail_(session, -EOPNOTSUPP, "this engine keeps no flight recorders");
+    memset(&request, 0, sizeof request);
+    request.session = VR_SESSION_OWN;
+    status = vr_call_(session, VR_KIND_RECORDER, &request, sizeof request, -1, &reply,
+                      sizeof reply, &recorder->fd, 1);
+    if (status != 0)
+        return status;
+    status = reply.bytes < VR_RECORDER_HEADER_BYTES
+                 ? vr_fail_(session, -EPROTO, "a flight recorder without a header")
+                 : vr_map_as_(session, recorder->fd, reply.bytes, PROT_READ, &data);
+    if (status == 0) {
+        recorder->data = (const unsigned char *)data;
+        recorder->bytes = reply.bytes;
+        memcpy(&recorder->header, data, sizeof recorder->header);
+        if (!vr_recorder_good_(recorder) || recorder->header.session != session->session)
+            status = vr_fail_(session, -EPROTO, "a flight recorder that cannot be");
+    }
+    if (status != 0)
+        vr_recorder_free(recorder);
+    return status;
+}
+
+/* Copies what is known of the `count` ops that ended last, oldest first; returns how many. Those
+ * that are overwritten meanwhile are left out. */
+static inline uint32_t vr_last_records(const struct vr_recorder *recorder,
+                                       struct vr_record *records, uint32_t count)
+{
+    uint32_t place, back, found = 0, newest = 0, entries = recorder->header.entries;
+    struct vr_record record;
+    for (place = 0; place < entries; place++)
+        if (vr_read_record_(recorder, place, &record) &&
+            (newest == 0 || record.sequence - newest < UINT32_C(1) << 31))
+            newest = record.sequence;
+    if (newest == 0)
+        return 0;
+    for (back = count < entries ? count : entries; back > 0; back--) {
+        uint32_t sequence = newest - (back - 1);
+        if (vr_read_record_(recorder, (sequence - 1) & (entries - 1), &record) &&
+            record.sequence == sequence)
+            records[found++] = record;
+    }
+    return found;
+}
+
+/* Finds what is known of the op with this record, as its CQE names it: 1, or 0 if it is not over or
+ * overwritten. */
+static inline int vr_find_record(const struct vr_recorder *recorder, uint64_t id,
+                                 struct vr_record *record)
+{
+    uint32_t place;
+    for (place = 0; place < recorder->header.entries; place++)
+        if (vr_read_record_(recorder, place, record) && record->record == id)
+            return 1;
+    return 0;
+}
+
+/* From intake to first post (0 if nothing was posted), and to its end. */
+static inline uint64_t vr_record_queued_ns(const struct vr_record *record)
+{
+    return record->queued >> VR_RECORD_TIME_SHIFT;
+}
+
+static inline uint64_t vr_record_total_ns(const struct vr_record *record)
+{
+    return record->total >> VR_RECORD_TIME_SHIFT;
+}
+
+/* Requests given to the fabric, and times that it found no credit; both saturate at 65535. */
+static inline uint32_t vr_record_posts(const struct vr_record *record)
+{
+    return (uint32_t)(record->queued & ((1u << VR_RECORD_TIME_SHIFT) - 1));
+}
+
+static inline uint32_t vr_record_defers(const struct vr_record *record)
+{
+    return (uint32_t)(record->total & ((1u << VR_RECORD_TIME_SHIFT) - 1));
 }
 
 /* ===== Filling SQEs =====

@@ -10,7 +10,7 @@
 //! **Invariants**: a slot is on the free list or open, never both; a closed record is on no list.
 //! **Deliberately absent**: rings, fabrics, time sources. **Tests**: against a `BTreeMap`.
 
-use crate::abi::{Class, Opcode};
+use crate::abi::{CQE_FLUSHED, Class, Opcode, RecordEntry, errno};
 use crate::ids::{RecordId, RingId, SessionId};
 
 /// "No record" in a link.
@@ -44,6 +44,38 @@ pub struct Failure {
     pub detail: u16,
     /// `CQE_*` bits.
     pub flags: u16,
+}
+
+impl Failure {
+    /// True if it is not the op's own: it was flushed with its queue pair, or cancelled along with
+    /// what it was chained to.
+    #[inline]
+    #[must_use]
+    pub fn goes_along(&self) -> bool {
+        self.flags & CQE_FLUSHED != 0 && matches!(self.errno, errno::EIO | errno::ECANCELED)
+    }
+}
+
+/// How an op ended, as its CQE tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Bytes, or a negative errno.
+    pub res: i32,
+    /// `CQE_*` bits.
+    pub flags: u16,
+    /// A `Detail` number, or fabric << 8 | rail.
+    pub detail: u16,
+}
+
+impl Outcome {
+    /// As it lies in an entry.
+    #[inline]
+    fn to_word(self) -> u64 {
+        let [r0, r1, r2, r3] = self.res.to_le_bytes();
+        let [f0, f1] = self.flags.to_le_bytes();
+        let [d0, d1] = self.detail.to_le_bytes();
+        u64::from_le_bytes([r0, r1, r2, r3, f0, f1, d0, d1])
+    }
 }
 
 /// What an op is to do, parsed from its SQE and checked.
@@ -161,6 +193,12 @@ pub struct Record {
     pub wait: u16,
     /// The line of rails that it waits in; 0 if it stays on this host.
     pub line: u16,
+    /// Requests given to the fabric; saturates.
+    pub posts: u16,
+    /// What is nearly always 0, as an entry's last word has it: what it lacked the last time it
+    /// could not go on; errno of the first failure that was its own, if `failure` was that of its
+    /// queue pair; times the fabric posted one of its requests again.
+    trouble: u32,
     /// The rail that took it last.
     pub rail: u16,
     /// What it has stepped aside for in its line.
@@ -204,6 +242,78 @@ impl Record {
     pub fn id(&self) -> RecordId {
         self.id
     }
+
+    /// What is to be kept of it, now that it is over: the words of an `abi::RecordEntry`.
+    ///
+    /// By shifts, and with nothing looked at that a success does not have: this is on the way of
+    /// every op.
+    #[inline(always)]
+    #[must_use]
+    pub fn entry(&self, outcome: Outcome, now_ns: u64) -> [u64; 8] {
+        let (op, taken_ns) = (&self.op, self.taken_ns);
+        let kind = u64::from(op.class as u8) << 48 | u64::from(op.opcode as u8) << 56;
+        // Nothing was posted before it was taken: what never was has waited 0 ns.
+        let queued_ns = self.posted_ns.saturating_sub(taken_ns);
+        let trouble = if self.failure.is_some() { self.trouble_failed() } else { self.trouble };
+        // At most 2^31 over all pages.
+        let bytes = op.bytes.wrapping_mul(op.pages.max(1));
+        let rest = u64::from(trouble | u32::from(self.rail & 0xff)) << 32;
+        [
+            // There are at most 2^16 rings.
+            u64::from(self.ring.0 & 0xffff) << 32 | kind,
+            self.id.0,
+            op.user_data,
+            taken_ns,
+            RecordEntry::packed(queued_ns, self.posts.into()),
+            RecordEntry::packed(now_ns.wrapping_sub(taken_ns), self.defers),
+            outcome.to_word(),
+            u64::from(bytes) | rest,
+        ]
+    }
+
+    /// [`Record::trouble`] of an op that failed.
+    #[cold]
+    fn trouble_failed(&self) -> u32 {
+        match self.failure {
+            Some(failure) if !failure.goes_along() => {
+                self.trouble & !(0xff << CAUSE) | byte(failure.errno) << CAUSE
+            }
+            _ => self.trouble,
+        }
+    }
+
+    /// Notes that it cannot go on, and what it lacks.
+    #[cold]
+    pub fn lacks(&mut self, wait: u16) {
+        self.wait = wait;
+        self.defers = self.defers.saturating_add(1);
+        self.trouble = self.trouble & !(0xff << LACKED) | u32::from(wait & 0xff) << LACKED;
+    }
+
+    /// Notes another failure behind the one that its CQE tells. A flush says nothing of the cause.
+    #[cold]
+    pub fn fails_again(&mut self, failure: Failure) {
+        if self.trouble >> CAUSE & 0xff == 0 && !failure.goes_along() {
+            self.trouble |= byte(failure.errno) << CAUSE;
+        }
+    }
+
+    /// Notes that the fabric posted a request again, so many times.
+    #[cold]
+    pub fn repeated(&mut self, times: u8) {
+        let retries = (self.trouble >> RETRIES) + u32::from(times);
+        self.trouble = self.trouble & !(0xff << RETRIES) | retries.min(0xff) << RETRIES;
+    }
+}
+
+/// Places in [`Record::trouble`].
+const LACKED: u32 = 8;
+const CAUSE: u32 = 16;
+const RETRIES: u32 = 24;
+
+/// An errno in a byte: Linux has no more.
+fn byte(errno: i32) -> u32 {
+    u32::from(u8::try_from(errno).unwrap_or(u8::MAX))
 }
 
 impl Ledger {
@@ -235,6 +345,8 @@ impl Ledger {
             defers: 0,
             wait: 0,
             line: 0,
+            posts: 0,
+            trouble: 0,
             rail: 0,
             aside: Aside::No,
             returned: NIL,
@@ -282,6 +394,8 @@ impl Ledger {
         record.posted_ns = 0;
         record.defers = 0;
         record.wait = 0;
+        record.posts = 0;
+        record.trouble = 0;
         Some((slot, record))
     }
 

@@ -74,6 +74,7 @@ pub mod shm;
 #[cfg(all(any(test, feature = "sim"), not(verbring_loom)))]
 pub mod sim;
 mod sync;
+pub mod telemetry;
 #[cfg(test)]
 mod tidy;
 

@@ -95,8 +95,11 @@ impl Mapping {
     /// # Errors
     /// [`ShmError::Size`] for 0 bytes, [`ShmError::Os`] if the system refuses.
     pub fn shared(fd: BorrowedFd<'_>, bytes: u64) -> Result<Self, ShmError> {
+        Self::mapped(fd, bytes, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)
+    }
+
+    fn mapped(fd: BorrowedFd<'_>, bytes: u64, protection: ProtFlags) -> Result<Self, ShmError> {
         let length = Self::length(bytes)?;
-        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a fresh mapping at an address the kernel chooses aliases no Rust object.
         let base = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, fd, 0) }
             .map_err(os("mmap"))?;
@@ -224,6 +227,20 @@ impl Mapping {
         unsafe { AtomicU64::from_ptr(at.as_ptr().cast()) }
     }
 
+    /// Returns the eight words at `offset`: a cache line.
+    ///
+    /// # Panics
+    /// If they do not lie inside or are not aligned to 8.
+    #[must_use]
+    #[inline]
+    pub fn line(&self, offset: u64) -> &[AtomicU64; 8] {
+        let at = self.range(offset, 64);
+        assert!(offset.is_multiple_of(8), "shared words at an odd place");
+        // SAFETY: inside this mapping, which outlives the reference; aligned, as the base is to a
+        // page; atomics may be shared with whoever else maps the page.
+        unsafe { at.cast::<[AtomicU64; 8]>().as_ref() }
+    }
+
     #[inline]
     fn range(&self, offset: u64, length: u64) -> NonNull<u8> {
         assert!(self.holds(offset, length), "a range outside its mapping");
@@ -244,6 +261,53 @@ impl Drop for Mapping {
         // SAFETY: this is the mapping made at construction; all borrows of it ended with `self`.
         let unmapped = unsafe { munmap(self.base.cast(), self.mapped) };
         debug_assert!(unmapped.is_ok());
+    }
+}
+
+/// Shared memory that is mapped for reading alone.
+#[derive(Debug)]
+pub struct View {
+    mapping: Mapping,
+}
+
+impl View {
+    /// Maps a memfd of a stranger's, whole, if it can no longer shrink.
+    ///
+    /// # Errors
+    /// [`ShmError`] says what is wrong with it.
+    pub fn open(fd: BorrowedFd<'_>) -> Result<Self, ShmError> {
+        let have = seals(fd)?;
+        let must = SealFlag::F_SEAL_SHRINK;
+        if !have.contains(must) {
+            return Err(ShmError::Seals { have: have.bits(), lack: must.bits() });
+        }
+        let stat = fstat(fd).map_err(os("fstat"))?;
+        let bytes = u64::try_from(stat.st_size).unwrap_or(0);
+        Ok(Self { mapping: Mapping::mapped(fd, bytes, ProtFlags::PROT_READ)? })
+    }
+
+    /// Bytes that may be read.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.mapping.bytes()
+    }
+
+    /// Copies bytes out of it.
+    ///
+    /// # Panics
+    /// If the range does not lie inside.
+    pub fn read(&self, offset: u64, bytes: &mut [u8]) {
+        self.mapping.read(offset, bytes);
+    }
+
+    /// Returns the eight words at `offset`, to be loaded and never stored to: that would end this
+    /// process.
+    ///
+    /// # Panics
+    /// If they do not lie inside or are not aligned to 8.
+    #[must_use]
+    pub fn line(&self, offset: u64) -> &[AtomicU64; 8] {
+        self.mapping.line(offset)
     }
 }
 
@@ -366,6 +430,25 @@ mod tests {
         let mut back = [0; 14];
         ours.read(0, &mut back);
         assert_eq!(&back, b"still writable");
+    }
+
+    #[test]
+    fn a_view_cannot_be_made_writable() {
+        let (fd, ours) = sealed(8192);
+        let loose = memfd_create(c"loose", MFdFlags::MFD_ALLOW_SEALING).unwrap();
+        ftruncate(&loose, 4096).unwrap();
+        assert!(matches!(View::open(loose.as_fd()), Err(ShmError::Seals { .. })));
+        seal_for_good(fd.as_fd()).unwrap();
+        let view = View::open(fd.as_fd()).unwrap();
+        ours.word64(64).store(7, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(view.line(64)[0].load(std::sync::atomic::Ordering::Relaxed), 7);
+        let base = view.mapping.base().cast();
+        let both = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: the mapping is live; the change is expected to be refused, and would break no
+        // invariant of it.
+        let changed = unsafe { nix::sys::mman::mprotect(base, 8192, both) };
+        assert_eq!(changed, Err(Errno::EACCES));
+        assert_eq!(nix::unistd::write(&fd, b"x"), Err(Errno::EPERM));
     }
 
     #[test]

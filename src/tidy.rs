@@ -29,12 +29,12 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("fabric::verbs", &["abi", "ids", "shm"]),
     ("fabric::qp", &["abi", "ids", "shm"]),
     ("fabric::conformance", &["abi", "ids", "shm", "random"]),
-    ("telemetry", &["abi", "ids"]),
+    ("telemetry", &["abi", "sync", "shm"]),
     ("engine", &["abi", "ids", "ring", "ledger", "edges", "sched", "fabric", "telemetry"]),
-    ("client", &["abi", "sync", "ring", "shm", "control::fds"]),
+    ("client", &["abi", "sync", "ring", "shm", "telemetry", "control::fds"]),
     ("control::fds", &["abi"]),
     ("control::wire", &["abi"]),
-    ("control", &["abi", "ids", "clock", "shm", "ring", "fabric", "engine", "host"]),
+    ("control", &["abi", "ids", "clock", "shm", "ring", "fabric", "engine", "telemetry", "host"]),
     (
         "host",
         &[
@@ -81,6 +81,7 @@ const CORE: &[&str] = &[
     "src/edges.rs",
     "src/edges/",
     "src/sched/",
+    "src/telemetry/",
     "src/engine/",
     "src/fabric/mod.rs",
     "src/fabric/local.rs",

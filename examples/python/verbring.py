@@ -103,14 +103,14 @@ _F_SEAL_SHRINK, _F_SEAL_GROW = 2, 4
 _DESCRIPTORS_MAX = 4
 
 
-def _map(fd, size_bytes):
+def _map(fd, size_bytes, protection=mmap.PROT_READ | mmap.PROT_WRITE):
     """Maps a memfd that cannot shrink: an access beyond its end would kill this process."""
     seals = fcntl.fcntl(fd, _F_GET_SEALS)
     if not seals & _F_SEAL_SHRINK:
         raise _protocol(Detail.SEALS, f"the engine's memfd can shrink (seals {seals:#x})")
     if not 0 < size_bytes <= os.fstat(fd).st_size:
         raise _protocol(Detail.BYTES, f"the engine's memfd has not the {size_bytes} bytes it says")
-    return mmap.mmap(fd, size_bytes)
+    return mmap.mmap(fd, size_bytes, prot=protection)
 
 
 def _close(descriptors):
@@ -676,6 +676,78 @@ class Peer:
 _DEATH_WAIT_MS = 1000
 
 
+class Record(collections.namedtuple("Record", RECORD.record._fields)):
+    """What became of an op that is over, as the session's flight recorder keeps it.
+
+    `record`, `user_data`, `res`, `flags` and `detail` are as in its completion; `taken_ns` is of
+    CLOCK_MONOTONIC. `cause` is the errno of the first failure that was its own, and not its queue
+    pair's; 0 without one.
+    """
+
+    __slots__ = ()
+
+    @property
+    def queued_ns(self):
+        """Nanoseconds from intake to first post; 0 if nothing was posted."""
+        return self.queued >> RECORD_TIME_SHIFT
+
+    @property
+    def posts(self):
+        """Requests given to the fabric; saturates at 65535."""
+        return self.queued & 0xFFFF
+
+    @property
+    def total_ns(self):
+        """Nanoseconds from intake to its end."""
+        return self.total >> RECORD_TIME_SHIFT
+
+    @property
+    def defers(self):
+        """Times it found no credit; saturates at 65535."""
+        return self.total & 0xFFFF
+
+
+class _Recorder:
+    """A flight recorder, mapped for reading. Its descriptor is kept for others to find it by."""
+
+    def __init__(self, fd, size_bytes):
+        self._fd = fd
+        self._map = _map(fd, size_bytes, mmap.PROT_READ)
+        self.header = header = RECORDER_HEADER.unpack(self._map[:RECORDER_HEADER.size])
+        stride, entries = header.entry_stride, header.entries
+        good = (
+            (header.magic, header.abi_version) == (RECORDER_MAGIC, ABI_VERSION)
+            and header.header_bytes >= RECORDER_HEADER_BYTES and header.header_bytes % 8 == 0
+            and RECORD.size <= stride <= 4096 and stride % 8 == 0
+            and 0 < entries <= RECORDER_ENTRIES_MAX and entries & (entries - 1) == 0
+            and header.header_bytes + entries * stride <= size_bytes)
+        if not good:
+            raise _protocol(Detail.NONE, f"a flight recorder's header cannot be {header}")
+        self._words = memoryview(self._map)[:size_bytes & ~7].cast("Q")
+
+    def _read(self, place):
+        at = (self.header.header_bytes + place * self.header.entry_stride) // 8
+        words = self._words[at:at + 8].tolist()
+        # The first word goes to 0 before the others change, and is stored last.
+        whole = words[0] & _LOW32 and self._words[at] == words[0]
+        return Record(*RECORD.unpack(_SQE_WORDS.pack(*words))) if whole else None
+
+    def records(self):
+        found = [entry for entry in map(self._read, range(self.header.entries)) if entry]
+        half = 1 << 31
+        if found:
+            first = found[0].sequence
+            found.sort(key=lambda entry: (entry.sequence - first + half) & _LOW32)
+        return found
+
+    def close(self):
+        if self._fd is not None:
+            self._words.release()
+            self._map.close()
+            os.close(self._fd)
+            self._fd = None
+
+
 class Session:
     """A connection to an engine; it owns rings, regions and imports, which end with it.
 
@@ -683,9 +755,14 @@ class Session:
     EngineGone or SessionEnded if there is nobody to answer.
     """
 
-    def __init__(self, path, name="python"):
-        """Connects to the engine's socket; `name` (at most 32 bytes) is what its logs say."""
+    def __init__(self, path, name="python", *, recorder=True):
+        """Connects to the engine's socket; `name` (at most 32 bytes) is what its logs say.
+
+        With `recorder`, and if the engine keeps flight recorders, `last_records` tells what became
+        of ops; without, nothing is kept of them, and that costs nothing.
+        """
         self._tag = 0
+        self._recorder = None
         self._lock = threading.Lock()
         self._owned = []
         self._pidfd = None
@@ -698,6 +775,8 @@ class Session:
                 version_max=ABI_VERSION, name=_padded(name, 32))
             if self.hello.version != ABI_VERSION or self.hello.features != 0:
                 raise _protocol(Detail.VERSION, f"the engine answered HELLO with {self.hello}")
+            if recorder and self.probe().features & FEATURE_RECORDER:
+                self._recorder = self._own_recorder()
         except BaseException:
             self.close()
             raise
@@ -798,6 +877,20 @@ class Session:
         return self._call(
             Kind.WHY, OP_QUERY, WHY_REPLY, ring=ring.number, by=by, target=target)[0]
 
+    def last_records(self, count=None):
+        """Returns a Record each of the ops that ended last, at most `count`, oldest first.
+
+        Also when the engine is dead; not after `close`. NOPs, and SQEs that were refused, leave
+        none.
+        """
+        records = self._recorder.records() if self._recorder else []
+        return records if count is None else records[max(len(records) - count, 0):]
+
+    def find_record(self, record):
+        """Returns what is known of the op with this record; None if not over, or overwritten."""
+        found = (entry for entry in self.last_records() if entry.record == record)
+        return next(found, None)
+
     def fileno(self):
         """Returns the engine's pidfd: readable once the engine is dead."""
         return self._pidfd
@@ -814,6 +907,9 @@ class Session:
         for thing in self._owned:
             thing._unmap()
         self._owned.clear()
+        if self._recorder is not None:
+            self._recorder.close()
+            self._recorder = None
         if self._pidfd is not None:
             os.close(self._pidfd)
             self._pidfd = None
@@ -825,6 +921,24 @@ class Session:
         self.close()
 
     # Helpers.
+
+    def _own_recorder(self):
+        """Asks for this session's flight recorder; None if the engine refuses."""
+        try:
+            reply, (fd,) = self._call(
+                Kind.RECORDER, RECORDER_REQUEST, RECORDER_REPLY, brings=1, session=SESSION_OWN)
+        except (EngineGone, SessionEnded):
+            raise
+        except VerbringError as error:
+            # What ends the session is not the engine's no.
+            if error.errno == Errno.EPROTO:
+                raise
+            return None
+        try:
+            return _Recorder(fd, reply.bytes)
+        except BaseException:
+            os.close(fd)
+            raise
 
     def _offer(self, size_bytes):
         fd = os.memfd_create("verbring-region", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

@@ -42,6 +42,9 @@ STATS_SESSION, STATS_ENGINE = 0, 1
 STATE_QUEUED, STATE_POSTED, STATE_ARMED, STATE_FLUSHING = 1, 2, 3, 4
 WAIT_NONE, WAIT_LANE, WAIT_CLASS, WAIT_WINDOW_OPS, WAIT_WINDOW_BYTES = 0, 1, 2, 3, 4
 WAIT_FABRIC, WAIT_EARLIER, WAIT_NOTIFY, WAIT_RAIL, WAIT_CREDIT = 5, 6, 7, 8, 9
+RECORDER_MAGIC = int.from_bytes(b"VRECORDS", "little")
+RECORDER_HEADER_BYTES, RECORDER_ENTRIES_MAX, RECORD_TIME_SHIFT = 4096, 65536, 16
+FEATURE_RECORDER, SESSION_OWN, RING_ANY = 1, 0xFFFF_FFFF, 0xFFFF_FFFF
 SECRET_BYTES, NAME_BYTES, URL_BYTES = 32, 64, 128
 ERROR_TEXT_MAX, MESSAGE_BYTES_MAX, COUNTERS = 240, 512, 32
 
@@ -65,7 +68,8 @@ Detail = enum.IntEnum(
     "DESCRIPTORS SEALS NAME SECRET QUOTA RING RELEASED FAULTED PEER "
     "URL REQUIRE WIRE", start=0)
 Kind = enum.IntEnum(
-    "Kind", "HELLO RING MAPPED REGION EXPORT IMPORT CONNECT RELEASE PREPARE PROBE STATS CANCEL WHY")
+    "Kind", "HELLO RING MAPPED REGION EXPORT IMPORT CONNECT RELEASE PREPARE PROBE STATS CANCEL WHY "
+    "RECORDER")
 Counter = enum.IntEnum(
     "Counter",
     "TAKEN COMPLETED REFUSED FAILED CANCELLED OPS_HIGH OPS_MEDIUM OPS_LOW BYTES NOTIFIED IN_FLIGHT "
@@ -118,6 +122,14 @@ SEGMENT = Layout(
     "cq_offset:Q fate_offset:Q sqe_stride:I cqe_stride:I fate_stride:I first_index:I "
     "segment_bytes:Q boot_id:2Q engine:I ring:I")
 HEADER_BYTES, FATE_BYTES = 4096, 16
+RECORDER_HEADER = Layout(
+    "RecorderHeader",
+    "magic:Q abi_version:I header_bytes:I entry_stride:I entries:I boot_id:2Q engine:I session:I "
+    "engine_pid:I client_pid:I uid:I reserved:I")
+RECORD = Layout(
+    "Record",
+    "sequence:I ring:H class_:B opcode:B record:Q user_data:Q taken_ns:Q queued:Q total:Q res:i "
+    "flags:H detail:H bytes:I rail:B wait:B cause:B retries:B")
 
 HEAD = Layout("Head", "kind:H reserved:H bytes:I tag:Q")
 REPLY_HEAD = Layout("ReplyHead", "kind:H reserved:H bytes:I tag:Q status:i detail:I")
@@ -159,3 +171,5 @@ CANCEL_REPLY = _reply("CancelReply", "record:Q")
 WHY_REPLY = _reply(
     "WhyReply", "record:Q number:Q user_data:Q age_ns:Q queued_ns:Q bytes:Q bytes_done:Q ahead:I "
     "defers:I opcode:H class_:H state:H wait:H reserved:Q")
+RECORDER_REQUEST = _request("RecorderRequest", "session:I reserved:I")
+RECORDER_REPLY = _reply("RecorderReply", "session:I entries:I bytes:Q")

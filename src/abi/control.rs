@@ -78,11 +78,13 @@ pub enum Kind {
     Cancel = 12,
     /// Asks where an op is and what it waits for.
     Why = 13,
+    /// Asks for a session's flight recorder; brings its memfd.
+    Recorder = 14,
 }
 
 impl Kind {
     /// All kinds, by number from 1.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Hello,
         Self::Ring,
         Self::Mapped,
@@ -96,6 +98,7 @@ impl Kind {
         Self::Stats,
         Self::Cancel,
         Self::Why,
+        Self::Recorder,
     ];
 
     /// Reads a kind; `None` for an unknown one.
@@ -531,7 +534,7 @@ layout! {
     OpQuery = 32 {
         /// Kind [`Kind::Cancel`] or [`Kind::Why`].
         head: Head,
-        /// Ring number.
+        /// Ring number; for WHY by record also [`RING_ANY`](super::RING_ANY).
         ring: u32,
         /// `CANCEL_BY_*`.
         by: u32,
@@ -583,6 +586,34 @@ layout! {
         wait: u16,
         /// Zero.
         reserved: u64,
+    }
+}
+
+layout! {
+    /// RECORDER: asks for a flight recorder. Served if PROBE's features have
+    /// [`FEATURE_RECORDER`](super::FEATURE_RECORDER).
+    RecorderRequest = 24 {
+        /// Kind [`Kind::Recorder`].
+        head: Head,
+        /// [`SESSION_OWN`](super::SESSION_OWN); else the recorder of the first session from this
+        /// number on that has one and is of this uid (of any, for root); ENOENT behind the last.
+        session: u32,
+        /// Zero.
+        reserved: u32,
+    }
+}
+
+layout! {
+    /// Answers RECORDER; one descriptor: the memfd, to be mapped for reading.
+    RecorderReply = 40 {
+        /// See [`ReplyHead`].
+        reply: ReplyHead,
+        /// Whose it is.
+        session: u32,
+        /// Entries that it has, a power of two.
+        entries: u32,
+        /// Bytes to map.
+        bytes: u64,
     }
 }
 

@@ -15,6 +15,7 @@
 
 mod control;
 mod cqe;
+mod recorder;
 mod segment;
 mod sqe;
 mod status;
@@ -22,6 +23,7 @@ mod table;
 
 pub use control::*;
 pub use cqe::*;
+pub use recorder::*;
 pub use segment::*;
 pub use sqe::*;
 pub use status::*;
@@ -34,7 +36,7 @@ compile_error!("verbring's ABI is defined for little-endian 64-bit hosts");
 pub const MAGIC: u64 = u64::from_le_bytes(*b"VERBRING");
 /// The ABI this crate speaks. It is not the crate's version.
 pub const ABI_VERSION: u16 = 1;
-/// Feature bits of ABI 1 that an engine may offer in HELLO. None is defined yet.
+/// Feature bits that HELLO may ask for: none is defined yet. Those of PROBE are `FEATURE_*`.
 pub const FEATURES: u64 = 0;
 
 /// Most bytes one op may move: 2^31 - 4096, so that `res` can always carry the count.

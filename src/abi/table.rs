@@ -41,6 +41,10 @@ fn layouts(out: &mut Vec<(String, u64)>) {
     fields!(out, "segment", SegmentHeader, magic abi_version header_bytes features sq_entries
         cq_entries sq_offset cq_offset fate_offset sqe_stride cqe_stride fate_stride first_index
         segment_bytes boot_id engine ring);
+    fields!(out, "recorder_header", RecorderHeader, magic abi_version header_bytes entry_stride
+        entries boot_id engine session engine_pid client_pid uid reserved);
+    fields!(out, "record", RecordEntry, sequence ring class opcode record user_data taken_ns
+        queued total res flags detail bytes rail wait cause retries);
 }
 
 fn numbers(out: &mut Vec<(String, u64)>) {
@@ -59,7 +63,9 @@ fn numbers(out: &mut Vec<(String, u64)>) {
         REGION_HUGE RIGHT_READ RIGHT_WRITE RIGHT_ATOMIC RIGHT_NOTIFY STATS_SESSION STATS_ENGINE
         STATE_QUEUED STATE_POSTED STATE_ARMED STATE_FLUSHING
         WAIT_NONE WAIT_LANE WAIT_CLASS WAIT_WINDOW_OPS WAIT_WINDOW_BYTES WAIT_FABRIC WAIT_EARLIER
-        WAIT_NOTIFY WAIT_RAIL WAIT_CREDIT);
+        WAIT_NOTIFY WAIT_RAIL WAIT_CREDIT
+        RECORDER_MAGIC RECORDER_HEADER_BYTES RECORDER_ENTRIES_MAX RECORD_TIME_SHIFT FEATURE_RECORDER
+        SESSION_OWN RING_ANY);
     out.push(("SECRET_BYTES".to_string(), SECRET_BYTES as u64));
     out.push(("NAME_BYTES".to_string(), NAME_BYTES as u64));
     out.push(("URL_BYTES".to_string(), URL_BYTES as u64));
@@ -103,7 +109,7 @@ fn messages(out: &mut Vec<(String, u64)>) {
         "export_reply" ExportReply "import" Import "import_reply" ImportReply "connect" Connect
         "connect_reply" ConnectReply "release" Release "probe" Probe "probe_reply" ProbeReply
         "stats" Stats "stats_reply" StatsReply "op_query" OpQuery "cancel_reply" CancelReply
-        "why_reply" WhyReply);
+        "why_reply" WhyReply "recorder_request" RecorderRequest "recorder_reply" RecorderReply);
 }
 
 /// `FetchAdd` to `FETCH_ADD`.

@@ -9,6 +9,7 @@ mod bench;
 mod demo;
 mod devices;
 mod failover;
+mod ledger;
 mod place;
 mod probe;
 mod serve;
@@ -26,6 +27,7 @@ use verbring::abi::Class;
 use bench::{Bench, BenchWorker};
 use demo::{Demo, DemoClient};
 use devices::Devices;
+use ledger::Ledger;
 use probe::ProbeEngine;
 use serve::Serve;
 use settings::BadSetting;
@@ -75,6 +77,8 @@ enum Verb {
     Bench(Box<Bench>),
     /// Prints an engine's counters.
     Stat(Stat),
+    /// Prints what became of ops: of a live engine, or of a dead one through a client.
+    Ledger(Ledger),
     /// Prints what an engine serves, and how much of it this user may have.
     Probe(ProbeEngine),
     /// Prints what could move bytes on this machine, what would, and why.
@@ -99,6 +103,7 @@ impl Verb {
             Self::Serve(serve) => serve.run(),
             Self::Demo(demo) => demo.run(),
             Self::Stat(stat) => stat.run(),
+            Self::Ledger(ledger) => ledger.run(),
             Self::Probe(probe) => probe.run(),
             Self::Devices(devices) => devices.run(),
             Self::Sim(sim) => sim.run(),

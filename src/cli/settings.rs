@@ -624,6 +624,8 @@ table! {
     "window_bytes" Bytes(u64) window_bytes, "Bytes in flight on the device; at least one slice";
     "slice_bytes" Bytes(u32) slice_bytes, "A large op moves in slices of this many bytes";
     "intake_budget" Number(u32) intake_budget, "SQEs taken from one ring in one turn";
+    "recorder_entries" Number(u32) recorder_entries,
+        "Ended ops that a session's flight recorder holds, a power of two; 0 for none";
     "spin_us" Number(u32) spin_us, "Microseconds the engine looks for work before it sleeps";
     "ring_idle_ms" Number(u32) ring_idle_ms,
         "Milliseconds without an SQE after which a ring leaves the poll set";

@@ -218,7 +218,7 @@ impl Serving {
                 self.send(head, reply, &[]);
             }
             Kind::Connect => self.connect(head, &body(message)),
-            Kind::Prepare => panic!("the client does not send it"),
+            Kind::Recorder | Kind::Prepare => panic!("the client does not send it"),
         }
     }
 

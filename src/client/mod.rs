@@ -22,9 +22,11 @@ mod fake;
 mod ops;
 mod peer;
 mod raw;
+mod records;
 mod region;
 mod report;
 mod ring;
+mod story;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -38,9 +40,11 @@ pub use ops::{
 };
 pub use peer::Peer;
 pub use raw::{RawRing, RingOptions};
+pub use records::{LedgerEntry, Recorder, RecorderError};
 pub use region::{BadSecret, Import, Lease, Region, Remote, Rights, Secret};
 pub use report::{OpRef, Probe, Scope, Stats, Why};
 pub use ring::{Completion, Lost, Notification, Ring, Ticket};
+pub use story::wait_words;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -50,7 +54,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
-use crate::abi::{self, Head, Kind};
+use crate::abi::{self, Detail, Head, Kind};
 use crate::ring::Mapped;
 use crate::shm::{self, Mapping, PAGE_BYTES};
 use wire::{Wire, padded};
@@ -82,35 +86,40 @@ struct Attached {
     /// Tells sessions of this process apart, whatever engines they belong to.
     uid: u64,
     hello: abi::HelloReply,
+    recorder: Option<Recorder>,
 }
 
 static SESSIONS: AtomicU64 = AtomicU64::new(1);
 
 impl Session {
-    /// Opens a session with the engine that listens at `path`.
+    /// Opens a session with the engine that listens at `path`. It has a flight recorder, if the
+    /// engine keeps them and the quota allows.
     ///
     /// # Errors
     /// [`ConnectError`] if nobody listens there or the engine does not take us.
     pub fn connect(path: impl AsRef<Path>) -> Result<Self, ConnectError> {
-        let path = path.as_ref();
-        let dial = || {
-            let kind = SockType::SeqPacket;
-            let end = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None)?;
-            connect(end.as_raw_fd(), &UnixAddr::new(path)?)?;
-            Ok(end)
-        };
-        let end = dial().map_err(|source: Errno| ConnectError::Socket {
-            path: path.to_path_buf(),
-            source: source.into(),
-        })?;
-        Self::from_socket(end)
+        Self::from_socket(dial(path.as_ref())?)
     }
 
-    /// Opens a session over a control socket that is connected already.
+    /// Opens a session without a flight recorder: of its ops nothing is kept, and that costs
+    /// nothing.
+    ///
+    /// # Errors
+    /// As [`Session::connect`].
+    pub fn connect_unrecorded(path: impl AsRef<Path>) -> Result<Self, ConnectError> {
+        Self::greet(dial(path.as_ref())?, false)
+    }
+
+    /// Opens a session over a control socket that is connected already; otherwise as
+    /// [`Session::connect`].
     ///
     /// # Errors
     /// [`ConnectError`] if the engine does not take us.
     pub fn from_socket(socket: OwnedFd) -> Result<Self, ConnectError> {
+        Self::greet(socket, true)
+    }
+
+    fn greet(socket: OwnedFd, recorded: bool) -> Result<Self, ConnectError> {
         let wire = Wire::new(socket);
         let hello = |head| abi::Hello {
             head,
@@ -127,7 +136,55 @@ impl Session {
         }
         wire.watch(pidfd);
         let uid = SESSIONS.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { attached: Arc::new(Attached { wire, uid, hello }) })
+        let recorder = if recorded { own_recorder(&wire)? } else { None };
+        Ok(Self { attached: Arc::new(Attached { wire, uid, hello, recorder }) })
+    }
+
+    /// Returns this session's flight recorder, if it has one.
+    #[must_use]
+    pub fn recorder(&self) -> Option<&Recorder> {
+        self.attached.recorder.as_ref()
+    }
+
+    /// Returns what became of this session's ops that ended last, oldest first; also after the
+    /// engine's death. Empty without a flight recorder. NOPs, and SQEs that were refused, leave
+    /// nothing.
+    #[must_use]
+    pub fn last_records(&self) -> Vec<LedgerEntry> {
+        self.recorder().map(Recorder::records).unwrap_or_default()
+    }
+
+    /// Returns what became of the op with this record, as its completion names it, if it is over
+    /// and its entry is not overwritten yet.
+    #[must_use]
+    pub fn find_record(&self, record: u64) -> Option<LedgerEntry> {
+        self.recorder()?.find(record)
+    }
+
+    /// Maps the flight recorders of all live sessions of this uid (of all uids, for root).
+    ///
+    /// # Errors
+    /// [`ControlError`]; a refusal with EOPNOTSUPP if the engine keeps none.
+    pub fn recorders(&self) -> Result<Vec<Recorder>, ControlError> {
+        if self.probe()?.features & abi::FEATURE_RECORDER == 0 {
+            let text = "this engine keeps no flight recorders".to_string();
+            let (detail, detail_number) = (Detail::Message, u32::from(Detail::Message as u16));
+            let (request, errno) = (Kind::Recorder, abi::errno::EOPNOTSUPP);
+            return Err(Refusal { request, errno, detail, detail_number, text }.into());
+        }
+        let (mut found, mut from) = (Vec::new(), 0);
+        loop {
+            match ask_recorder(self.wire(), from) {
+                Ok(recorder) => {
+                    from = recorder.session() + 1;
+                    found.push(recorder);
+                }
+                Err(ControlError::Refused(refusal)) if refusal.errno == abi::errno::ENOENT => {
+                    return Ok(found);
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Makes a ring for typed ops. A thread that submits has a ring of its own.
@@ -369,6 +426,50 @@ impl Session {
         let (_, []): (abi::ReplyHead, _) = self.wire().call(kind, request, None)?;
         Ok(())
     }
+}
+
+/// Connects to an engine's socket.
+fn dial(path: &Path) -> Result<OwnedFd, ConnectError> {
+    let dial = || {
+        let kind = SockType::SeqPacket;
+        let end = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None)?;
+        connect(end.as_raw_fd(), &UnixAddr::new(path)?)?;
+        Ok(end)
+    };
+    dial().map_err(|source: Errno| ConnectError::Socket {
+        path: path.to_path_buf(),
+        source: source.into(),
+    })
+}
+
+/// Asks for this session's recorder. What an engine refuses is done without.
+fn own_recorder(wire: &Wire) -> Result<Option<Recorder>, ControlError> {
+    let (probe, []): (abi::ProbeReply, _) =
+        wire.call(Kind::Probe, |head| abi::Probe { head }, None)?;
+    if probe.features & abi::FEATURE_RECORDER == 0 {
+        return Ok(None);
+    }
+    match ask_recorder(wire, abi::SESSION_OWN) {
+        Ok(recorder) => Ok(Some(recorder)),
+        Err(ControlError::Refused(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// RECORDER: the own one, or the first from a session's number on that we may see.
+fn ask_recorder(wire: &Wire, session: u32) -> Result<Recorder, ControlError> {
+    let request = |head| abi::RecorderRequest { head, session, reserved: 0 };
+    let (reply, [memfd]): (abi::RecorderReply, _) = wire.call(Kind::Recorder, request, None)?;
+    let recorder = match Recorder::open(memfd) {
+        Ok(recorder) => recorder,
+        Err(RecorderError::Memory(error)) => return Err(error.into()),
+        Err(_) => return Err(ControlError::Protocol { what: "a flight recorder that is none" }),
+    };
+    let asked = session == abi::SESSION_OWN || recorder.session() >= session;
+    if recorder.session() != reply.session || recorder.session() == u32::MAX || !asked {
+        return Err(ControlError::Protocol { what: "another session's flight recorder" });
+    }
+    Ok(recorder)
 }
 
 fn op_query(op: OpRef) -> impl FnOnce(Head) -> abi::OpQuery {

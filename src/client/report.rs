@@ -141,6 +141,14 @@ impl OpRef {
         Self::new(ring, abi::CANCEL_BY_RECORD, record)
     }
 
+    /// Means the op with this ledger record in whatever ring, of any session of this uid (of any,
+    /// for root): for [`Session::why`](super::Session::why) alone, and if
+    /// [`Probe::features`] has `abi::FEATURE_RECORDER`.
+    #[must_use]
+    pub fn record_anywhere(record: u64) -> Self {
+        Self::new(abi::RING_ANY, abi::CANCEL_BY_RECORD, record)
+    }
+
     /// Means the oldest op in flight with this `user_data`: for entries of a
     /// [`RawRing`](super::RawRing).
     #[must_use]

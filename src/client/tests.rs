@@ -759,7 +759,7 @@ fn answered(wrongly: fn(&OwnedFd, Head)) -> ControlError {
         let after = fds::receive(socket.as_fd(), true);
         assert!(matches!(after, Ok(None)), "the client has hung up: {after:?}");
     });
-    let session = Session::from_socket(client).unwrap();
+    let session = Session::greet(client, false).unwrap();
     let error = session.probe().unwrap_err();
     assert!(matches!(session.probe(), Err(ControlError::SessionOver)), "after {error}");
     server.join().unwrap();

@@ -7,6 +7,7 @@ mod objects;
 pub(crate) mod peers;
 mod places;
 mod questions;
+mod recorders;
 mod registrations;
 mod server;
 mod sessions;

@@ -93,7 +93,7 @@ fn quota(what: &str, used: u64, limit: u64, raise: &str) -> Refusal {
     Refusal::new(errno::EDQUOT, Detail::Quota, text)
 }
 
-fn memory_refusal(error: &ShmError) -> Refusal {
+pub(super) fn memory_refusal(error: &ShmError) -> Refusal {
     let (errno, detail) = match error {
         // Somebody else has sealed it just now.
         ShmError::Os { source: Errno::EPERM, .. } => (errno::EINVAL, Detail::Seals),
@@ -191,6 +191,10 @@ impl Server {
                 });
                 self.region_settled(session, RegionId(region), Kind::Mapped, tag, done);
             }
+            JobFor::Recorder { session, tag } => {
+                let made = self.memory_of(session, outcome);
+                self.recorder_settled(session, tag, made);
+            }
             JobFor::Aside { .. }
             | JobFor::TurnedAway
             | JobFor::Reach { .. }
@@ -232,7 +236,8 @@ impl Server {
                     place.in_hand = false;
                 }
             }
-            JobFor::Aside { .. }
+            JobFor::Recorder { .. }
+            | JobFor::Aside { .. }
             | JobFor::TurnedAway
             | JobFor::Reach { .. }
             | JobFor::PeerSocket => {}
@@ -422,7 +427,7 @@ impl Server {
     }
 
     /// Memory is charged in full, to the uid that asked for it.
-    fn check_bytes(
+    pub(super) fn check_bytes(
         &mut self,
         key: usize,
         what: &str,

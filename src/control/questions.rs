@@ -26,7 +26,7 @@ impl Server {
             reply: wire::reply_head::<ProbeReply>(Kind::Probe, request.head.tag),
             opcodes: crate::engine::OPCODES_SERVED,
             sqe_flags: u64::from(crate::engine::FLAGS_SERVED),
-            features: abi::FEATURES,
+            features: self.features(),
             fabrics: self.fabrics(),
             op_bytes_max: abi::OP_BYTES_MAX,
             pages_max: abi::PAGES_MAX,

@@ -83,6 +83,8 @@ pub(super) enum JobFor {
     Region { session: usize, region: u32, tag: u64, source: RegionSource },
     /// MAPPED of a region.
     RegionMapped { session: usize, region: u32, tag: u64, mapping: Arc<Mapping> },
+    /// RECORDER.
+    Recorder { session: usize, tag: u64 },
     /// A message with descriptors, or their end.
     Aside { session: usize },
     /// A peer that cannot have a session.

@@ -12,6 +12,7 @@ use zerocopy::{Immutable, IntoBytes};
 use super::fds::{self, Received};
 use super::jobs::Outcome;
 use super::peers;
+use super::recorders::RecorderMade;
 use super::server::{Asker, JobFor, Mark, Pending, Server};
 use super::wire::{self, Refusal, Request};
 use crate::abi::{self, Detail, Hello, HelloReply, Kind, errno};
@@ -44,6 +45,8 @@ pub(super) struct Session {
     pub(super) rings: Vec<u32>,
     pub(super) regions: Vec<RegionId>,
     pub(super) wrong_secrets: u32,
+    /// Its flight recorder, if it asked for one.
+    pub(super) recorder: Option<RecorderMade>,
 }
 
 /// What a look at a session's socket found.
@@ -86,7 +89,7 @@ pub(super) struct Owner {
     pub(super) sessions: u32,
     pub(super) rings: u32,
     pub(super) regions: u32,
-    /// In regions and ring segments.
+    /// In regions, ring segments and flight recorders.
     pub(super) bytes: u64,
     second: u64,
     messages: u32,
@@ -135,6 +138,7 @@ impl Server {
             rings: Vec::new(),
             regions: Vec::new(),
             wrong_secrets: 0,
+            recorder: None,
         });
         let owner = self.owners[&uid].place;
         self.order(Command::AddSession {
@@ -364,7 +368,9 @@ impl Server {
             Request::Probe(probe) => self.probe(key, probe),
             Request::Stats(stats) => self.stats(key, stats),
             Request::Cancel(query) => self.query(key, query, true),
+            Request::Why(query) if query.ring == abi::RING_ANY => self.why_anywhere(key, query),
             Request::Why(query) => self.query(key, query, false),
+            Request::Recorder(recorder) => self.recorder(key, recorder),
         }
     }
 
@@ -548,6 +554,9 @@ impl Server {
 
     /// The core has let go of a session: its place is free.
     pub(super) fn session_removed(&mut self, key: usize) {
+        if self.sessions.get(key).is_some_and(|session| session.recorder.is_some()) {
+            self.give_back_recorder(key);
+        }
         let Some(session) = self.sessions.try_remove(key) else { return };
         if let Some(owner) = self.owners.get_mut(&session.uid) {
             owner.sessions -= 1;

@@ -6,7 +6,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::abi::{
     self, Connect, Detail, ERROR_TEXT_MAX, Export, Head, Hello, Import, Kind, Mapped, OpQuery,
-    Probe, REPLY, RegionRequest, Release, ReplyHead, RingRequest, Stats, errno,
+    Probe, REPLY, RecorderRequest, RegionRequest, Release, ReplyHead, RingRequest, Stats, errno,
 };
 
 /// A well-formed request.
@@ -25,6 +25,7 @@ pub enum Request {
     Stats(Stats),
     Cancel(OpQuery),
     Why(OpQuery),
+    Recorder(RecorderRequest),
 }
 
 /// Why a request is refused.
@@ -69,7 +70,7 @@ pub fn parse(bytes: &[u8]) -> Result<Request, Refusal> {
         return Err(malformed(format!("head.bytes is {said}, but {came} bytes came")));
     }
     let Some(kind) = Kind::from_number(head.kind) else {
-        return Err(malformed(format!("kind {} is not known; 1 to 13 are", head.kind)));
+        return Err(malformed(format!("kind {} is not known; 1 to 14 are", head.kind)));
     };
     let reserved = |value: u32| {
         if value == 0 { Ok(()) } else { Err(malformed(format!("reserved is {value}, must be 0"))) }
@@ -107,6 +108,11 @@ pub fn parse(bytes: &[u8]) -> Result<Request, Refusal> {
         }
         Kind::Cancel => Request::Cancel(exact(bytes)?),
         Kind::Why => Request::Why(exact(bytes)?),
+        Kind::Recorder => {
+            let recorder: RecorderRequest = exact(bytes)?;
+            reserved(recorder.reserved)?;
+            Request::Recorder(recorder)
+        }
         Kind::Prepare => {
             let text = "PREPARE is defined but not served by this engine";
             return Err(Refusal::new(errno::EOPNOTSUPP, Detail::Message, text));

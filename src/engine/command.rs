@@ -5,6 +5,7 @@ use crate::fabric::Fabric;
 use crate::ids::{RecordId, RegionId, RingId, SessionId};
 use crate::ledger::NIL;
 use crate::ring::{Fault, Memory};
+use crate::telemetry::Recorder;
 
 use super::Engine;
 use super::search::{Query, Search};
@@ -25,6 +26,14 @@ pub enum Command<Mem, M> {
         ops_max: u32,
         /// Its most urgent class.
         ceiling: Class,
+    },
+    /// From now on leaves what is known of each of a session's ops, once it is over, in its flight
+    /// recorder. Not answered; the recorder's memory is to outlive the session.
+    SetRecorder {
+        /// Its place.
+        session: SessionId,
+        /// Where to.
+        recorder: Recorder,
     },
     /// Ends a session whose rings and regions are gone. Answered by Done.
     RemoveSession {
@@ -160,6 +169,16 @@ pub enum Command<Mem, M> {
         /// Comes back in the answer.
         token: u64,
     },
+    /// Looks for the op with this record among those of one uid, or of all: answered by Why or
+    /// Failed.
+    Find {
+        /// Its record.
+        record: RecordId,
+        /// The uid's place: ops of its sessions alone are found. `None` finds all.
+        owner: Option<u32>,
+        /// Comes back in the answer.
+        token: u64,
+    },
     /// Reads counters: answered by Stats.
     Stats {
         /// One session, or the sum of all that ever were.
@@ -238,6 +257,9 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 *place = Session { live: true, owner, ceiling, ..Session::NONE };
                 self.owners[owner as usize].ops_max = ops_max;
             }
+            Command::SetRecorder { session, recorder } => {
+                self.recorders[session.0 as usize] = Some(recorder);
+            }
             Command::RemoveSession { session, token } => self.remove_session(session, token),
             Command::AddRing { ring, token } => self.add_ring(ring, token),
             Command::WindRing { ring, mode, token } => self.begin_wind(ring, mode, token),
@@ -273,6 +295,10 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 let first = first.map_or(NIL, |ring| ring.ops.head());
                 let search = Search::new(by, target, NIL, first);
                 self.query = Some(Query { search, ring, cancel, token });
+            }
+            Command::Find { record, owner, token } => {
+                let reply = self.find(record, owner, token);
+                self.replies.push_back(reply);
             }
             Command::Stats { session, token } => {
                 let counters = self.stats(session);
@@ -375,6 +401,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             *total += own;
         }
         *session = Session::NONE;
+        self.recorders[id.0 as usize] = None;
         self.replies.push_back(Reply::Done { token });
     }
 

@@ -6,7 +6,7 @@ use crate::abi::{
 };
 use crate::fabric::Fabric;
 use crate::ids::{RingId, SessionId};
-use crate::ledger::{List, NIL, RING, Record, State};
+use crate::ledger::{List, NIL, Outcome, RING, Record, State};
 use crate::ring::{Bell, EngineEnd, Memory};
 
 use super::Engine;
@@ -27,13 +27,15 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             let (target, immediate) = (record.op.target, record.op.immediate);
             self.notify(target, immediate);
         }
-        self.write_final(slot);
+        let outcome = self.outcome(slot);
+        self.write_final(slot, outcome);
+        self.keep_record(slot, outcome);
         self.leave(slot);
     }
 
     /// Writes the final CQE, or drops it if that was asked for.
     #[inline]
-    fn write_final(&mut self, slot: u32) {
+    fn write_final(&mut self, slot: u32, outcome: Outcome) {
         let record = &self.ledger[slot];
         let Some(ring) = self.rings[record.ring.0 as usize].as_mut() else { return };
         let failed = record.failure.is_some();
@@ -43,13 +45,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 return;
             }
         } else if failed || record.op.flags & SQE_SKIP_SUCCESS == 0 {
-            let carrier = match &self.fabric {
-                fabric if fabric.rails() > 1 => {
-                    u16::from(fabric.fabric_of(record.rail)) << 8 | record.rail
-                }
-                fabric => u16::from(fabric.limits().fabric) << 8,
-            };
-            ring.end.push(final_cqe(record, carrier, self.now_ns).to_words());
+            ring.end.push(final_cqe(record, outcome, self.now_ns).to_words());
             ring.end.count(RingCounter::Completed, 1);
         } else {
             ring.end.forgo(1);
@@ -179,6 +175,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         record.cursor += 1;
         let last = record.cursor == record.op.bytes;
         let (ring, fate, local) = (record.ring, record.fate, record.op.local);
+        let delivered = i32::try_from(record.cursor).unwrap_or(i32::MAX);
         let cqe = Cqe {
             user_data: record.op.user_data,
             record: id.0,
@@ -194,6 +191,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             entry.end.count(RingCounter::Completed, 1);
             entry.frees.push(fate);
             self.disarm(slot, local);
+            self.keep_record(slot, Outcome { res: delivered, flags: 0, detail: cqe.detail });
             self.leave(slot);
             self.let_go();
         }
@@ -314,19 +312,13 @@ pub(super) fn counter_of(class: Class) -> Counter {
 }
 
 #[inline]
-fn final_cqe(record: &Record, carrier: u16, now_ns: u64) -> Cqe {
+fn final_cqe(record: &Record, outcome: Outcome, now_ns: u64) -> Cqe {
     let units = |from: u64, to: u64| {
         u32::try_from(to.saturating_sub(from) / CQE_TIME_UNIT_NS).unwrap_or(u32::MAX)
     };
     let moved = record.posted_ns > 0;
     let begun = if moved { record.posted_ns } else { now_ns };
-    let (res, flags, detail) = match record.failure {
-        Some(failure) => (-failure.errno, failure.flags, failure.detail),
-        None => {
-            let bytes = i32::try_from(record.done_bytes).unwrap_or(i32::MAX);
-            (bytes, 0, if moved { carrier } else { u16::from(FABRIC_NONE) << 8 })
-        }
-    };
+    let Outcome { res, flags, detail } = outcome;
     Cqe {
         user_data: record.op.user_data,
         record: record.id().0,

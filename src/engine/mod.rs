@@ -23,6 +23,7 @@ mod intake;
 mod lines;
 mod pages;
 mod rails;
+mod record;
 mod returned;
 mod schedule;
 mod search;
@@ -41,6 +42,7 @@ use crate::ledger::{LANE, Ledger, List};
 use crate::ring::Memory;
 use crate::sched::credits::Window;
 use crate::sched::lanes::Lanes;
+use crate::telemetry::Recorder;
 
 pub use command::{Command, Event, Reply, Why};
 pub use tables::{Ring, Wind};
@@ -136,6 +138,8 @@ pub struct Engine<F: Fabric, M> {
     posts: Posts,
     pages: PagePool,
     sessions: Vec<Session>,
+    /// Where what is known of ended ops is left, by session.
+    recorders: Vec<Option<Recorder>>,
     owners: Vec<Owner>,
     rings: Vec<Option<Box<Ring<M>>>>,
     regions: Vec<Region>,
@@ -219,6 +223,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             posts: Posts::new(depth, 4 * abroad),
             pages: PagePool::new(limits.list_blocks),
             sessions: vec![Session::NONE; limits.sessions_max as usize],
+            recorders: (0..limits.sessions_max).map(|_| None).collect(),
             owners: vec![Owner::default(); limits.sessions_max as usize],
             rings: (0..rings).map(|_| None).collect(),
             regions: vec![Region::NONE; limits.regions_max as usize],

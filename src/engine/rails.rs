@@ -154,6 +154,8 @@ pub(super) fn note_failure(record: &mut Record, bytes: u32, done: Done) {
         if maybe && unknown {
             failure.flags = failure.flags & !CQE_RETRYABLE | CQE_MAYBE_DONE;
         }
+        let flags = if done.flags & DONE_FLUSHED != 0 { CQE_FLUSHED } else { 0 };
+        record.fails_again(Failure { errno: done.errno, detail: 0, flags });
         return;
     }
     let mut flags = if maybe { CQE_MAYBE_DONE } else { 0 };
@@ -397,8 +399,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     fn note_wait(&mut self, slot: u32, wait: u16) {
         let record = &mut self.ledger[slot];
         if record.wait != wait {
-            record.wait = wait;
-            record.defers = record.defers.saturating_add(1);
+            record.lacks(wait);
             self.sessions[record.session.0 as usize].count(Counter::Defers, 1);
         }
     }

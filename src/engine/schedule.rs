@@ -53,6 +53,9 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 self.window.give(grant);
             }
             record.in_fabric -= 1;
+            if completion.attempts > 0 {
+                record.repeated(completion.attempts);
+            }
             if completion.errno == 0 {
                 record.done_bytes += u64::from(slice.bytes);
             } else {
@@ -192,8 +195,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let grant = match self.window.take(bytes) {
             Ok(grant) => grant,
             Err(wait) => {
-                record.defers = record.defers.saturating_add(1);
-                record.wait = wait;
+                record.lacks(wait);
                 self.sessions[record.session.0 as usize].count(Counter::Defers, 1);
                 return false;
             }
@@ -226,6 +228,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         *place = request(op, ticket, offsets, slice);
         record.cursor += bytes;
         record.in_fabric += 1;
+        record.posts = record.posts.saturating_add(1);
         record.wait = WAIT_FABRIC;
         if record.state == State::Queued {
             record.state = State::Posted;
@@ -286,6 +289,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         }
         record.in_fabric -= 1;
         record.laid = false;
+        record.posts = record.posts.saturating_sub(1);
         let whole = std::mem::take(&mut record.posted_whole);
         if whole {
             self.deadlines += u32::from(record.op.deadline_us > 0);

@@ -108,6 +108,23 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         self.replies.push_back(reply);
     }
 
+    /// Answers WHY for an op that is named by its record alone.
+    pub(super) fn find(
+        &self,
+        record: RecordId,
+        owner: Option<u32>,
+        token: u64,
+    ) -> Reply<F::Memory, M> {
+        let seen = |slot: &u32| {
+            let session = &self.sessions[self.ledger[*slot].session.0 as usize];
+            owner.is_none_or(|owner| owner == session.owner)
+        };
+        match self.ledger.find(record).filter(seen) {
+            Some(slot) => Reply::Why { token, why: self.why(slot) },
+            None => Reply::Failed { token, errno: errno::ENOENT, detail: Detail::None },
+        }
+    }
+
     /// Takes back an op if nothing of it is posted.
     fn cancel(&mut self, slot: u32) -> Result<RecordId, i32> {
         let record = self.ledger.id(slot);

@@ -99,7 +99,8 @@ pub struct Done {
     pub errno: i32,
     /// `DONE_*` bits.
     pub flags: u16,
-    /// With [`DONE_RETURNED`]: how often it was under way.
+    /// How often it was posted again, here or before it was handed over, since the queue pair under
+    /// it had failed. With [`DONE_RETURNED`]: how often it will have been, if it is posted again.
     pub attempts: u8,
 }
 

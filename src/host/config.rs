@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-use crate::abi::Class;
+use crate::abi::{self, Class};
 use crate::fabric::qp::CARDS_MAX;
 
 /// Settings of one engine. `Config::default()` suits a shared two-core machine.
@@ -37,6 +37,9 @@ pub struct Config {
     pub slice_bytes: u32,
     /// SQEs taken from one ring in one turn; 1 to 1,024.
     pub intake_budget: u32,
+    /// Ended ops that a session's flight recorder holds, 64 bytes each: a power of two from 16 to
+    /// 65,536, or 0 for no flight recorders.
+    pub recorder_entries: u32,
     /// Microseconds the engine looks for work before it sleeps; 0 to 1,000,000.
     pub spin_us: u32,
     /// Milliseconds without an SQE after which a ring leaves the poll set; 1 to 60,000.
@@ -182,6 +185,7 @@ impl Default for Config {
             window_bytes: 256 << 10,
             slice_bytes: 128 << 10,
             intake_budget: 64,
+            recorder_entries: 1_024,
             spin_us: 50,
             ring_idle_ms: 10,
             drain_ms: 5_000,
@@ -273,6 +277,12 @@ impl Config {
             }
         }
         self.check_devices()?;
+        let entries = self.recorder_entries;
+        let range = RECORDER_ENTRIES_MIN..=abi::RECORDER_ENTRIES_MAX;
+        if entries != 0 && !(entries.is_power_of_two() && range.contains(&entries)) {
+            let limit = "0, or a power of two from 16 to 65536".to_string();
+            return Err(ConfigError { field: "recorder_entries", value: entries.into(), limit });
+        }
         if !MTUS.contains(&self.verbs_mtu) {
             let limit = "256, 512, 1024, 2048 or 4096".to_string();
             return Err(ConfigError { field: "verbs_mtu", value: self.verbs_mtu.into(), limit });
@@ -299,6 +309,8 @@ impl Config {
     }
 }
 
+/// Fewer would be overwritten before anybody looks.
+const RECORDER_ENTRIES_MIN: u32 = 16;
 /// Path MTUs that there are, bytes.
 const MTUS: [u32; 5] = [256, 512, 1024, 2048, 4096];
 
@@ -319,6 +331,11 @@ mod tests {
         let config = Config { verbs_service_level: [0, 16, 3], ..Config::default() };
         let text = "verbs_service_level is 16, but must be 0 to 15";
         assert_eq!(config.check().unwrap_err().to_string(), text);
+        for (entries, good) in [(0, true), (16, true), (65_536, true), (8, false), (17, false)] {
+            let config = Config { recorder_entries: entries, ..Config::default() };
+            let wrong = config.check().err().map(|error| error.field);
+            assert_eq!(wrong, (!good).then_some("recorder_entries"), "{entries}");
+        }
         let config = Config { verbs_mtu: 1500, ..Config::default() };
         let text = "verbs_mtu is 1500, but must be 256, 512, 1024, 2048 or 4096";
         assert_eq!(config.check().unwrap_err().to_string(), text);

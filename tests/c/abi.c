@@ -89,6 +89,37 @@ static void layouts(void)
     FIELD(segment, boot_id);
     FIELD(segment, engine);
     FIELD(segment, ring);
+    SIZE(recorder_header);
+    FIELD(recorder_header, magic);
+    FIELD(recorder_header, abi_version);
+    FIELD(recorder_header, header_bytes);
+    FIELD(recorder_header, entry_stride);
+    FIELD(recorder_header, entries);
+    FIELD(recorder_header, boot_id);
+    FIELD(recorder_header, engine);
+    FIELD(recorder_header, session);
+    FIELD(recorder_header, engine_pid);
+    FIELD(recorder_header, client_pid);
+    FIELD(recorder_header, uid);
+    FIELD(recorder_header, reserved);
+    SIZE(record);
+    FIELD(record, sequence);
+    FIELD(record, ring);
+    CLASS(record);
+    FIELD(record, opcode);
+    FIELD(record, record);
+    FIELD(record, user_data);
+    FIELD(record, taken_ns);
+    FIELD(record, queued);
+    FIELD(record, total);
+    FIELD(record, res);
+    FIELD(record, flags);
+    FIELD(record, detail);
+    FIELD(record, bytes);
+    FIELD(record, rail);
+    FIELD(record, wait);
+    FIELD(record, cause);
+    FIELD(record, retries);
 }
 
 static void numbers(void)
@@ -168,6 +199,13 @@ static void numbers(void)
     NUMBER(WAIT_NOTIFY);
     NUMBER(WAIT_RAIL);
     NUMBER(WAIT_CREDIT);
+    NUMBER(RECORDER_MAGIC);
+    NUMBER(RECORDER_HEADER_BYTES);
+    NUMBER(RECORDER_ENTRIES_MAX);
+    NUMBER(RECORD_TIME_SHIFT);
+    NUMBER(FEATURE_RECORDER);
+    NUMBER(SESSION_OWN);
+    NUMBER(RING_ANY);
     NUMBER(SECRET_BYTES);
     NUMBER(NAME_BYTES);
     NUMBER(URL_BYTES);
@@ -254,6 +292,7 @@ static void numbers(void)
     NUMBER(KIND_STATS);
     NUMBER(KIND_CANCEL);
     NUMBER(KIND_WHY);
+    NUMBER(KIND_RECORDER);
     NUMBER(COUNTER_TAKEN);
     NUMBER(COUNTER_COMPLETED);
     NUMBER(COUNTER_REFUSED);
@@ -418,6 +457,15 @@ static void messages(void)
     FIELD(why_reply, state);
     FIELD(why_reply, wait);
     FIELD(why_reply, reserved);
+    SIZE(recorder_request);
+    FIELD(recorder_request, head);
+    FIELD(recorder_request, session);
+    FIELD(recorder_request, reserved);
+    SIZE(recorder_reply);
+    FIELD(recorder_reply, reply);
+    FIELD(recorder_reply, session);
+    FIELD(recorder_reply, entries);
+    FIELD(recorder_reply, bytes);
 }
 
 int main(void)

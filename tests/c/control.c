@@ -114,6 +114,7 @@ union message {
     struct vr_release release;
     struct vr_stats stats;
     struct vr_op_query query;
+    struct vr_recorder_request recorder;
     char bytes[VR_MESSAGE_BYTES_MAX];
 };
 
@@ -129,6 +130,7 @@ union answer {
     struct vr_stats_reply stats;
     struct vr_cancel_reply cancel;
     struct vr_why_reply why;
+    struct vr_recorder_reply recorder;
     char bytes[2 * VR_MESSAGE_BYTES_MAX];
 };
 
@@ -371,6 +373,30 @@ static void connect_peer(struct engine *engine, const union message *request, un
     answer_tricked(engine, request, with, sizeof with->connect, NULL, 0);
 }
 
+static void make_recorder(struct engine *engine, const union message *request, union answer *with)
+{
+    enum trick trick = engine->victim == VR_KIND_RECORDER ? engine->trick : HONEST;
+    struct vr_recorder_header header;
+    int fd;
+    if (request->recorder.session != VR_SESSION_OWN || request->recorder.reserved != 0)
+        _exit(1);
+    memset(&header, 0, sizeof header);
+    header.magic = VR_RECORDER_MAGIC + (trick == MAGIC);
+    header.abi_version = trick == VERSION ? 2 : VR_ABI_VERSION;
+    header.header_bytes = trick == HEADER_TOO_SMALL ? 64 : VR_RECORDER_HEADER_BYTES;
+    header.entries = trick == ENTRIES_ODD ? 3 : trick == ENTRIES_OF_ANOTHER ? 128 : 64;
+    header.entry_stride = trick == STRIDE_SHORT ? 56 : trick == STRIDE_UNALIGNED ? 68 : 64;
+    header.session = trick == SIZE_OF_ANOTHER ? 4 : 3;
+    with->recorder.session = 3;
+    with->recorder.entries = 64;
+    with->recorder.bytes = trick == SIZE_ZERO ? 0 : 8192;
+    fd = memory(trick, 8192);
+    if (trick != NO_MEMFD && pwrite(fd, &header, sizeof header, 0) < 0)
+        _exit(1);
+    answer_tricked(engine, request, with, sizeof with->recorder, &fd, 1);
+    vr_close_fd_(&fd);
+}
+
 /* Takes a request and looks at what a real engine would look at. */
 static void take(struct engine *engine, union message *request)
 {
@@ -453,7 +479,11 @@ static void serve_one(struct engine *engine)
         break;
     case VR_KIND_PROBE:
         with.probe.opcodes = 0xf7f;
+        with.probe.features = VR_FEATURE_RECORDER;
         answer_tricked(engine, &request, &with, sizeof with.probe, NULL, 0);
+        break;
+    case VR_KIND_RECORDER:
+        make_recorder(engine, &request, &with);
         break;
     case VR_KIND_STATS:
         with.stats.counters[VR_COUNTER_RINGS] = engine->rings;
@@ -547,6 +577,7 @@ static int call(struct vr_session *session, const struct expectation *want)
     struct vr_region region;
     struct vr_probe_reply probe;
     struct vr_peer peer;
+    struct vr_recorder recorder;
     int status;
     switch (want->victim) {
     case VR_KIND_CONNECT:
@@ -562,6 +593,12 @@ static int call(struct vr_session *session, const struct expectation *want)
         CHECK(status < 0);
         CHECK(ring.segment == NULL && ring.sq_bell == -1 && ring.cq_bell == -1);
         CHECK(vr_ring_free(&ring) == 0);
+        return status;
+    case VR_KIND_RECORDER:
+        status = vr_recorder_open(session, &recorder);
+        CHECK(status < 0);
+        CHECK(recorder.data == NULL && recorder.fd == -1);
+        vr_recorder_free(&recorder);
         return status;
     case VR_KIND_REGION:
         status = vr_region_alloc(session, REGION_BYTES, 0, &region);
@@ -680,6 +717,20 @@ static void lies_are_found_out(void)
         {"region: size 2^64 - 1", SIZE_OVER_ADDRESS_SPACE, VR_KIND_REGION, -EPROTO, 1},
         {"region: a descriptor more", ONE_DESCRIPTOR_MORE, VR_KIND_REGION, -EPROTO, 0},
         {"region: none", NO_DESCRIPTORS, VR_KIND_REGION, -EPROTO, 0},
+        {"recorder: refused", REFUSED, VR_KIND_RECORDER, -EDQUOT, 1},
+        {"recorder: none", NO_DESCRIPTORS, VR_KIND_RECORDER, -EPROTO, 0},
+        {"recorder: unsealed", UNSEALED, VR_KIND_RECORDER, -EPROTO, 1},
+        {"recorder: no memfd", NO_MEMFD, VR_KIND_RECORDER, -EPROTO, 1},
+        {"recorder: file too small", FILE_TOO_SMALL, VR_KIND_RECORDER, -EPROTO, 1},
+        {"recorder: size 0", SIZE_ZERO, VR_KIND_RECORDER, -EPROTO, 1},
+        {"recorder: magic", MAGIC, VR_KIND_RECORDER, -EPROTO, 1},
+        {"recorder: version", VERSION, VR_KIND_RECORDER, -EPROTO, 1},
+        {"recorder: header too small", HEADER_TOO_SMALL, VR_KIND_RECORDER, -EPROTO, 1},
+        {"recorder: three entries", ENTRIES_ODD, VR_KIND_RECORDER, -EPROTO, 1},
+        {"recorder: entries beyond", ENTRIES_OF_ANOTHER, VR_KIND_RECORDER, -EPROTO, 1},
+        {"recorder: stride short", STRIDE_SHORT, VR_KIND_RECORDER, -EPROTO, 1},
+        {"recorder: stride unaligned", STRIDE_UNALIGNED, VR_KIND_RECORDER, -EPROTO, 1},
+        {"recorder: another session", SIZE_OF_ANOTHER, VR_KIND_RECORDER, -EPROTO, 1},
         {"connect: refused", REFUSED, VR_KIND_CONNECT, -EDQUOT, 1},
         {"connect: a gift", ONE_DESCRIPTOR_MORE, VR_KIND_CONNECT, -EPROTO, 0},
         {"connect: peer 0", PEER_ZERO, VR_KIND_CONNECT, -EPROTO, 1},

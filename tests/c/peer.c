@@ -244,11 +244,30 @@ struct part {
 
 struct user {
     struct vr_ring ring;
+    struct vr_recorder recorder;
     struct vr_region near;
     struct vr_remote far;
     uint32_t fabric; /* what carries ops to the far side */
     uint32_t atomics; /* the same for atomics: where there is a card, it does them for all */
 };
+
+/* The flight recorder has what the CQE told. */
+static void expect_kept(struct user *user, const struct vr_sqe *sqe, const struct vr_cqe *cqe,
+                        const char *step)
+{
+    struct vr_record kept;
+    if (!vr_find_record(&user->recorder, cqe->record, &kept))
+        die("%s: record %#" PRIx64 " is not in the flight recorder", step, cqe->record);
+    if (kept.user_data != cqe->user_data || kept.res != cqe->res || kept.flags != cqe->flags ||
+        kept.detail != cqe->detail || kept.opcode != sqe->opcode || kept.ring != user->ring.ring)
+        die("%s: the flight recorder tells of another op", step);
+    if (vr_record_posts(&kept) == 0 || kept.cause != 0 || kept.taken_ns == 0 ||
+        vr_record_queued_ns(&kept) / VR_CQE_TIME_UNIT_NS != cqe->queued ||
+        vr_record_total_ns(&kept) < vr_record_queued_ns(&kept))
+        die("%s: %u posts, cause %u, %" PRIu64 " ns queued, %" PRIu64 " in all", step,
+            vr_record_posts(&kept), kept.cause, vr_record_queued_ns(&kept),
+            vr_record_total_ns(&kept));
+}
 
 static void run_well(struct user *user, struct vr_sqe *sqe, const char *step, int32_t res)
 {
@@ -256,6 +275,7 @@ static void run_well(struct user *user, struct vr_sqe *sqe, const char *step, in
     int atomic = sqe->opcode == VR_OP_FETCH_ADD || sqe->opcode == VR_OP_CMP_SWAP;
     expect_success(step, &cqe, res, atomic ? user->atomics : user->fabric);
     expect_record(step, &cqe, 1);
+    expect_kept(user, sqe, &cqe, step);
 }
 
 static void read_pattern(struct user *user)
@@ -421,6 +441,18 @@ static void ask_the_engine(struct vr_session *session, struct user *user)
     expect_none(session, "cancel", vr_cancel(&user->ring, VR_CANCEL_BY_NUMBER, 0, NULL));
 }
 
+/* The two ops that ended last: a write of nothing, and the FLUSH. */
+static void look_back(struct user *user)
+{
+    struct vr_record kept[2], none;
+    uint32_t count = vr_last_records(&user->recorder, kept, 2);
+    if (count != 2 || kept[0].opcode != VR_OP_WRITE || kept[1].opcode != VR_OP_FLUSH ||
+        kept[1].sequence != kept[0].sequence + 1 || vr_record_posts(&kept[1]) != 0)
+        die("last records: %u, opcodes %u and %u", count, kept[0].opcode, kept[1].opcode);
+    if (vr_find_record(&user->recorder, 1, &none))
+        die("a record that never was is in the flight recorder");
+}
+
 /* Imports from where the options say. */
 static void take_up(struct vr_session *session, const struct part *part, struct user *user)
 {
@@ -452,6 +484,7 @@ static void use_region(struct vr_session *session, const struct part *part)
         die("import: rights %#x, %" PRIu64 " bytes", far->rights, far->bytes);
     must(session, "region", vr_region_alloc(session, REGION_BYTES, 0, &user.near));
     must(session, "ring", vr_ring_create(session, 64, 128, &user.ring));
+    must(session, "recorder", vr_recorder_open(session, &user.recorder));
 
     read_pattern(&user);
     write_pattern(&user);
@@ -461,6 +494,9 @@ static void use_region(struct vr_session *session, const struct part *part)
     be_refused(&user);
     notify_alone(&user);
     ask_the_engine(session, &user);
+    look_back(&user);
+    vr_recorder_free(&user.recorder);
+    vr_recorder_free(&user.recorder);
 
     must(session, "free ring", vr_ring_free(&user.ring));
     must(session, "release import", vr_release(session, VR_OBJECT_REGION, far->id));

@@ -27,6 +27,8 @@ REGION_HUGE RIGHT_READ RIGHT_WRITE RIGHT_ATOMIC RIGHT_NOTIFY STATS_SESSION STATS
 STATE_QUEUED STATE_POSTED STATE_ARMED STATE_FLUSHING
 WAIT_NONE WAIT_LANE WAIT_CLASS WAIT_WINDOW_OPS WAIT_WINDOW_BYTES WAIT_FABRIC WAIT_EARLIER
 WAIT_NOTIFY WAIT_RAIL WAIT_CREDIT
+RECORDER_MAGIC RECORDER_HEADER_BYTES RECORDER_ENTRIES_MAX RECORD_TIME_SHIFT FEATURE_RECORDER
+SESSION_OWN RING_ANY
 SECRET_BYTES NAME_BYTES URL_BYTES ERROR_TEXT_MAX MESSAGE_BYTES_MAX COUNTERS
 """
 
@@ -35,7 +37,8 @@ ENUMERATIONS = (
     ("KIND_", abi.Kind), ("COUNTER_", abi.Counter),
 )
 
-RING = (("sqe", abi.SQE), ("page", abi.PAGE), ("cqe", abi.CQE), ("segment", abi.SEGMENT))
+RING = (("sqe", abi.SQE), ("page", abi.PAGE), ("cqe", abi.CQE), ("segment", abi.SEGMENT),
+        ("recorder_header", abi.RECORDER_HEADER), ("record", abi.RECORD))
 
 MESSAGES = (
     ("head", abi.HEAD), ("reply_head", abi.REPLY_HEAD), ("hello", abi.HELLO),
@@ -47,6 +50,7 @@ MESSAGES = (
     ("connect_reply", abi.CONNECT_REPLY), ("release", abi.RELEASE), ("probe", abi.PROBE),
     ("probe_reply", abi.PROBE_REPLY), ("stats", abi.STATS), ("stats_reply", abi.STATS_REPLY),
     ("op_query", abi.OP_QUERY), ("cancel_reply", abi.CANCEL_REPLY), ("why_reply", abi.WHY_REPLY),
+    ("recorder_request", abi.RECORDER_REQUEST), ("recorder_reply", abi.RECORDER_REPLY),
 )
 
 

@@ -169,6 +169,27 @@ class FakeRing:
         os.close(self.fd)
 
 
+class FakeRecorder:
+    """A flight recorder in a memfd of its own."""
+
+    def __init__(self, entries=4, stride=72, seals=SHRINK_AND_GROW, **header):
+        self.entries, self.stride = entries, stride
+        size_bytes = abi.RECORDER_HEADER_BYTES + entries * stride
+        self.fd, self.map = memory("fake-recorder", size_bytes, seals)
+        fields = dict(magic=abi.RECORDER_MAGIC, abi_version=abi.ABI_VERSION, header_bytes=4096,
+                      entry_stride=stride, entries=entries, boot_id=BOOT_ID, session=1)
+        packed = abi.RECORDER_HEADER.pack(**{**fields, **header})
+        self.map[:len(packed)] = packed
+
+    def write(self, place, **fields):
+        at = abi.RECORDER_HEADER_BYTES + place * self.stride
+        self.map[at:at + abi.RECORD.size] = abi.RECORD.pack(**fields)
+
+    def close(self):
+        self.map.close()
+        os.close(self.fd)
+
+
 class FakeRegion:
     def __init__(self, mapping, size_bytes):
         self.memory, self.size_bytes = mapping, size_bytes
@@ -179,13 +200,14 @@ class FakeEngine:
     """Serves any number of sessions on one thread.
 
     `answer(kind, reply, descriptors)` may replace a reply before it is sent; `ring_options` go to
-    every FakeRing; with `by_hand` no ring is run.
+    every FakeRing; with `by_hand` no ring is run. A `recorder` is everybody's flight recorder.
     """
 
-    def __init__(self, path, pid=None, by_hand=False, answer=None, lie=None, **ring_options):
+    def __init__(self, path, pid=None, by_hand=False, answer=None, lie=None, recorder=None,
+                 **ring_options):
         assert lie is None or lie in LIES
         self.pid, self.by_hand, self.answer, self.lie = pid or os.getpid(), by_hand, answer, lie
-        self.ring_options = ring_options
+        self.ring_options, self.kept = ring_options, recorder
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.listener.bind(str(path))
         self.listener.listen()
@@ -352,7 +374,15 @@ class FakeEngine:
         return abi.REPLY_HEAD, {}, ()
 
     def probe(self, _, __):
-        return abi.PROBE_REPLY, dict(opcodes=0x77F, op_bytes_max=abi.OP_BYTES_MAX), ()
+        features = abi.FEATURE_RECORDER if self.kept else 0
+        return (abi.PROBE_REPLY,
+                dict(opcodes=0x77F, features=features, op_bytes_max=abi.OP_BYTES_MAX), ())
+
+    def recorder(self, request, _):
+        assert abi.RECORDER_REQUEST.unpack(request).session == abi.SESSION_OWN
+        size_bytes = abi.RECORDER_HEADER_BYTES + self.kept.entries * self.kept.stride
+        return (abi.RECORDER_REPLY,
+                dict(session=1, entries=self.kept.entries, bytes=size_bytes), [self.kept.fd])
 
     def stats(self, request, _):
         scope = abi.STATS.unpack(request).scope

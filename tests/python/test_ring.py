@@ -58,7 +58,7 @@ class WithEngine(unittest.TestCase):
         self.addCleanup(thread.join)
         self.addCleanup(engine.stop)
         self.path = path
-        self.session = vr.Session(path)
+        self.session = vr.Session(path, recorder="recorder" in options)
         self.addCleanup(self.session.close)
         return self.session
 
@@ -744,6 +744,61 @@ def serving(*lie):
             engine.kill()
             engine.wait()
             engine.stdout.close()
+
+
+class Recorders(WithEngine):
+    def recorded(self, **options):
+        recorder = fake.FakeRecorder(**options)
+        self.addCleanup(recorder.close)
+        return recorder
+
+    def test_records_are_read_in_order_also_of_a_dead_engine(self):
+        recorder = self.recorded()
+        session = self.start(recorder=recorder)
+        self.assertEqual(session.last_records(), [])
+        for place, sequence in enumerate((1, 2, 0xFFFF_FFFF, 0)):
+            recorder.write(place, sequence=sequence, record=sequence << 8, queued=7 << 16 | 2,
+                           total=9 << 16 | 3, res=-5, cause=13)
+        self.kill()
+        # The one that is being written is not there; numbers wrap.
+        found = session.last_records()
+        self.assertEqual([entry.sequence for entry in found], [0xFFFF_FFFF, 1, 2])
+        self.assertEqual(session.last_records(2), found[1:])
+        self.assertEqual(session.last_records(0), [])
+        entry = session.find_record(1 << 8)
+        self.assertEqual((entry.queued_ns, entry.posts, entry.total_ns, entry.defers, entry.res,
+                          entry.cause), (7, 2, 9, 3, -5, 13))
+        self.assertIsNone(session.find_record(5))
+
+    def test_who_does_not_want_a_recorder_does_not_ask(self):
+        session = self.start()
+        self.assertEqual(session.last_records(), [])
+        kinds = {vr.HEAD.unpack(request).kind for request in self.engine.requests}
+        self.assertEqual(kinds, {vr.Kind.HELLO})
+
+    def test_a_recorder_that_is_refused_is_done_without(self):
+        def refuse(kind, reply, sends):
+            if kind != vr.Kind.RECORDER:
+                return reply, sends
+            head = vr.REPLY_HEAD.pack(kind=kind | vr.REPLY, bytes=24, status=-vr.Errno.EDQUOT,
+                                      tag=vr.REPLY_HEAD.unpack(reply).tag)
+            return head, []
+        session = self.start(recorder=self.recorded(), answer=refuse)
+        self.assertEqual(session.last_records(), [])
+        self.assertEqual(vr.HEAD.unpack(self.engine.requests[-1]).kind, vr.Kind.RECORDER)
+
+    def test_a_recorder_that_cannot_be_is_not_believed(self):
+        for change in (dict(magic=1), dict(abi_version=2), dict(header_bytes=64),
+                       dict(entry_stride=56), dict(entry_stride=73), dict(entries=0),
+                       dict(entries=3), dict(entries=8), dict(seals=0)):
+            with self.subTest(**change):
+                entries = change.pop("entries", 4)
+                recorder = self.recorded(**change)
+                fields = vr.RECORDER_HEADER.unpack(recorder.map[:64])._replace(entries=entries)
+                recorder.map[:64] = vr.RECORDER_HEADER.pack(**fields._asdict())
+                with self.assertRaises(vr.VerbringError) as caught:
+                    self.start(recorder=recorder)
+                self.assertEqual(caught.exception.errno, errno.EPROTO)
 
 
 class Peers(unittest.TestCase):

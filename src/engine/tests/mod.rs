@@ -18,6 +18,7 @@ mod notify;
 mod order;
 mod partial;
 mod peers;
+mod record;
 mod room;
 mod script;
 mod sets;

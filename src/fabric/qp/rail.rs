@@ -148,7 +148,10 @@ impl Taken {
     }
 
     pub(super) fn done(&self) -> Done {
-        let Some((fault, errno)) = self.failure else { return Done::new(self.request.ticket, 0) };
+        let (ticket, attempts) = (self.request.ticket, self.attempts);
+        let Some((fault, errno)) = self.failure else {
+            return Done { attempts, ..Done::new(ticket, 0) };
+        };
         let mut flags = 0;
         if fault == Fault::Path {
             flags |= DONE_FLUSHED;
@@ -160,7 +163,7 @@ impl Taken {
         if self.notifies() && self.stage == Stage::Whole && !self.data_failed {
             flags |= DONE_PLACED;
         }
-        Done { ticket: self.request.ticket, errno, flags, attempts: 0 }
+        Done { ticket, errno, flags, attempts }
     }
 }
 

@@ -120,6 +120,9 @@ const SIGNAL_EVERY: u32 = 16;
 const ATTEMPTS_MAX: u8 = 3;
 /// Beside the work's own time-outs: what the two control threads need to answer each other.
 const ANSWERS_NS: u64 = 500_000_000;
+/// Beside the device's own time-outs: how long all that is posted on one queue pair may take on a
+/// busy link until the first of it completes.
+const LOST_NS: u64 = 30_000_000_000;
 
 /// Opens the card that the settings ask for. `None`, and a line in the log, where there is none
 /// and none is required.
@@ -255,6 +258,8 @@ fn sizes(config: &Config, limits: &DeviceLimits, completions: u32) -> qp::Config
         stuck_ns: silent_ns.saturating_add(ANSWERS_NS),
         grace_ns: timeout_ns.min(ANSWERS_NS / 4),
         drain_ns: silent_ns.saturating_add(ANSWERS_NS),
+        // Devices may take four times what they are set to.
+        lost_ns: silent_ns.saturating_mul(4).saturating_add(LOST_NS),
     }
 }
 

@@ -99,6 +99,7 @@ impl Options {
             stuck_ns: 2 * MS,
             grace_ns: MS / 5,
             drain_ns: 5 * MS,
+            lost_ns: 20 * MS,
         };
         Self {
             engines,

@@ -31,6 +31,7 @@ const CONFIG: Config = Config {
     stuck_ns: 5_000_000,
     grace_ns: 20_000,
     drain_ns: 10_000_000,
+    lost_ns: 2_000_000_000,
 };
 const RAIL: u16 = 1;
 const BYTES: u64 = 1 << 16;

@@ -28,6 +28,7 @@ pub(super) const CONFIG: Config = Config {
     stuck_ns: 5_000_000,
     grace_ns: 20_000,
     drain_ns: 1_000_000,
+    lost_ns: 2_000_000_000,
 };
 
 /// Bytes of every region here.

@@ -14,8 +14,9 @@
 //!
 //! A test plants faults by hand: partial posts with a right, wrong or missing `bad_wr`
 //! ([`Net::plan_post`]), failures of the n-th work request ([`Net::plan_work`]), a dead queue
-//! pair ([`Net::kill`]), completions that belong to nothing ([`Net::inject`]), packets that land
-//! after their sender has given them up ([`Net::land_late`]).
+//! pair ([`Net::kill`]), completions that never come ([`Net::lose_completions`]) or belong to
+//! nothing ([`Net::inject`]), packets that land after their sender has given them up
+//! ([`Net::land_late`]).
 //!
 //! **Deliberately absent**: any chance of its own. What is random is drawn by the test.
 
@@ -164,6 +165,8 @@ struct Pair {
     post_plans: VecDeque<PostPlan>,
     receive_plans: VecDeque<PostPlan>,
     work_plans: VecDeque<WorkPlan>,
+    /// Completions that will be lost.
+    losing: u32,
     /// Every work request that was really posted, oldest first.
     posted: Vec<Wr>,
 }
@@ -282,6 +285,7 @@ impl Net {
             pair.post_plans.clear();
             pair.receive_plans.clear();
             pair.work_plans.clear();
+            pair.losing = 0;
         }
     }
 
@@ -289,6 +293,11 @@ impl Net {
     pub fn kill(&self, number: u32) {
         self.pair(number).dead = true;
         self.world().ghosts.retain(|ghost| ghost.from != number as usize);
+    }
+
+    /// A queue pair's host, or its port, is there again: what it was about to send goes on.
+    pub fn revive(&self, number: u32) {
+        self.pair(number).dead = false;
     }
 
     /// Nothing that a queue pair has given up lands late, from now on.
@@ -314,6 +323,12 @@ impl Net {
         world.complete(device, wc);
     }
 
+    /// The next completions of a queue pair's work never come: the work is done, or failed, and
+    /// nobody is told.
+    pub fn lose_completions(&self, number: u32, count: u32) {
+        self.pair(number).losing += count;
+    }
+
     /// What was really posted on a queue pair, oldest first.
     #[must_use]
     pub fn posted(&self, number: u32) -> Vec<Wr> {
@@ -324,6 +339,12 @@ impl Net {
     #[must_use]
     pub fn occupied_most(&self, number: u32) -> usize {
         self.look().pairs[number as usize].occupied_most
+    }
+
+    /// What a queue pair was last connected with; `None` before that, and once it is reset.
+    #[must_use]
+    pub fn link(&self, number: u32) -> Option<Link> {
+        self.look().pairs[number as usize].link
     }
 
     /// Work requests posted on a queue pair that have not completed.

@@ -11,24 +11,24 @@ use crate::fabric::{
     Stop, Verb,
 };
 
-fn two() -> Two {
+pub(super) fn two() -> Two {
     Two::new(Shape::DEFAULT)
 }
 
-fn write(n: u64) -> Request {
+pub(super) fn write(n: u64) -> Request {
     request(n, Verb::Write, n * 64, n * 64, 64)
 }
 
-fn add(n: u64) -> Request {
+pub(super) fn add(n: u64) -> Request {
     Request { arg: [1, 0], ..request(n, Verb::FetchAdd, n * 64, n * 64, 8) }
 }
 
-fn notify(n: u64) -> Request {
+pub(super) fn notify(n: u64) -> Request {
     Request { flags: REQUEST_NOTIFY, immediate: 5, ..write(n) }
 }
 
 /// Waits for all ends of requests that were taken.
-fn ends(two: &mut Two, count: usize) -> Vec<Done> {
+pub(super) fn ends(two: &mut Two, count: usize) -> Vec<Done> {
     let mut done = Vec::with_capacity(count + 1);
     for _ in 0..5_000 {
         let now_ns = two.advance();
@@ -39,7 +39,7 @@ fn ends(two: &mut Two, count: usize) -> Vec<Done> {
     done
 }
 
-fn plan(taken: u32, say: Say, errno: i32) -> PostPlan {
+pub(super) fn plan(taken: u32, say: Say, errno: i32) -> PostPlan {
     PostPlan { taken, say, errno }
 }
 

@@ -23,6 +23,7 @@ pub(super) const CONFIG: Config = Config {
     stuck_ns: 5_000_000,
     grace_ns: 20_000,
     drain_ns: 10_000_000,
+    lost_ns: 2_000_000_000,
 };
 
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +51,7 @@ pub(super) struct Two {
 }
 
 /// Keys as another side gets them; `forged` ones admit nothing there.
-fn exported(keys: &[Key], forged: bool) -> Box<[Key]> {
+pub(super) fn exported(keys: &[Key], forged: bool) -> Box<[Key]> {
     let turn = if forged { 0x5500 } else { 0 };
     keys.iter().map(|key| Key { lkey: 0, rkey: key.rkey ^ turn, ..*key }).collect()
 }

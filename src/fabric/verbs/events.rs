@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn events_keep_what_they_are_about() {
+    fn f12_events_keep_what_they_are_about() {
         assert_eq!(AsyncEvent::from_ibv(10, 1), AsyncEvent::PortDown(1));
         assert_eq!(AsyncEvent::from_ibv(3, 17), AsyncEvent::PairFailed(17));
         assert_eq!(AsyncEvent::from_ibv(13, 1), AsyncEvent::Other(13));

@@ -13,9 +13,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use verbring::fabric::qp::provider::{
-    BadPost, Caps, Key, Provider, Registration, Wc, WcKind, WcStatus, Wr, WrVerb,
+    BadPost, Broken, Caps, Key, Provider, Wc, WcKind, WcStatus, Wr, WrVerb,
 };
-use verbring::fabric::qp::{Ask, Config, Memory, News, Rails, Told};
+use verbring::fabric::qp::{Ask, CardKeys, Config, Memory, News, Rails, Told};
 use verbring::fabric::{Arrival, Done, Fabric, REQUEST_CHAIN, REQUEST_NOTIFY, Request, Verb};
 use verbring::shm::Mapping;
 
@@ -105,7 +105,7 @@ impl Echo {
 impl Provider for Echo {
     type Pair = ();
 
-    fn completions_max(&self) -> u32 {
+    fn completions_max(&self, _card: u8) -> u32 {
         CONFIG.completions()
     }
 
@@ -152,7 +152,7 @@ impl Provider for Echo {
         Ok(())
     }
 
-    fn poll(&mut self, out: &mut Vec<Wc>) -> Result<(), i32> {
+    fn poll(&mut self, out: &mut Vec<Wc>) -> Result<(), Broken> {
         while out.len() < out.capacity()
             && let Some(wc) = self.completions.pop_front()
         {
@@ -193,11 +193,11 @@ fn the_fabric_of_queue_pairs_allocates_nothing_once_it_is_made() {
     let key = |offset, bytes| Key { offset, bytes, address: 4096 + offset, lkey: 1, rkey: 2 };
     let keys = Box::new([key(0, 40_000), key(40_000, (1 << 16) - 40_000)]);
     let mut fabric = Rails::new(Echo::new(), CONFIG);
-    fabric.attach(0, Memory::own(mapping, &Registration { id: 0, keys: keys.clone() }, 0));
-    fabric.attach(1, Memory::peer(keys, 0).unwrap());
+    fabric.attach(0, Memory::own(mapping, CardKeys::first(keys.clone()), 0));
+    fabric.attach(1, Memory::peer(CardKeys::first(keys), 0).unwrap());
     let given = Caps { ..CONFIG.caps() };
     for rail in 0..RAILS {
-        inside(|| fabric.adopt(rail, (), given)).unwrap();
+        inside(|| fabric.adopt(rail, (), given, 0)).unwrap();
     }
     let mut done: Vec<Done> = Vec::with_capacity(32);
     let mut arrivals: Vec<Arrival> = Vec::with_capacity(4);

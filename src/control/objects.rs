@@ -522,7 +522,10 @@ impl Server {
         entry.keep = Some(Arc::clone(&memory));
         let bytes = entry.bytes;
         let card = entry.registration.as_ref();
-        let card = card.map(|card| qp::Memory::own(Arc::clone(&memory), card, region.0));
+        let card = card.map(|card| {
+            let keys = qp::CardKeys::first(card.keys.clone());
+            qp::Memory::own(Arc::clone(&memory), keys, region.0)
+        });
         let memory = Held { mapping: Some(memory), card };
         let pending = Pending::RegionLive { session: key, region: region.0, tag, kind };
         let token = self.pending.insert(pending) as u64;

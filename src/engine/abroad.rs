@@ -16,7 +16,7 @@ use crate::fabric::{Arrival, Fabric};
 use crate::ids::{RegionId, SessionId};
 use crate::ring::Memory;
 
-use super::rails::RAILS_MAX;
+use super::rails::{RAILS_MAX, rails_below};
 use super::tables::{Region, RegionKind};
 use super::{Engine, Reply};
 
@@ -26,10 +26,11 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         id: RegionId,
         session: SessionId,
         bytes: u64,
-        (rights, rails): (u32, [u16; 3]),
+        (rights, rails): (u32, [u64; 3]),
     ) {
-        let known = |rail: &u16| (1..self.fabric.rails()).contains(rail);
-        assert!(rails.iter().all(known), "an import by a rail that cannot be");
+        let known = rails_below(self.fabric.rails());
+        let named = |set: &u64| *set != 0 && *set & !known == 0;
+        assert!(rails.iter().all(named), "an import by a rail that cannot be");
         let epoch = self.regions[id.index() as usize].epoch.wrapping_add(1);
         self.add_region(id, session, bytes, RegionKind::Peer { epoch, rights, rails });
     }

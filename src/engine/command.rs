@@ -85,8 +85,9 @@ pub enum Command<Mem, M> {
         bytes: u64,
         /// `RIGHT_*` bits.
         rights: u32,
-        /// The rails to the peer, by class: all three equal where one queue pair serves all.
-        rails: [u16; 3],
+        /// The rails to the peer by class, a bit each. Two sets of an engine, of whatever import
+        /// and class, are equal or disjoint.
+        rails: [u64; 3],
         /// The peer's memory, as its keys admit it.
         memory: Mem,
         /// Comes back in the answer.

@@ -172,6 +172,11 @@ impl Abroad {
     }
 }
 
+/// The set of all rails to peers, if there are so many rails.
+pub(super) fn rails_below(count: u16) -> u64 {
+    u64::MAX.checked_shl(count.into()).map_or(u64::MAX, |above| !above) & !1
+}
+
 /// The rails of a set, lowest first.
 fn each_bit(mut set: u64) -> impl Iterator<Item = u16> {
     std::iter::from_fn(move || {
@@ -186,7 +191,10 @@ fn each_bit(mut set: u64) -> impl Iterator<Item = u16> {
 fn rail_of(regions: &[Region], op: &Op) -> u16 {
     let atomic = matches!(op.opcode, Opcode::FetchAdd | Opcode::CmpSwap);
     match regions[op.import as usize].kind {
-        RegionKind::Peer { rails, .. } => rails[op.class.index()],
+        // The lowest of the set.
+        RegionKind::Peer { rails, .. } => {
+            u16::try_from(rails[op.class.index()].trailing_zeros()).unwrap_or(0)
+        }
         _ if atomic => regions[op.target as usize].home,
         _ => 0,
     }

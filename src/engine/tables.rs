@@ -222,11 +222,12 @@ pub(super) enum RegionKind {
         epoch: u32,
         rights: u32,
     },
-    /// A peer's region: what it names is itself. Its rails are by class.
+    /// A peer's region: what it names is itself. Its rails are by class,
+    /// a bit each.
     Peer {
         epoch: u32,
         rights: u32,
-        rails: [u16; 3],
+        rails: [u64; 3],
     },
 }
 

@@ -183,7 +183,7 @@ impl EngineThread {
     fn rail(&mut self, order: Order) {
         let Some(rails) = self.rails() else { return };
         let answer = match order {
-            Order::Adopt { rail, pair, caps } => match rails.adopt(rail, pair, caps) {
+            Order::Adopt { rail, pair, caps, card } => match rails.adopt(rail, pair, caps, card) {
                 Ok(()) => {
                     self.pairs += 1;
                     return;

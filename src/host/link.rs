@@ -25,8 +25,9 @@ use crate::ring::Mapped;
 pub(crate) enum Order {
     /// A command, and the descriptors that the engine thread keeps for a ring.
     Command { command: Command<Held, Mapped>, bells: Option<RingBells> },
-    /// Make a queue pair, which is in INIT, a rail. A wish follows, or [`Answer::NotAdopted`].
-    Adopt { rail: u16, pair: VerbsPair, caps: Caps },
+    /// Make a queue pair of a card, which is in INIT, a rail. A wish follows, or
+    /// [`Answer::NotAdopted`].
+    Adopt { rail: u16, pair: VerbsPair, caps: Caps, card: u8 },
     /// News of a rail.
     Tell(Told),
     /// Hand back the queue pair of a rail that is dead: [`Answer::Released`].

@@ -162,10 +162,10 @@ fn open_chosen(config: &Config) -> Result<Opened, NoVerbs> {
     let chosen = choose(&cards, config, numa_node)?;
     let (provider, control) = open_sized(config, &chosen)?;
     let limits = control.limits();
-    let rails = sizes(config, &limits, provider.completions_max());
+    let rails = sizes(config, &limits, provider.completions_max(0));
     let device = chosen.device.clone();
     if rails.rails_max < 2 {
-        let (entries, qp::Config { depth, receives, .. }) = (provider.completions_max(), rails);
+        let (entries, qp::Config { depth, receives, .. }) = (provider.completions_max(0), rails);
         return Err(NoVerbs::Room { device, entries, depth, receives });
     }
     let gid_index = chosen.gid_index.unwrap_or(0);

@@ -245,7 +245,7 @@ impl End {
             return;
         };
         self.joint.created(Some((made.number, made.caps)));
-        if node.rails_mut().adopt(self.rail, made.pair, made.caps).is_err() {
+        if node.rails_mut().adopt(self.rail, made.pair, made.caps, 0).is_err() {
             self.joint.refused();
         }
     }

@@ -9,7 +9,7 @@ use crate::abi::{Class, RIGHTS_ALL};
 use crate::engine::{Command, Engine, Event, Reply, Ring};
 use crate::fabric::qp::provider::{Access, Key, PathSettings, ProviderControl, Registration};
 use crate::fabric::qp::sim::{Net, SimControl, SimProvider};
-use crate::fabric::qp::{self, Rails, Wish};
+use crate::fabric::qp::{self, CardKeys, Rails, Wish};
 use crate::fabric::{Held, Local, Pair};
 use crate::ids::{RegionId, RingId, SessionId};
 use crate::ring::Heap;
@@ -147,7 +147,8 @@ impl Node {
         let bytes = memory.bytes();
         let none = Access { write: false, read: false, atomics: false };
         let registration = self.register(memory, none);
-        let card = qp::Memory::own(Arc::clone(memory), &registration, region.0);
+        let card =
+            qp::Memory::own(Arc::clone(memory), CardKeys::first(registration.keys), region.0);
         let held = Held { mapping: Some(Arc::clone(memory)), card: Some(card) };
         let token = self.token();
         self.do_now(token, Command::AddRegion { region, session, bytes, memory: held, token });
@@ -161,7 +162,8 @@ impl Node {
     /// From now on atomics on a region of ours go by the rail that leads back here.
     pub(super) fn set_home(&mut self, region: RegionId, memory: &Arc<Mapping>, rail: u16) {
         let registration = self.register(memory, ALL);
-        let card = qp::Memory::own(Arc::clone(memory), &registration, region.0);
+        let card =
+            qp::Memory::own(Arc::clone(memory), CardKeys::first(registration.keys), region.0);
         let held = Held { mapping: Some(Arc::clone(memory)), card: Some(card) };
         let token = self.token();
         self.do_now(token, Command::SetHome { region, rail, memory: held, token });
@@ -186,7 +188,7 @@ impl Node {
     ) -> RegionId {
         let region = self.take_region();
         let keys = keys.iter().map(|key| Key { lkey: 0, ..*key }).collect();
-        let card = qp::Memory::peer(keys, name.0);
+        let card = qp::Memory::peer(CardKeys::first(keys), name.0);
         assert!(card.is_some(), "keys of a peer");
         let held = Held { mapping: None, card };
         let token = self.token();
@@ -197,7 +199,7 @@ impl Node {
                 session,
                 bytes,
                 rights: RIGHTS_ALL,
-                rails: [rail; 3],
+                rails: [1 << rail; 3],
                 memory: held,
                 token,
             },

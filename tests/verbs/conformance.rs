@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use verbring::fabric::conformance::{BYTES, FAR, FORGED, Harness, NEAR, run_all};
 use verbring::fabric::qp::join::Join;
 use verbring::fabric::qp::provider::{Key, ProviderControl};
-use verbring::fabric::qp::{Config, Memory, RailState, Rails};
+use verbring::fabric::qp::{CardKeys, Config, Memory, RailState, Rails};
 use verbring::fabric::verbs::{VerbsControl, VerbsProvider, VerbsSettings, open};
 use verbring::fabric::{Arrival, Done, Fabric};
 use verbring::shm::Mapping;
@@ -51,7 +51,7 @@ pub(crate) struct Two {
 fn exported(keys: &[Key], forged: bool) -> Memory {
     let turn = if forged { 0x5500 } else { 0 };
     let keys = keys.iter().map(|key| Key { lkey: 0, rkey: key.rkey ^ turn, ..*key }).collect();
-    Memory::peer(keys, FAR).expect("keys without gaps")
+    Memory::peer(CardKeys::first(keys), FAR).expect("keys without gaps")
 }
 
 impl Two {
@@ -75,10 +75,16 @@ impl Two {
         let [ours, theirs] = [0, 1].map(|side: usize| {
             controls[side].register(&memories[side], ALL).expect("locked memory")
         });
-        near.attach(NEAR, Memory::own(Arc::clone(&memories[0]), &ours, NEAR));
+        near.attach(
+            NEAR,
+            Memory::own(Arc::clone(&memories[0]), CardKeys::first(ours.keys.clone()), NEAR),
+        );
         near.attach(FAR, exported(&theirs.keys, false));
         near.attach(FORGED, exported(&theirs.keys, true));
-        far.attach(NEAR, Memory::own(Arc::clone(&memories[1]), &theirs, NEAR));
+        far.attach(
+            NEAR,
+            Memory::own(Arc::clone(&memories[1]), CardKeys::first(theirs.keys.clone()), NEAR),
+        );
         far.attach(FAR, exported(&ours.keys, false));
         let controls = controls.map(|control| Boaster::new(control, sends));
         let mut join = Join::new(controls, settings);

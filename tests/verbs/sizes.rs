@@ -46,7 +46,7 @@ fn sizes_beyond_the_device_shrink_until_it_agrees() {
     assert!((MESSAGE_BYTES..1 << 20).contains(&caps.inline_bytes), "{caps:?}");
     assert!(caps.inline_bytes >= 128, "more than the least was tried: {caps:?}");
     // 80 + 40 entries of the completion queue are promised; no more than there are can be.
-    let entries = side.provider.completions_max();
+    let entries = side.provider.completions_max(0);
     let error = side.control.create(Caps { sends: entries, ..CAPS }).expect_err("full");
     let wanted = u64::from(entries) + 80 + 40 + 16;
     let told = matches!(

@@ -376,7 +376,7 @@ impl<P: Provider> Poster<P> {
 #[cfg(test)]
 mod tests {
     use verbring::abi::Class;
-    use verbring::fabric::qp::provider::{BadPost, WcKind};
+    use verbring::fabric::qp::provider::{BadPost, Broken, WcKind};
 
     use super::*;
     use crate::cli::bench::shape::Wish;
@@ -395,7 +395,7 @@ mod tests {
     impl Provider for Fake {
         type Pair = ();
 
-        fn completions_max(&self) -> u32 {
+        fn completions_max(&self, _card: u8) -> u32 {
             64
         }
 
@@ -418,7 +418,7 @@ mod tests {
             unreachable!("nothing is received")
         }
 
-        fn poll(&mut self, out: &mut Vec<Wc>) -> Result<(), i32> {
+        fn poll(&mut self, out: &mut Vec<Wc>) -> Result<(), Broken> {
             for wr in self.posted.drain(..self.posted.len().min(5)).filter(|wr| wr.signaled) {
                 let status = if self.fails { WcStatus::RemoteAccess } else { WcStatus::Success };
                 let (number, kind, message) = (9, WcKind::Work, [0; 2]);

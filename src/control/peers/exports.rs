@@ -286,7 +286,7 @@ impl Server {
             _ => return self.export_failed(session, &request, errno::EIO, "no registration"),
         };
         let place = self.regions.get_mut(&region.0).filter(|place| !place.removing);
-        let memory = qp::Memory::peer(registration.keys.clone(), region.0);
+        let memory = qp::Memory::peer(qp::CardKeys::first(registration.keys.clone()), region.0);
         let (Some(place), Some(rail), Some(memory)) = (place, rail, memory) else {
             self.end_registration(registration.id);
             let text = "the region was released just now, or the card has failed";

@@ -111,7 +111,7 @@ impl Server {
         let Have { loan, region: name, bytes, rights, .. } = *have;
         let Wanted { session, region, tag, keys, .. } = wanted;
         let covered = keys.last().and_then(|key| key.offset.checked_add(key.bytes));
-        let memory = qp::Memory::peer(keys.into(), name)
+        let memory = qp::Memory::peer(qp::CardKeys::first(keys.into()), name)
             .filter(|_| bytes > 0 && covered.is_some_and(|covered| covered >= bytes));
         let Some(connection) = self.peers.connections.get_mut(key) else { return };
         let Some((memory, rails)) = memory.zip(connection.rails_by_class()) else {
@@ -137,6 +137,7 @@ impl Server {
         let token = self.pending.insert(pending) as u64;
         let memory = Memory { mapping: None, card: Some(memory) };
         let session = place(session);
+        let rails = rails.map(|rail| 1 << rail);
         self.order(Command::AddPeerImport { region, session, bytes, rights, rails, memory, token });
     }
 

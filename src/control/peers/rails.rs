@@ -164,7 +164,7 @@ impl Server {
         match (step, done) {
             (Step::Create, CardDone::Created(Created { pair, number, caps })) => {
                 if joint.created(Some((number, caps))) {
-                    self.pass(Order::Adopt { rail, pair, caps });
+                    self.pass(Order::Adopt { rail, pair, caps, card: 0 });
                 } else {
                     place.pair = Some(pair);
                 }

@@ -13,7 +13,7 @@ use super::joint::{Act, Job, Joint, Say, Step};
 use crate::fabric::conformance::{FAR, NEAR, request};
 use crate::fabric::qp::provider::{Access, Key, Move, PathSettings, ProviderControl};
 use crate::fabric::qp::sim::{Net, SimConfig, SimControl, SimProvider};
-use crate::fabric::qp::{Ask, Config, Memory, News, RailState, Rails, Told, Wish};
+use crate::fabric::qp::{Ask, CardKeys, Config, Memory, News, RailState, Rails, Told, Wish};
 use crate::fabric::{Arrival, Done, Fabric, REQUEST_NOTIFY, Request, Verb};
 use crate::seeds::{Random, each_seed};
 use crate::shm::Mapping;
@@ -114,9 +114,9 @@ impl World {
         let keys: Vec<_> = held.iter().map(|held| exported(&held.3.keys)).collect();
         let ends = held.into_iter().zip(0..).map(|((provider, control, mapping, own), side)| {
             let mut rails = Rails::new(provider, CONFIG);
-            rails.attach(NEAR, Memory::own(mapping, &own, NEAR));
+            rails.attach(NEAR, Memory::own(mapping, CardKeys::first(own.keys), NEAR));
             let far: usize = (side + 1) % engines;
-            rails.attach(FAR, Memory::peer(keys[far].clone(), NEAR).unwrap());
+            rails.attach(FAR, Memory::peer(CardKeys::first(keys[far].clone()), NEAR).unwrap());
             End {
                 joint: Joint::new(PathSettings::DEFAULT, CONFIG.caps(), CONFIG.receives),
                 rails,
@@ -151,7 +151,7 @@ impl World {
         while let Some(order) = end.orders.receive(now_ns) {
             match order {
                 Order::Adopt(number, caps) => {
-                    if end.rails.adopt(RAIL, number, caps).is_err() {
+                    if end.rails.adopt(RAIL, number, caps, 0).is_err() {
                         panic!("the fabric has room for a rail");
                     }
                 }

@@ -220,7 +220,7 @@ fn loopback(two: &mut Two) -> u32 {
     let own = control.endpoint(made.number, &settings, config.receives).unwrap();
     let link = Link { own, peer: own, settings };
     let rails = rails_of(&mut two.worlds[0]);
-    assert!(rails.adopt(2, made.pair, made.caps).is_ok());
+    assert!(rails.adopt(2, made.pair, made.caps, 0).is_ok());
     two.served = false;
     two.step();
     let wish = rails_of(&mut two.worlds[0]).wish().unwrap();

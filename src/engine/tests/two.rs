@@ -8,9 +8,9 @@ use crate::abi::{
 };
 use crate::engine::{Command, Limits, Reply, Why};
 use crate::fabric::qp::join::Join;
-use crate::fabric::qp::provider::{Access, Key, PathSettings, ProviderControl, Registration};
+use crate::fabric::qp::provider::{Access, PathSettings, ProviderControl, Registration};
 use crate::fabric::qp::sim::{Net, SimConfig, SimControl, SimProvider};
-use crate::fabric::qp::{Config, Memory, RailState, Rails};
+use crate::fabric::qp::{CardKeys, Config, Memory, RailState, Rails};
 use crate::fabric::{Held, Local, Pair};
 use crate::ids::{RegionId, SessionId};
 use crate::shm::Mapping;
@@ -71,6 +71,9 @@ impl Two {
         let [(a, first), (b, second)] = sides;
         let mut join = Join::new([first, second], PathSettings::DEFAULT).without_rail_0();
         let mut worlds = [a, b];
+        // Places that differ by side, and with them what regions are filled with: bytes that are
+        // alike on both sides have been moved.
+        worlds[1].next_region(1);
         for _ in 0..rails {
             let [a, b] = worlds.each_mut().map(rails_of);
             join.open([a, b], &config).unwrap();
@@ -129,7 +132,8 @@ impl Two {
         let id = self.worlds[side].next_region(1);
         let mapping = self.worlds[side].mapping(id, BYTES);
         let registration = self.register(side, &mapping, LOCAL_ONLY);
-        let card = Some(Memory::own(Arc::clone(&mapping), &registration, id.0));
+        let card =
+            Some(Memory::own(Arc::clone(&mapping), CardKeys::first(registration.keys), id.0));
         let memory = Held { mapping: Some(mapping), card };
         self.worlds[side].add_region(id, SessionId(0), BYTES, memory);
         id
@@ -140,9 +144,9 @@ impl Two {
     }
 
     /// Keys of a region with the rights of a loan.
-    fn keys(&mut self, side: usize, region: RegionId, rights: u32) -> Box<[Key]> {
+    fn keys(&mut self, side: usize, region: RegionId, rights: u32) -> CardKeys {
         let mapping = Arc::clone(&self.worlds[side].memory[&region.0]);
-        self.register(side, &mapping, access(rights)).keys
+        CardKeys::first(self.register(side, &mapping, access(rights)).keys)
     }
 
     /// Runs a command that is answered at once.
@@ -217,7 +221,7 @@ impl Two {
             session,
             bytes,
             rights,
-            rails,
+            rails: rails.map(|rail| 1 << rail),
             memory: held,
             token,
         });

@@ -69,7 +69,7 @@ impl<C: ProviderControl> Join<C> {
             joint.numbers[side] = made.number;
             joint.credits[side] =
                 config.receives.min(receives.saturating_sub(super::RECEIVES_KEPT));
-            let adopted = end.adopt(rail, made.pair, made.caps).map_err(|(error, _)| error);
+            let adopted = end.adopt(rail, made.pair, made.caps, 0).map_err(|(error, _)| error);
             assert_eq!(adopted, Ok(()));
         }
         self.joints.push(joint);

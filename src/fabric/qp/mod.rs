@@ -40,13 +40,13 @@ use std::collections::VecDeque;
 
 use thiserror::Error;
 
-pub use memory::Memory;
+pub use memory::{CARDS_MAX, CardKeys, Memory};
 pub use message::RECEIVES_KEPT;
 pub use rail::{RailState, SENDS_KEPT};
 pub use recover::{Ask, News, Told, Wish};
 pub use status::{EHOSTDOWN, EIO, ETIMEDOUT};
 
-use self::provider::{Caps, Provider, Wc, Wr};
+use self::provider::{Broken, Caps, Provider, Wc, Wr};
 use self::rail::Rail;
 use super::{Arrival, Done, Fabric, Limits, Request, Room};
 use crate::abi::Page;
@@ -114,6 +114,12 @@ pub enum AdoptError {
         rail: u16,
         /// The limit.
         rails_max: u16,
+    },
+    /// There can be no such card.
+    #[error("card {card} is not below {CARDS_MAX}: give the engine fewer cards")]
+    Card {
+        /// The card.
+        card: u8,
     },
     /// The device gave too little.
     #[error(
@@ -195,8 +201,8 @@ pub struct Rails<P> {
     wishes: VecDeque<Wish>,
     /// Rails to look at in the next poll.
     listed: VecDeque<u16>,
-    /// Completion queue entries that rails may fill.
-    completions: u32,
+    /// Completion queue entries that rails may fill, by card.
+    completions: [u32; CARDS_MAX],
     now_ns: u64,
     /// When rails are looked through for lost completions again.
     look_ns: u64,
@@ -232,7 +238,7 @@ impl<P: Provider> Rails<P> {
             arrivals: VecDeque::with_capacity(arrivals),
             wishes: VecDeque::with_capacity(2 * count),
             listed: VecDeque::with_capacity(count),
-            completions: 0,
+            completions: [0; CARDS_MAX],
             now_ns: 0,
             look_ns: 0,
             counts: Counts::default(),
@@ -241,7 +247,8 @@ impl<P: Provider> Rails<P> {
         }
     }
 
-    /// Makes a queue pair, which is in INIT, a rail. It is connected by the wish that follows.
+    /// Makes a queue pair of a card, which is in INIT, a rail. It is connected by the wish that
+    /// follows. The peer's queue pair is on its card of the same number.
     ///
     /// # Errors
     /// [`AdoptError`]; the queue pair comes back with it.
@@ -250,8 +257,12 @@ impl<P: Provider> Rails<P> {
         number: u16,
         pair: P::Pair,
         caps: Caps,
+        card: u8,
     ) -> Result<(), (AdoptError, P::Pair)> {
         let rails_max = self.config.rails_max;
+        if usize::from(card) >= CARDS_MAX {
+            return Err((AdoptError::Card { card }, pair));
+        }
         let free = |rail: &&mut Rail| rail.state == RailState::Absent;
         let Some(rail) = self.rails.get_mut(usize::from(number)).filter(free) else {
             return Err((AdoptError::Rail { rail: number, rails_max }, pair));
@@ -260,12 +271,14 @@ impl<P: Provider> Rails<P> {
         if sends <= SENDS_KEPT || receives <= RECEIVES_KEPT {
             return Err((AdoptError::Caps { sends, receives }, pair));
         }
-        let (have, used) = (self.provider.completions_max(), self.completions);
+        let used = &mut self.completions[usize::from(card)];
+        let (have, before) = (self.provider.completions_max(card), *used);
         let want = sends.saturating_add(receives);
-        if have.saturating_sub(used) < want {
-            return Err((AdoptError::Completions { have, used, want }, pair));
+        if have.saturating_sub(before) < want {
+            return Err((AdoptError::Completions { have, used: before, want }, pair));
         }
-        self.completions += want;
+        *used += want;
+        rail.card = card;
         rail.completions = want;
         rail.depth = self.config.depth.min(sends - SENDS_KEPT);
         rail.inline_bytes = self.config.inline_bytes.min(inline_bytes);
@@ -284,7 +297,7 @@ impl<P: Provider> Rails<P> {
         }
         assert!(rail.taken.is_empty() && rail.works.is_empty(), "a dead rail with work");
         rail.state = RailState::Absent;
-        self.completions -= rail.completions;
+        self.completions[usize::from(rail.card)] -= rail.completions;
         self.provider.release(number)
     }
 
@@ -403,12 +416,13 @@ impl<P: Provider> Fabric for Rails<P> {
         let mut wcs = std::mem::take(&mut self.wcs);
         for _ in 0..ROUNDS {
             wcs.clear();
-            if self.provider.poll(&mut wcs).is_err() {
-                self.degrade_all();
-                break;
-            }
+            let broken = self.provider.poll(&mut wcs).err();
             for wc in &wcs {
                 self.complete(wc);
+            }
+            if let Some(Broken { card, .. }) = broken {
+                self.degrade_card(card);
+                break;
             }
             if wcs.len() < wcs.capacity() {
                 break;

@@ -6,6 +6,7 @@
 //! `signal_every`th (so credit comes back before a long list has ended). If a device takes a part
 //! without its signalled end and nothing follows, a marker does: a WRITE of no bytes.
 
+use super::memory::piece;
 use super::message::Message;
 use super::provider::{BadPost, MESSAGE_BYTES, Provider, Wr, WrId, WrVerb};
 use super::rail::{Rail, RailState, Role, Stage, Taken, Work};
@@ -37,8 +38,8 @@ impl<P: Provider> Rails<P> {
         if self.live as usize + self.finished.len() >= self.finished_max as usize {
             return false;
         }
-        let works = works(&self.regions, &self.config, request);
         let Some(rail) = self.rails.get_mut(usize::from(request.rail)) else { return false };
+        let works = works(&self.regions, &self.config, rail.card, request);
         let mut taken = Taken::new(*request, 0);
         taken.broken_before = rail.chain_broken;
         let broken = taken.chained() && rail.chain_broken;
@@ -253,8 +254,12 @@ impl Rail {
         let request = &taken.request;
         let near = region(regions, request.local)?;
         let far = region(regions, request.remote)?;
-        let near = near.piece(request.local_offset + u64::from(taken.cursor));
-        let far = far.far_piece(request.remote_offset + u64::from(taken.cursor));
+        let (near, far) = (near.near(self.card), far.far(self.card));
+        if near.is_empty() || far.is_empty() {
+            return None;
+        }
+        let near = piece(near, request.local_offset + u64::from(taken.cursor));
+        let far = piece(far, request.remote_offset + u64::from(taken.cursor));
         let piece = near.bytes.min(far.bytes).min(u64::from(config.message_bytes_max));
         let left = request.bytes - taken.cursor;
         let bytes = left.min(u32::try_from(piece).unwrap_or(u32::MAX));
@@ -387,6 +392,7 @@ impl Rail {
 pub(super) fn works(
     regions: &[Option<Memory>],
     config: &Config,
+    card: u8,
     request: &Request,
 ) -> Result<u32, i32> {
     let near = region(regions, request.local).ok_or(errno::ESTALE)?;
@@ -396,12 +402,17 @@ pub(super) fn works(
     if !inside || near.mapping().is_none() {
         return Err(errno::EINVAL);
     }
+    let (near, far) = (near.near(card), far.far(card));
+    if near.is_empty() || far.is_empty() {
+        // It is not registered with this card, here or at the peer.
+        return Err(errno::ESTALE);
+    }
     let notification = u32::from(request.flags & crate::fabric::REQUEST_NOTIFY != 0);
     let mut at = 0;
     let mut pieces = 0;
     while at < bytes {
-        let near = near.piece(request.local_offset + at).bytes;
-        let far = far.far_piece(request.remote_offset + at).bytes;
+        let near = piece(near, request.local_offset + at).bytes;
+        let far = piece(far, request.remote_offset + at).bytes;
         at += near.min(far).min(u64::from(config.message_bytes_max));
         pieces += 1;
     }

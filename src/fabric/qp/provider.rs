@@ -207,7 +207,17 @@ pub struct Wc {
     pub vendor_error: u32,
 }
 
-/// The data path of one device with one completion queue. One thread owns it.
+/// A card's completion queue is broken: overrun, or the device is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the completion queue of card {card} is broken, errno {errno}")]
+pub struct Broken {
+    /// The card.
+    pub card: u8,
+    /// Positive errno.
+    pub errno: i32,
+}
+
+/// The data path of an engine's cards, a completion queue each. One thread owns it.
 ///
 /// Order per queue pair is that of a reliable connection: requests start in order, complete in
 /// order, and every signalled or failed one completes once. After the first error the queue pair
@@ -217,8 +227,9 @@ pub trait Provider {
     /// A queue pair, as control made it.
     type Pair;
 
-    /// Entries of the completion queue. Constant. Whoever posts stays below it.
-    fn completions_max(&self) -> u32;
+    /// Entries of a card's completion queue; 0 for one that is not there. Constant. Whoever posts
+    /// stays below it.
+    fn completions_max(&self, card: u8) -> u32;
 
     /// Makes a queue pair known as a rail that is not in use. It is in INIT; completions of it
     /// carry its rail in their `wr_id`.
@@ -242,13 +253,14 @@ pub trait Provider {
     /// [`BadPost`], as for [`Provider::post`].
     fn post_receives(&mut self, rail: u16, wr_id: u64, count: u32) -> Result<(), BadPost>;
 
-    /// Appends completions, never beyond `out`'s capacity; fewer only if there are no more now.
+    /// Appends completions of all cards, never beyond `out`'s capacity; fewer only if there are no
+    /// more now.
     ///
     /// # Errors
-    /// A positive errno: the completion queue itself is broken (overrun, device gone).
-    fn poll(&mut self, out: &mut Vec<Wc>) -> Result<(), i32>;
+    /// [`Broken`]; what was appended counts all the same.
+    fn poll(&mut self, out: &mut Vec<Wc>) -> Result<(), Broken>;
 
-    /// Asks for one event on the device's channel at the next completion. Poll once more after
+    /// Asks for one event on each card's channel at the next completion. Poll once more after
     /// it: what completed before this call gives no event.
     ///
     /// # Errors
@@ -445,7 +457,7 @@ pub struct Key {
     pub rkey: u32,
 }
 
-/// A registered memory: one key, or several where the device's limit splits it.
+/// A memory registered with one device: one key, or several where the device's limit splits it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registration {
     /// Names it to [`ProviderControl::deregister`].

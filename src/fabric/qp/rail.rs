@@ -215,6 +215,8 @@ pub(super) struct Rail {
     pub(super) epoch: u32,
     pub(super) depth: u32,
     pub(super) inline_bytes: u32,
+    /// The card that its queue pair is on, here and at the peer.
+    pub(super) card: u8,
     /// Entries of the completion queue that it may fill.
     pub(super) completions: u32,
     pub(super) taken: Track<Taken>,
@@ -276,6 +278,7 @@ impl Rail {
             epoch: 0,
             depth,
             inline_bytes: 0,
+            card: 0,
             completions: 0,
             next: taken.tail(),
             taken,

@@ -186,10 +186,12 @@ impl<P: Provider> Rails<P> {
         self.attend(number);
     }
 
-    /// The completion queue is broken: every rail is in doubt.
-    pub(super) fn degrade_all(&mut self) {
+    /// A card's completion queue is broken: every rail on it is in doubt.
+    pub(super) fn degrade_card(&mut self, card: u8) {
         for number in 0..self.config.rails_max {
-            self.degrade(number);
+            if self.rails[usize::from(number)].card == card {
+                self.degrade(number);
+            }
         }
     }
 
@@ -319,7 +321,8 @@ impl<P: Provider> Rails<P> {
                 broken = false;
                 rail.taken[keep] = taken;
                 if hurt {
-                    let works = super::post::works(&self.regions, &self.config, &taken.request);
+                    let works =
+                        super::post::works(&self.regions, &self.config, rail.card, &taken.request);
                     rail.rewind(keep, works.unwrap_or(1));
                     self.counts.repeats += 1;
                 }

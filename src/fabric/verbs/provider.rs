@@ -17,7 +17,7 @@ use nix::errno::Errno;
 use super::device::{QueuePair, Queues, Registered};
 use super::sys::{self, Zeroed};
 use crate::fabric::qp::provider::{
-    BadPost, Caps, MESSAGE_BYTES, Provider, Wc, WcKind, WcStatus, Wr, WrId, WrVerb,
+    BadPost, Broken, Caps, MESSAGE_BYTES, Provider, Wc, WcKind, WcStatus, Wr, WrId, WrVerb,
 };
 use crate::shm::Mapping;
 
@@ -250,8 +250,8 @@ fn request(wr: &Wr, inline: bool, range: *mut sys::Sge, next: *mut sys::SendWr) 
 impl Provider for VerbsProvider {
     type Pair = VerbsPair;
 
-    fn completions_max(&self) -> u32 {
-        self.queues.entries()
+    fn completions_max(&self, card: u8) -> u32 {
+        if card == 0 { self.queues.entries() } else { 0 }
     }
 
     fn adopt(&mut self, rail: u16, pair: VerbsPair) {
@@ -331,7 +331,7 @@ impl Provider for VerbsProvider {
         Ok(())
     }
 
-    fn poll(&mut self, out: &mut Vec<Wc>) -> Result<(), i32> {
+    fn poll(&mut self, out: &mut Vec<Wc>) -> Result<(), Broken> {
         loop {
             let room = (out.capacity() - out.len()).min(POLL_MAX);
             let Ok(asked) = i32::try_from(room) else { return Ok(()) };
@@ -341,7 +341,9 @@ impl Provider for VerbsProvider {
             let into = self.completions.as_mut_ptr();
             // SAFETY: the completion queue lives as long as `queues`; the array has that much room.
             let got = unsafe { (self.queues.poll_cq)(self.queues.cq.as_ptr(), asked, into) };
-            let Ok(got) = usize::try_from(got) else { return Err(-got) };
+            let Ok(got) = usize::try_from(got) else {
+                return Err(Broken { card: 0, errno: -got });
+            };
             for at in 0..got.min(room) {
                 let completion = self.completions[at];
                 out.push(self.judge(&completion));

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::super::provider::{
-    Access, BadPost, Caps, Created, DeviceLimits, Endpoint, Key, MESSAGE_BYTES, Move, PairState,
-    PathSettings, Provider, ProviderControl, ProviderError, Registration, Wc, WcKind, WcStatus, Wr,
-    WrVerb,
+    Access, BadPost, Broken, Caps, Created, DeviceLimits, Endpoint, Key, MESSAGE_BYTES, Move,
+    PairState, PathSettings, Provider, ProviderControl, ProviderError, Registration, Wc, WcKind,
+    WcStatus, Wr, WrVerb,
 };
 use super::wire::read;
 use super::{ADDRESS_SHIFT, Net, Pair, Phase, PostPlan, Registered, Say, Sent, work_completion};
@@ -95,7 +95,10 @@ const UNKNOWN: BadPost = BadPost { taken: Some(0), errno: errno::EINVAL };
 impl Provider for SimProvider {
     type Pair = u32;
 
-    fn completions_max(&self) -> u32 {
+    fn completions_max(&self, card: u8) -> u32 {
+        if card > 0 {
+            return 0;
+        }
         let world = self.net.look();
         u32::try_from(world.devices[self.device].completions_max).unwrap_or(u32::MAX)
     }
@@ -144,10 +147,10 @@ impl Provider for SimProvider {
         stop.map_or(Ok(()), Err)
     }
 
-    fn poll(&mut self, out: &mut Vec<Wc>) -> Result<(), i32> {
+    fn poll(&mut self, out: &mut Vec<Wc>) -> Result<(), Broken> {
         let mut world = self.net.world();
         if world.devices[self.device].overrun {
-            return Err(super::super::EIO);
+            return Err(Broken { card: 0, errno: super::super::EIO });
         }
         while out.len() < out.capacity()
             && let Some(wc) = world.devices[self.device].completions.pop_front()

@@ -445,9 +445,9 @@ fn f32_over_reported_caps_shrink_a_rail_and_too_small_ones_are_refused() {
     let mut fabric = Rails::new(provider, CONFIG);
     let made = control.create(CONFIG.caps()).unwrap();
     let small = super::Caps { sends: 2, ..made.caps };
-    let refused = fabric.adopt(0, made.pair, small).map_err(|(error, _)| error);
+    let refused = fabric.adopt(0, made.pair, small, 0).map_err(|(error, _)| error);
     assert!(matches!(refused, Err(AdoptError::Caps { sends: 2, .. })), "{refused:?}");
-    let refused = fabric.adopt(99, made.pair, made.caps).map_err(|(error, _)| error);
+    let refused = fabric.adopt(99, made.pair, made.caps, 0).map_err(|(error, _)| error);
     assert!(matches!(refused, Err(AdoptError::Rail { rail: 99, .. })), "{refused:?}");
 }
 
@@ -459,7 +459,7 @@ fn q13_the_completion_queue_holds_all_that_can_complete() {
     let mut fabric = Rails::new(provider, CONFIG);
     for rail in 0..2 {
         let made = control.create(CONFIG.caps()).unwrap();
-        let adopted = fabric.adopt(rail, made.pair, made.caps).map_err(|(error, _)| error);
+        let adopted = fabric.adopt(rail, made.pair, made.caps, 0).map_err(|(error, _)| error);
         let full = AdoptError::Completions { have: 2 * need - 1, used: need, want: need };
         assert_eq!(adopted, if rail == 0 { Ok(()) } else { Err(full) });
     }

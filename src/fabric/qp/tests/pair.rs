@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::super::join::Join;
 use super::super::provider::{Access, Key, PathSettings, ProviderControl};
 use super::super::sim::{Net, SimConfig, SimControl, SimProvider};
-use super::super::{Config, Memory, RailState, Rails};
+use super::super::{CardKeys, Config, Memory, RailState, Rails};
 use crate::fabric::conformance::{BYTES, FAR, FORGED, Harness, NEAR};
 use crate::fabric::{Arrival, Fabric};
 use crate::shm::Mapping;
@@ -51,9 +51,10 @@ pub(super) struct Two {
 }
 
 /// Keys as another side gets them; `forged` ones admit nothing there.
-pub(super) fn exported(keys: &[Key], forged: bool) -> Box<[Key]> {
+pub(super) fn exported(keys: &[Key], forged: bool) -> CardKeys {
     let turn = if forged { 0x5500 } else { 0 };
-    keys.iter().map(|key| Key { lkey: 0, rkey: key.rkey ^ turn, ..*key }).collect()
+    let keys = keys.iter().map(|key| Key { lkey: 0, rkey: key.rkey ^ turn, ..*key });
+    CardKeys::first(keys.collect())
 }
 
 impl Two {
@@ -69,10 +70,16 @@ impl Two {
             [0, 1].map(|side: usize| controls[side].register(&memories[side], access).unwrap());
         let mut near = Rails::new(near, config);
         let mut far = Rails::new(far, config);
-        near.attach(NEAR, Memory::own(Arc::clone(&memories[0]), &ours, NEAR));
+        near.attach(
+            NEAR,
+            Memory::own(Arc::clone(&memories[0]), CardKeys::first(ours.keys.clone()), NEAR),
+        );
         near.attach(FAR, Memory::peer(exported(&theirs.keys, false), FAR).unwrap());
         near.attach(FORGED, Memory::peer(exported(&theirs.keys, true), FAR).unwrap());
-        far.attach(NEAR, Memory::own(Arc::clone(&memories[1]), &theirs, NEAR));
+        far.attach(
+            NEAR,
+            Memory::own(Arc::clone(&memories[1]), CardKeys::first(theirs.keys.clone()), NEAR),
+        );
         far.attach(FAR, Memory::peer(exported(&ours.keys, false), FAR).unwrap());
         let mut join = Join::new(controls, PathSettings::DEFAULT);
         for _ in 0..rails {

@@ -1,5 +1,5 @@
-//! What an outage looks like from a ring: time-outs in the queue and on the wire, ops that are taken
-//! back or left behind while a queue pair has them, barriers, and clocks that leap.
+//! What an outage looks like from a ring: time-outs in the queue and on the wire, ops that are
+//! taken back or left behind while a queue pair has them, barriers, and clocks that leap.
 
 use super::two::{ME, Two, add, rails_of, transfer};
 use super::world::{STEP_NS, cancel, failed, flush, outcome};

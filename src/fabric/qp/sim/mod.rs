@@ -341,12 +341,6 @@ impl Net {
         self.look().pairs[number as usize].occupied_most
     }
 
-    /// What a queue pair was last connected with; `None` before that, and once it is reset.
-    #[must_use]
-    pub fn link(&self, number: u32) -> Option<Link> {
-        self.look().pairs[number as usize].link
-    }
-
     /// Work requests posted on a queue pair that have not completed.
     #[must_use]
     pub fn pending(&self, number: u32) -> usize {

@@ -1,9 +1,7 @@
 //! Limits, on both sides of each; counters where they wrap; and credits that come back twice.
 
-use super::super::provider::{
-    Access, Caps, Move, PairState, PathSettings, ProviderControl, WcStatus,
-};
-use super::super::sim::{Net, Say, SimConfig};
+use super::super::provider::{Access, ProviderControl, WcStatus};
+use super::super::sim::Say;
 use super::super::{Config, Memory, RailState};
 use super::faults::{ends, notify, plan, two, write};
 use super::pair::{CONFIG, Shape, Two, exported};
@@ -112,33 +110,6 @@ fn f33_depth_given_back_twice_is_caught() {
 fn f33_credit_for_a_notification_given_back_twice_is_caught() {
     let mut two = two();
     two.near.rails[0].credits.unreserve();
-}
-
-/// What was asked for is what the queue pair is connected with, and can be asked for.
-#[test]
-fn q14_times_and_retries_in_force_are_those_that_were_set() {
-    let net = Net::new();
-    let (_near, mut near) = net.device(SimConfig::DEFAULT, 64);
-    let (_far, mut far) = net.device(SimConfig::DEFAULT, 64);
-    let settings = PathSettings {
-        timeout: 19,
-        retry: 3,
-        rnr_retry: 2,
-        rnr_timer: 27,
-        ..PathSettings::DEFAULT
-    };
-    let caps = Caps { sends: 4, receives: 4, inline_bytes: 16 };
-    let made = near.create(caps).unwrap().number;
-    let other = far.create(caps).unwrap().number;
-    assert_eq!(net.link(made), None);
-    near.modify(made, &Move::Init(settings)).unwrap();
-    let own = near.endpoint(made, &settings, 1).unwrap();
-    let peer = far.endpoint(other, &settings, 1).unwrap();
-    let link = super::super::provider::Link { own, peer, settings };
-    near.modify(made, &Move::ReadyToReceive(link)).unwrap();
-    near.modify(made, &Move::ReadyToSend(link)).unwrap();
-    assert_eq!(near.state(made).unwrap(), PairState::ReadyToSend);
-    assert_eq!(net.link(made).map(|link| link.settings), Some(settings));
 }
 
 /// A message at the port's limit is one work request, and a byte more is two.

@@ -551,6 +551,10 @@ fn f12_a_queue_pair_that_its_device_gives_up_is_rebuilt_at_both_ends() {
         if when == 1 {
             world.net.break_pair(number);
         }
+        // What is told takes its time to reach the rails.
+        for _ in 0..400 {
+            world.step();
+        }
         world.settle();
         assert!(world.ready());
         for end in &world.ends {

@@ -1,7 +1,7 @@
 //! Limits, on both sides of each; counters where they wrap; and credits that come back twice.
 
 use super::super::provider::{Access, ProviderControl, WcStatus};
-use super::super::sim::Say;
+use super::super::sim::{Say, WorkPlan};
 use super::super::{Config, Memory, RailState};
 use super::faults::{ends, notify, plan, two, write};
 use super::pair::{CONFIG, Shape, Two, exported};
@@ -174,24 +174,32 @@ fn b12_a_long_request_is_not_passed_by_short_ones_for_ever() {
     assert!(done.len() > 50 && done.iter().all(|end| end.errno == 0));
 }
 
-/// Of several errors of one request the first is told, not one that came of it.
+/// One of its pieces fails, on the wire or before it is posted: it is told with the last of them.
 #[test]
 fn b06_a_request_in_pieces_ends_only_when_its_last_piece_has() {
     let config = Config { message_bytes_max: 64, ..CONFIG };
-    let mut two = Two::new(Shape { config, ..Shape::DEFAULT });
-    let number = two.join.number(0, 0);
-    two.net.delay(number, 2_000);
-    let status = WcStatus::RemoteAccess;
-    let failing = super::super::sim::WorkPlan { after: 1, status, effect: false };
-    two.net.plan_work(number, failing);
-    assert_eq!(two.near.post(&[request(7, Verb::Write, 0, 0, 640)]), 1);
-    let mut done = Vec::with_capacity(2);
-    while done.is_empty() {
-        let before = two.near.posted(0);
-        let now_ns = two.advance();
-        two.near.poll(now_ns, &mut done);
-        assert!(done.is_empty() || before == 0 || two.net.pending(number) == 0, "told too early");
+    for on_the_wire in [true, false] {
+        let mut two = Two::new(Shape { config, ..Shape::DEFAULT });
+        let number = two.join.number(0, 0);
+        two.net.delay(number, 2_000);
+        if on_the_wire {
+            let status = WcStatus::RemoteAccess;
+            two.net.plan_work(number, WorkPlan { after: 1, status, effect: false });
+        } else {
+            two.net.plan_post(number, plan(5, Say::Right, errno::EINVAL));
+        }
+        assert_eq!(two.near.post(&[request(7, Verb::Write, 0, 0, 640)]), 1);
+        assert!(two.net.pending(number) > 0);
+        let mut done = Vec::with_capacity(2);
+        for _ in 0..1_000 {
+            if done.is_empty() {
+                let now_ns = two.advance();
+                two.near.poll(now_ns, &mut done);
+            }
+        }
+        assert_eq!(two.net.pending(number), 0, "told while pieces were under way");
+        let code = if on_the_wire { errno::EACCES } else { errno::EINVAL };
+        assert_eq!(done, [Done { ticket: 7, errno: code, flags: 0 }]);
+        assert!(two.near.at_rest());
     }
-    assert_eq!(done, [Done { ticket: 7, errno: errno::EACCES, flags: 0 }]);
-    assert!(two.near.at_rest());
 }

@@ -308,3 +308,33 @@ fn f26_an_engine_that_stands_still_for_100_ms_loses_nothing() {
         }
     }
 }
+
+/// More completions wait to be read than one poll reads, and those of one queue pair are behind
+/// all others: that they were not read for long says nothing of the device.
+#[test]
+fn f26_completions_that_wait_to_be_read_are_not_taken_for_lost() {
+    let depth = 600;
+    let config = Config { depth, signal_every: 1, lost_ns: 40_000_000, ..CONFIG };
+    let mut two = Two::new(Shape { config, rails: 2, ..Shape::DEFAULT });
+    two.net.delay(two.join.number(0, 0), 11_900_000);
+    two.net.delay(two.join.number(1, 0), 12_000_000);
+    let batch: Vec<_> = (0..u64::from(depth)).map(write).collect();
+    assert_eq!(two.near.post(&batch), batch.len());
+    assert_eq!(two.near.post(&[by(1, write(600))]), 1);
+    let mut done = Vec::with_capacity(700);
+    // It is looked at twice while all is under way, and then not for longer than work may take.
+    for _ in 0..2 {
+        two.net.advance(config.lost_ns / 4);
+        two.near.poll(two.net.now_ns(), &mut done);
+    }
+    assert_eq!(done, []);
+    two.net.advance(100_000_000);
+    for _ in 0..10 {
+        two.near.poll(two.net.now_ns(), &mut done);
+    }
+    assert_eq!(done.len(), 601);
+    assert!(done.iter().all(|end| end.errno == 0), "{done:?}");
+    let counts = two.near.counts();
+    assert_eq!((counts.silent, counts.degraded), (0, 0));
+    assert!(two.near.at_rest());
+}

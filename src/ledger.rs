@@ -692,7 +692,7 @@ mod tests {
     }
 
     #[test]
-    fn a_generation_that_goes_round_skips_zero() {
+    fn f28_a_generation_that_goes_round_skips_zero() {
         let mut ledger = Ledger::new(ENGINE, 1);
         ledger.records[0].id = RecordId::new(u32::MAX - 1, ENGINE, 0);
         let mut ids = Vec::new();

@@ -5,6 +5,8 @@
 //! comments and strings are blanked first, and where a rule speaks of what is shipped, items for
 //! tests alone too. Each rule is also tried on planted offences, so that it is seen to bite.
 
+mod named;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;

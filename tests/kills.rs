@@ -65,7 +65,7 @@ fn a_part() {
 }
 
 #[test]
-fn a_killed_client_leaves_nothing_and_its_neighbour_goes_on() {
+fn f17_a_killed_client_leaves_nothing_and_its_neighbour_goes_on() {
     let run = Run::from_environment();
     let scratch = Scratch::new();
     let socket = scratch.socket();
@@ -135,7 +135,7 @@ fn kill_client(seed: u64, socket: &Path, neighbour: &Neighbour, peer: &Peer) -> 
 }
 
 #[test]
-fn a_killed_engine_leaves_true_verdicts_and_no_call_hanging() {
+fn f26_a_killed_engine_leaves_true_verdicts_and_no_call_hanging() {
     let run = Run::from_environment();
     let scratch = Scratch::new();
     let (mut tally, mut calls, mut ended, mut gone) = (Tally::default(), 0, 0, 0);

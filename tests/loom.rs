@@ -417,7 +417,7 @@ fn verdict_on_a_cancelled_op_is_true() {
 // ---- Sleep ------------------------------------------------------------------------------------
 
 #[test]
-fn the_engine_is_woken() {
+fn f31_the_engine_is_woken() {
     check(["slept", "work came while falling asleep", "rung"], |tallies| {
         let memory = Arc::new(Heap::new(2, 2, FIRST_INDEX));
         let mut engine = EngineEnd::new(Arc::clone(&memory));
@@ -510,12 +510,12 @@ fn sleep_for(want: u32, by_turns: bool) {
 }
 
 #[test]
-fn a_client_that_waits_for_one_is_woken() {
+fn f31_a_client_that_waits_for_one_is_woken() {
     sleep_for(1, false);
 }
 
 #[test]
-fn a_client_that_waits_for_two_is_woken() {
+fn f31_a_client_that_waits_for_two_is_woken() {
     sleep_for(2, false);
 }
 

@@ -73,6 +73,7 @@ const CONFIG: Config = Config {
     stuck_ns: 1_000_000,
     grace_ns: 10,
     drain_ns: 1_000,
+    lost_ns: 1_000_000_000,
     recovery: Recovery::DEFAULT,
 };
 

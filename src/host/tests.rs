@@ -94,6 +94,7 @@ pub(crate) fn played_cards(config: Config, rails_max: u16, cards: &Hollow) -> (E
         stuck_ns: 1 << 40,
         grace_ns: 1_000_000,
         drain_ns: 1 << 40,
+        lost_ns: 1 << 40,
         recovery: qp::Recovery::DEFAULT,
     };
     let rails = Rails::new(cards.provider(), limits);

@@ -121,6 +121,9 @@ const SIGNAL_EVERY: u32 = 16;
 const ATTEMPTS_MAX: u8 = 3;
 /// Beside the work's own time-outs: what the two control threads need to answer each other.
 const ANSWERS_NS: u64 = 500_000_000;
+/// Beside the device's own time-outs: how long all that is posted on one queue pair may take on a
+/// busy link until the first of it completes.
+const LOST_NS: u64 = 30_000_000_000;
 
 /// Opens the cards that the settings ask for. `None`, and a line in the log, where there is none
 /// and none is required. Of several that are named, none is left out: who is whose pair at the
@@ -275,6 +278,8 @@ fn sizes(config: &Config, able: &[(DeviceLimits, u32)]) -> qp::Config {
         stuck_ns: silent_ns.saturating_add(ANSWERS_NS),
         grace_ns: timeout_ns.min(ANSWERS_NS / 4),
         drain_ns: silent_ns.saturating_add(ANSWERS_NS),
+        // Devices may take four times what they are set to.
+        lost_ns: silent_ns.saturating_mul(4).saturating_add(LOST_NS),
         recovery: qp::Recovery::DEFAULT,
     }
 }

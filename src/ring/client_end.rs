@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_run_on_while_cursors_wrap() {
+    fn f28_numbers_run_on_while_cursors_wrap() {
         let (mut client, mut engine) = ends();
         for number in 0..100 {
             let words = core::array::from_fn(|at| 1000 * number + at as u64);

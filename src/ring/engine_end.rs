@@ -518,7 +518,7 @@ mod tests {
     }
 
     #[test]
-    fn cursors_wrap_around() {
+    fn f28_cursors_wrap_around() {
         let mut end = end();
         for number in 0..100 {
             let slot = end.memory.sqe(index(number));

@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "more than was taken")]
-    fn over_release_is_caught() {
+    fn f33_over_release_is_caught() {
         let mut window = Window::new(4, 100);
         window.give(Grant { bytes: 1 });
     }

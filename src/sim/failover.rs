@@ -159,6 +159,7 @@ fn options() -> Options {
         stuck_ns: 2 * MS,
         grace_ns: MS / 5,
         drain_ns: 5 * MS,
+        lost_ns: 20 * MS,
         recovery: RECOVERY,
         ..options.rails
     };

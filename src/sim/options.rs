@@ -145,6 +145,7 @@ fn draw_rails(
         stuck_ns: 2 * MS,
         grace_ns: MS / 5,
         drain_ns: 5 * MS,
+        lost_ns: 20 * MS,
         recovery: qp::Recovery {
             backoff_first_ns: 1 + random.below(10_000),
             backoff_max_ns: 20_000 + random.below(MS / 5),

@@ -22,7 +22,7 @@ const BYTES: u32 = 64;
 /// the two says, word by word: judged and carried out from one copy. A second look at the slot
 /// after the judgement would reach beyond the region.
 #[test]
-fn entries_after_publication() {
+fn f18_entries_after_publication() {
     let mut stage = Stage::set("entries changed after publication");
     let mut wire = stage.wire();
     let mut ring = wire.ring(16, 64);

@@ -34,7 +34,7 @@ fn expect_fault(stage: &mut Stage, wire: &mut Wire, ring: &HandRing, reason: u16
 }
 
 #[test]
-fn tails_that_jump() {
+fn f19_tails_that_jump() {
     let mut stage = Stage::set("sq_tail beyond the ring");
     let mut wire = stage.wire();
     let mut chance = Chance::new(3);
@@ -53,7 +53,7 @@ fn tails_that_jump() {
 }
 
 #[test]
-fn tails_that_run_back() {
+fn f19_tails_that_run_back() {
     let mut stage = Stage::set("sq_tail runs back");
     let mut wire = stage.wire();
     let mut chance = Chance::new(4);
@@ -98,7 +98,7 @@ fn tails_that_take_back_what_was_seen() {
 }
 
 #[test]
-fn heads_that_cannot_be() {
+fn f19_heads_that_cannot_be() {
     let mut stage = Stage::set("cq_head runs back or ahead");
     let mut wire = stage.wire();
     let mut chance = Chance::new(5);

@@ -12,7 +12,7 @@ use super::stage::{Stage, until};
 /// 64 random bytes an entry. None of them can name a region or get all reserved fields right, so
 /// each must come back refused, in a CQE of its own that carries its `user_data` and no record.
 #[test]
-fn random_bytes() {
+fn f18_random_bytes() {
     let mut stage = Stage::set("garbage entries, random bytes");
     let mut wire = stage.wire();
     let mut ring = wire.ring(64, 64);
@@ -49,7 +49,7 @@ fn random_bytes() {
 /// Entries that are right but for up to two fields, which are at an extreme or at random, over
 /// rings of every size. Every entry taken is accounted for.
 #[test]
-fn almost_right() {
+fn f18_almost_right() {
     let mut stage = Stage::set("garbage entries, almost right");
     let mut wire = stage.wire();
     let mut chance = Chance::new(2);

@@ -65,6 +65,37 @@ fn of_no_length() {
     stage.finish();
 }
 
+/// Versions are agreed on, or refused by name; a feature that is not offered is never ignored.
+#[test]
+fn r12_of_other_versions_and_features() {
+    let mut stage = Stage::set("HELLO of other versions and features");
+    let own = abi::ABI_VERSION;
+    while stage.goes_on() {
+        let ask = |low, high, features| {
+            let mut wire = stage.connect();
+            let hello = |head| abi::Hello {
+                head,
+                version_min: low,
+                version_max: high,
+                features,
+                ..Default::default()
+            };
+            wire.ask(Kind::Hello, hello, &[])
+        };
+        let ranges = [(0, 0), (own + 1, own + 1), (own + 1, u16::MAX), (own, 0), (u16::MAX, 0)];
+        let mut refused: Vec<_> = ranges.iter().map(|(low, high)| ask(*low, *high, 0)).collect();
+        refused.extend([1, 40, 63].map(|bit| ask(own, own, (1 << bit) & !abi::FEATURES)));
+        for (low, high) in [(own, own), (0, own), (own, u16::MAX), (0, u16::MAX)] {
+            let (reply, _) = ask(low, high, 0).reply::<abi::HelloReply>();
+            assert_eq!((reply.version, reply.features), (u32::from(own), 0));
+        }
+        for answer in refused {
+            stage.tally.answer(answer).refused(errno::EOPNOTSUPP, Detail::Version);
+        }
+    }
+    stage.finish();
+}
+
 #[test]
 fn out_of_order() {
     let mut stage = Stage::set("messages out of order");

@@ -11,7 +11,7 @@ const CQ: u32 = 8;
 /// Thirty rings whose CQs are full and whose SQs too. The engine takes what it can answer, no
 /// more, and takes the rest as soon as CQEs are popped.
 #[test]
-fn completions() {
+fn f20_completions() {
     let mut stage = Stage::set("a CQ never read");
     let mut wire = stage.wire();
     let mut rings: Vec<HandRing> = (0..30).map(|_| wire.ring(SQ, CQ)).collect();

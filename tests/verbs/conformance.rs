@@ -33,6 +33,7 @@ pub(crate) const CONFIG: Config = Config {
     stuck_ns: 2000 * MS,
     grace_ns: 20 * MS,
     drain_ns: 5000 * MS,
+    lost_ns: 30_000 * MS,
     recovery: Recovery::DEFAULT,
 };
 

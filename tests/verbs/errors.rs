@@ -191,7 +191,7 @@ fn moves_that_cannot_be_are_told_with_both_states() {
 
 #[test]
 #[ignore = "needs two RDMA ports: tests/run vm"]
-fn what_the_device_says_by_itself_arrives_as_a_value() {
+fn f12_what_the_device_says_by_itself_arrives_as_a_value() {
     let [first, _] = places();
     let mut side = Side::open(&first, super::side::CAPS, 1 << 30);
     while side.control.next_event().is_some() {}

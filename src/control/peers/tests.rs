@@ -33,6 +33,7 @@ const CONFIG: Config = Config {
     stuck_ns: 5_000_000,
     grace_ns: 20_000,
     drain_ns: 10_000_000,
+    lost_ns: 2_000_000_000,
     recovery: Recovery::DEFAULT,
 };
 const RAIL: u16 = 1;
@@ -558,4 +559,78 @@ fn no_order_of_events_makes_a_joint_panic() {
             }
         }
     });
+}
+
+/// A device says of a queue pair that it has failed, idle or under load: both ends are told, and
+/// the rail comes back with all that can be repeated done.
+#[test]
+fn f12_a_queue_pair_that_its_device_gives_up_is_rebuilt_at_both_ends() {
+    each_seed(100, |seed| {
+        let mut world = World::new(seed, 2);
+        world.settle();
+        let side = world.random.index(2);
+        for _ in 0..world.random.below(12) {
+            world.offer(side, false);
+        }
+        for _ in 0..world.random.below(20) {
+            world.step();
+        }
+        let number = world.ends[side].joint.number().unwrap();
+        // The word comes after the failure, before it, or alone.
+        let when = world.random.below(3);
+        if when == 0 {
+            world.net.break_pair(number);
+        }
+        world.ends[side].joint.broken();
+        world.act(side);
+        if when == 1 {
+            world.net.break_pair(number);
+        }
+        // What is told takes its time to reach the rails.
+        for _ in 0..400 {
+            world.step();
+        }
+        world.settle();
+        assert!(world.ready());
+        for end in &world.ends {
+            assert!(end.rails.counts().degraded > 0, "an end was not told");
+        }
+        world.carries();
+        world.ends_clean();
+    });
+}
+
+/// How long a peer may be silent, and how often is tried again, is what was set: it is in what the
+/// card is told when it joins the queue pairs.
+#[test]
+fn q14_times_and_retries_in_force_are_those_that_were_set() {
+    let settings = PathSettings {
+        timeout: 19,
+        retry: 3,
+        rnr_retry: 2,
+        rnr_timer: 27,
+        ..PathSettings::DEFAULT
+    };
+    let mut joint = Joint::new(settings, CONFIG.caps(), CONFIG.receives);
+    assert_eq!(joint.settings(), settings);
+    let (_, mut control) = Net::new().device(SimConfig::DEFAULT, 64);
+    let number = control.create(CONFIG.caps()).unwrap().number;
+    let endpoint = control.endpoint(number, &settings, 1).unwrap();
+    joint.created(Some((number, CONFIG.caps())));
+    joint.wish(1, Ask::Connect);
+    joint.endpoint(0, Some(endpoint));
+    joint.heard(&Say::Ready { life: 0, endpoint }).unwrap();
+    let told = std::iter::from_fn(|| joint.act()).find_map(|act| match act {
+        Act::Card(Step::Up(0), Job::Move { moves, .. }) => Some(moves),
+        _ => None,
+    });
+    let links: Vec<_> = told
+        .expect("the queue pair is connected")
+        .iter()
+        .map(|to| match to {
+            Move::ReadyToReceive(link) | Move::ReadyToSend(link) => link.settings,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(links, [settings; 2]);
 }

@@ -113,7 +113,7 @@ fn answers(case: Case) -> (i32, Option<(i32, u16, u16)>) {
 }
 
 #[test]
-fn cancel_in_every_state_and_by_every_key() {
+fn f16_cancel_in_every_state_and_by_every_key() {
     for case in CASES {
         for by in KEYS {
             for in_ring in [true, false] {

@@ -28,6 +28,7 @@ pub(super) const CONFIG: Config = Config {
     stuck_ns: 5_000_000,
     grace_ns: 20_000,
     drain_ns: 1_000_000,
+    lost_ns: 2_000_000_000,
     recovery: Recovery {
         backoff_first_ns: 20_000,
         backoff_max_ns: 1_000_000,
@@ -81,6 +82,9 @@ impl Two {
         let [(a, first), (b, second)] = sides;
         let mut join = Join::new([first, second], path).without_rail_0();
         let mut worlds = [a, b];
+        // Places that differ by side, and with them what regions are filled with: bytes that are
+        // alike on both sides have been moved.
+        worlds[1].next_region(1);
         for _ in 0..rails {
             let [a, b] = worlds.each_mut().map(rails_of);
             join.open([a, b], &config).unwrap();

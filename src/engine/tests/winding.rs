@@ -37,7 +37,7 @@ fn load(pair: &mut Pair<Script>) {
 }
 
 #[test]
-fn a_ring_wound_up_by_cancel_ends_ops_in_every_state() {
+fn f17_a_ring_wound_up_by_cancel_ends_ops_in_every_state() {
     let (stage, mut pair) = held(Limits { window_ops: 2, ..LIMITS });
     load(&mut pair);
     assert_eq!(stage.held(), 2);

@@ -122,11 +122,15 @@ impl<P: Provider> Rails<P> {
 impl super::rail::Rail {
     /// Ends the oldest posted work.
     pub(super) fn resolve(&mut self, status: WcStatus) {
+        let silent = status == WcStatus::Flushed && std::mem::take(&mut self.silent);
+        let status = if silent { WcStatus::ResponseTimeout } else { status };
         let work = self.works[self.works.head()];
         self.works.pop_front();
         match work.role {
             Role::Data | Role::Notify => {
                 let taken = &mut self.taken[work.taken];
+                let held = taken.in_flight > 0 && self.used > 0 && self.data_posted > 0;
+                assert!(held, "gave back more than was taken");
                 taken.in_flight -= 1;
                 taken.works -= 1;
                 self.used -= 1;

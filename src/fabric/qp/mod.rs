@@ -83,6 +83,9 @@ pub struct Config {
     pub grace_ns: u64,
     /// Both ends being quiet, work that does not end within this is taken for lost, ns.
     pub drain_ns: u64,
+    /// A rail with work posted, none of which has completed for so long, has lost a completion: it
+    /// is rebuilt, ns. More than the device's own time-out, which has the first word.
+    pub lost_ns: u64,
     /// How failures that repeat themselves are met.
     pub recovery: Recovery,
 }
@@ -174,6 +177,8 @@ pub struct Counts {
     pub credit_messages: u64,
     /// Queue pairs that failed or were given up.
     pub degraded: u64,
+    /// Of these, those whose work gave no sign of life for too long.
+    pub silent: u64,
     /// Requests that were repeated.
     pub repeats: u64,
     /// Requests handed back, for another rail to do.
@@ -217,6 +222,8 @@ pub struct Rails<P> {
     /// Where jitter comes from.
     jitter: u64,
     now_ns: u64,
+    /// When rails are looked through for lost completions again.
+    look_ns: u64,
     counts: Counts,
     /// Scratch.
     list: Vec<Wr>,
@@ -254,6 +261,7 @@ impl<P: Provider> Rails<P> {
             cards: [Card::default(); CARDS_MAX],
             jitter: config.recovery.seed,
             now_ns: 0,
+            look_ns: 0,
             counts: Counts::default(),
             list: Vec::with_capacity((config.depth + SENDS_KEPT) as usize),
             wcs: Vec::with_capacity(ROUND),
@@ -444,6 +452,9 @@ impl<P: Provider> Fabric for Rails<P> {
             }
         }
         self.wcs = wcs;
+        if now_ns >= self.look_ns {
+            self.look_for_lost();
+        }
         for _ in 0..self.listed.len() {
             let Some(number) = self.listed.pop_front() else { break };
             self.rails[usize::from(number)].listed = false;

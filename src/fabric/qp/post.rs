@@ -340,7 +340,8 @@ impl Rail {
         let slot = self.works.slot(self.works.tail());
         self.works.push(work);
         let stamp = &mut self.stamps[slot];
-        stamp.generation = stamp.generation.wrapping_add(1);
+        // Never 0, which stands for nothing having been taken back.
+        stamp.generation = stamp.generation.wrapping_add(1).max(1);
         let Ok(slot) = u16::try_from(slot) else { unreachable!("depth is below 2^15") };
         WrId::new(stamp.generation, number, slot).0
     }

@@ -258,6 +258,11 @@ pub(super) struct Rail {
     /// While degraded: when both ends were quiet, and whether a reset was asked for.
     pub(super) quiet_since_ns: Option<u64>,
     pub(super) reset_asked: bool,
+    /// The oldest work at the last look for lost completions, and at how many it was the oldest.
+    pub(super) seen_head: u32,
+    pub(super) seen_looks: u64,
+    /// It is degraded because work gave no sign of life: the first to be flushed is the cause.
+    pub(super) silent: bool,
     /// A connection is to be asked for once receives are posted.
     pub(super) connect_due: bool,
     /// It is on the list of rails to look at.
@@ -309,6 +314,9 @@ impl Rail {
             quiesce_asked: false,
             quiet_since_ns: None,
             reset_asked: false,
+            seen_head: 0,
+            seen_looks: 0,
+            silent: false,
             connect_due: false,
             listed: false,
         }

@@ -77,6 +77,9 @@ pub struct Told {
     pub news: News,
 }
 
+/// In so many parts the time is divided after which work is taken for lost.
+const LOOKS: u64 = 4;
+
 impl<P: Provider> Rails<P> {
     /// Takes the next wish to the control side, oldest first. A rail has one at a time.
     pub fn wish(&mut self) -> Option<Wish> {
@@ -125,7 +128,31 @@ impl<P: Provider> Rails<P> {
         rail.quiesce_asked = false;
         rail.quiet_since_ns = None;
         rail.reset_asked = false;
+        rail.silent = false;
         self.attend(number);
+    }
+
+    /// Looks for rails whose oldest work has been the same for too long: a device that answers for
+    /// all that it was given has not answered for this, and will not. Looks are counted, not time:
+    /// an engine that stood still finds much to be polled first.
+    #[cold]
+    pub(super) fn look_for_lost(&mut self) {
+        self.look_ns = self.now_ns.saturating_add(self.config.lost_ns / LOOKS);
+        for number in 0..self.config.rails_max {
+            let rail = &mut self.rails[usize::from(number)];
+            let head = rail.works.head();
+            let moved = std::mem::replace(&mut rail.seen_head, head) != head;
+            if moved || rail.works.is_empty() || rail.state != RailState::Ready {
+                rail.seen_looks = 0;
+                continue;
+            }
+            rail.seen_looks += 1;
+            if rail.seen_looks > LOOKS {
+                rail.silent = true;
+                self.counts.silent += 1;
+                self.degrade(number);
+            }
+        }
     }
 
     /// A rail is in doubt: no new work, and both ends are to fall quiet at once.

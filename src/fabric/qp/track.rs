@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn positions_find_their_slots_across_the_wrap() {
+    fn f28_positions_find_their_slots_across_the_wrap() {
         let mut track = Track::new(3, 0_u64);
         assert_eq!(track.capacity(), 4);
         for round in 0..40_u64 {

@@ -611,7 +611,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_found_by_trying() {
+    fn f32_sizes_are_found_by_trying() {
         let ask = caps(256, 64, 512);
         assert_eq!(settled(ask, ask), (Ok(ask), 1), "all of it at once");
         assert_eq!(settled(ask, caps(256, 64, 200)).0, Ok(caps(256, 64, 128)), "inline only");

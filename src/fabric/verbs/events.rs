@@ -50,10 +50,31 @@ impl AsyncEvent {
 mod tests {
     use super::*;
 
+    /// The numbers are libibverbs' own, in the order of its enumeration.
     #[test]
-    fn events_keep_what_they_are_about() {
-        assert_eq!(AsyncEvent::from_ibv(10, 1), AsyncEvent::PortDown(1));
-        assert_eq!(AsyncEvent::from_ibv(3, 17), AsyncEvent::PairFailed(17));
-        assert_eq!(AsyncEvent::from_ibv(13, 1), AsyncEvent::Other(13));
+    fn f12_events_keep_what_they_are_about() {
+        use AsyncEvent::{
+            AddressesChanged, CompletionsLost, DeviceFailed, Other, PairDrained, PairEstablished,
+            PairFailed, PortActive, PortDown,
+        };
+        let meanings = [
+            (0, CompletionsLost),
+            (1, PairFailed(17)),
+            (2, PairFailed(17)),
+            (3, PairFailed(17)),
+            (4, PairEstablished(17)),
+            (5, PairDrained(17)),
+            (8, DeviceFailed),
+            (9, PortActive(17)),
+            (10, PortDown(17)),
+            (11, AddressesChanged(17)),
+            (13, Other(13)),
+            (16, PairDrained(17)),
+            (18, AddressesChanged(17)),
+            (77, Other(77)),
+        ];
+        for (number, meaning) in meanings {
+            assert_eq!(AsyncEvent::from_ibv(number, 17), meaning, "event {number}");
+        }
     }
 }

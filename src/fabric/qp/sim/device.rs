@@ -239,6 +239,7 @@ impl ProviderControl for SimControl {
             post_plans: std::collections::VecDeque::new(),
             receive_plans: std::collections::VecDeque::new(),
             work_plans: std::collections::VecDeque::new(),
+            losing: 0,
             posted: Vec::new(),
         });
         Ok(Created { pair: number, number, caps })

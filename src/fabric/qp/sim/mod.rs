@@ -14,8 +14,9 @@
 //!
 //! A test plants faults by hand: partial posts with a right, wrong or missing `bad_wr`
 //! ([`Net::plan_post`]), failures of the n-th work request ([`Net::plan_work`]), a dead queue
-//! pair ([`Net::kill`]), completions that belong to nothing ([`Net::inject`]), packets that land
-//! after their sender has given them up ([`Net::land_late`]).
+//! pair ([`Net::kill`]), completions that never come ([`Net::lose_completions`]) or belong to
+//! nothing ([`Net::inject`]), packets that land after their sender has given them up
+//! ([`Net::land_late`]).
 //!
 //! **Deliberately absent**: any chance of its own. What is random is drawn by the test.
 
@@ -168,6 +169,8 @@ struct Pair {
     post_plans: VecDeque<PostPlan>,
     receive_plans: VecDeque<PostPlan>,
     work_plans: VecDeque<WorkPlan>,
+    /// Completions that will be lost.
+    losing: u32,
     /// Every work request that was really posted, oldest first.
     posted: Vec<Wr>,
 }
@@ -300,6 +303,7 @@ impl Net {
             pair.post_plans.clear();
             pair.receive_plans.clear();
             pair.work_plans.clear();
+            pair.losing = 0;
         }
     }
 
@@ -307,6 +311,11 @@ impl Net {
     pub fn kill(&self, number: u32) {
         self.pair(number).dead = true;
         self.world().ghosts.retain(|ghost| ghost.from != number as usize);
+    }
+
+    /// A queue pair's host, or its port, is there again: what it was about to send goes on.
+    pub fn revive(&self, number: u32) {
+        self.pair(number).dead = false;
     }
 
     /// Sets how long a queue pair's packets are under way, ns.
@@ -332,6 +341,12 @@ impl Net {
         let mut world = self.world();
         let device = world.pairs[number as usize].device;
         world.complete(device, wc);
+    }
+
+    /// The next completions of a queue pair's work never come: the work is done, or failed, and
+    /// nobody is told.
+    pub fn lose_completions(&self, number: u32, count: u32) {
+        self.pair(number).losing += count;
     }
 
     /// What was really posted on a queue pair, oldest first.

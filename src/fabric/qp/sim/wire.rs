@@ -285,8 +285,13 @@ impl World {
             }
         }
         if wr.signaled || status != WcStatus::Success {
-            let wc = work_completion(number, wr.wr_id, status);
-            self.complete(device, super::Wc { bytes: wr.bytes, ..wc });
+            let losing = &mut self.pairs[number].losing;
+            if *losing > 0 {
+                *losing -= 1;
+            } else {
+                let wc = work_completion(number, wr.wr_id, status);
+                self.complete(device, super::Wc { bytes: wr.bytes, ..wc });
+            }
         }
         if status != WcStatus::Success {
             if !sent.took {

@@ -11,24 +11,24 @@ use crate::fabric::{
     Stop, Verb,
 };
 
-fn two() -> Two {
+pub(super) fn two() -> Two {
     Two::new(Shape::DEFAULT)
 }
 
-fn write(n: u64) -> Request {
+pub(super) fn write(n: u64) -> Request {
     request(n, Verb::Write, n * 64, n * 64, 64)
 }
 
-fn add(n: u64) -> Request {
+pub(super) fn add(n: u64) -> Request {
     Request { arg: [1, 0], ..request(n, Verb::FetchAdd, n * 64, n * 64, 8) }
 }
 
-fn notify(n: u64) -> Request {
+pub(super) fn notify(n: u64) -> Request {
     Request { flags: REQUEST_NOTIFY, immediate: 5, ..write(n) }
 }
 
 /// Waits for all ends of requests that were taken.
-fn ends(two: &mut Two, count: usize) -> Vec<Done> {
+pub(super) fn ends(two: &mut Two, count: usize) -> Vec<Done> {
     let mut done = Vec::with_capacity(count + 1);
     for _ in 0..5_000 {
         let now_ns = two.advance();
@@ -39,12 +39,12 @@ fn ends(two: &mut Two, count: usize) -> Vec<Done> {
     done
 }
 
-fn plan(taken: u32, say: Say, errno: i32) -> PostPlan {
+pub(super) fn plan(taken: u32, say: Say, errno: i32) -> PostPlan {
     PostPlan { taken, say, errno }
 }
 
 #[test]
-fn a_known_prefix_is_followed_and_the_rest_goes_back() {
+fn f01_a_post_that_stops_halfway_is_followed_and_the_rest_goes_back() {
     for count in 1..=16_u32 {
         for taken in 0..count {
             let mut two = two();
@@ -67,7 +67,7 @@ fn a_known_prefix_is_followed_and_the_rest_goes_back() {
 }
 
 #[test]
-fn a_prefix_may_end_between_bytes_and_notification() {
+fn f01_a_post_may_stop_between_bytes_and_notification() {
     let mut two = two();
     two.net.plan_post(two.join.number(0, 0), plan(3, Say::Right, errno::ENOMEM));
     let batch: Vec<_> = (0..4).map(notify).collect();
@@ -81,7 +81,7 @@ fn a_prefix_may_end_between_bytes_and_notification() {
 }
 
 #[test]
-fn an_unknown_prefix_puts_the_rail_in_doubt_and_nothing_is_lost_or_doubled() {
+fn f04_an_unknown_prefix_puts_the_rail_in_doubt_and_nothing_is_lost_or_doubled() {
     for say in [Say::Missing, Say::Wrong(6), Say::Wrong(u32::MAX)] {
         for taken in 0..=6 {
             let mut two = two();
@@ -106,7 +106,7 @@ fn an_unknown_prefix_puts_the_rail_in_doubt_and_nothing_is_lost_or_doubled() {
 }
 
 #[test]
-fn a_device_that_posts_more_than_it_says_is_found_out() {
+fn f04_a_device_that_posts_more_than_it_says_is_found_out() {
     let mut two = two();
     two.net.plan_post(two.join.number(0, 0), plan(16, Say::Wrong(2), errno::ENOMEM));
     let batch: Vec<_> = (0..8).map(write).collect();
@@ -119,7 +119,7 @@ fn a_device_that_posts_more_than_it_says_is_found_out() {
 }
 
 #[test]
-fn a_device_without_memory_is_tried_again_and_in_the_end_rebuilt() {
+fn f02_a_device_without_memory_is_tried_again_and_in_the_end_rebuilt() {
     let mut two = two();
     let number = two.join.number(0, 0);
     for _ in 0..50 {
@@ -146,7 +146,7 @@ fn a_device_without_memory_is_tried_again_and_in_the_end_rebuilt() {
 }
 
 #[test]
-fn a_request_that_is_refused_fails_alone_and_its_chain_with_it() {
+fn f03_a_request_that_is_refused_fails_alone_and_its_chain_with_it() {
     let mut two = two();
     two.net.plan_post(two.join.number(0, 0), plan(1, Say::Right, errno::EINVAL));
     let chained = |n| Request { flags: REQUEST_CHAIN, ..write(n) };
@@ -182,7 +182,7 @@ fn innocents_are_repeated_and_what_cannot_be_is_maybe_done() {
 }
 
 #[test]
-fn only_the_guilty_ends_even_if_the_cause_is_always_lost() {
+fn f30_only_the_guilty_ends_even_if_the_cause_is_always_lost() {
     // Answers take far longer than work is given when the other end fails.
     let config = super::Config { grace_ns: 0, ..CONFIG };
     let mut two = Two::new(Shape { config, ..Shape::DEFAULT });
@@ -219,7 +219,7 @@ fn a_request_is_not_repeated_for_ever() {
 }
 
 #[test]
-fn bytes_that_are_placed_are_told_from_the_notification_that_failed() {
+fn f15_bytes_that_are_placed_are_told_from_the_notification_that_failed() {
     let mut two = two();
     let status = WcStatus::RemoteOperation;
     two.net.plan_work(two.join.number(0, 0), WorkPlan { after: 1, status, effect: false });
@@ -230,7 +230,7 @@ fn bytes_that_are_placed_are_told_from_the_notification_that_failed() {
 }
 
 #[test]
-fn late_and_repeated_completions_move_nothing() {
+fn f09_late_and_repeated_completions_move_nothing() {
     let mut two = two();
     let number = two.join.number(0, 0);
     // More than there are slots, so that each is used again.
@@ -348,7 +348,7 @@ fn keys_that_went_with_their_peer_are_its_death_and_not_a_refusal() {
 }
 
 #[test]
-fn a_broken_queue_pair_without_work_is_rebuilt_too() {
+fn f12_a_broken_queue_pair_without_work_is_rebuilt_too() {
     let mut two = two();
     for side in [0, 1] {
         two.net.break_pair(two.join.number(0, side));
@@ -365,7 +365,7 @@ fn a_broken_queue_pair_without_work_is_rebuilt_too() {
 }
 
 #[test]
-fn a_full_rail_stalls_no_other() {
+fn q03_a_full_rail_stalls_no_other() {
     let mut two = Two::new(Shape { rails: 2, ..Shape::DEFAULT });
     two.net.delay(two.join.number(0, 0), 1_000_000_000);
     let slow: Vec<_> = (0..30).map(write).collect();
@@ -442,7 +442,7 @@ fn small_writes_go_inline_as_far_as_the_queue_pair_takes_them() {
 }
 
 #[test]
-fn over_reported_caps_shrink_a_rail_and_too_small_ones_are_refused() {
+fn f32_over_reported_caps_shrink_a_rail_and_too_small_ones_are_refused() {
     let mut sim = SimConfig::DEFAULT;
     sim.caps_max.sends = 5;
     let mut two = Two::new(Shape { sim, ..Shape::DEFAULT });
@@ -460,7 +460,7 @@ fn over_reported_caps_shrink_a_rail_and_too_small_ones_are_refused() {
 }
 
 #[test]
-fn the_completion_queue_holds_all_that_can_complete() {
+fn q13_the_completion_queue_holds_all_that_can_complete() {
     let net = super::super::sim::Net::new();
     let need = CONFIG.caps().sends + CONFIG.caps().receives;
     let (provider, mut control) = net.device(SimConfig::DEFAULT, 2 * need - 1);
@@ -537,7 +537,7 @@ fn news_of_another_life_are_ignored() {
 }
 
 #[test]
-fn an_overrun_completion_queue_degrades_every_rail() {
+fn f12_an_overrun_completion_queue_degrades_every_rail() {
     let mut two = Two::new(Shape { rails: 2, ..Shape::DEFAULT });
     let number = two.join.number(0, 0);
     let wc = Wc {

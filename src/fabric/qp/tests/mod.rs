@@ -1,8 +1,12 @@
 //! Tests of queue pairs over the simulator: conformance, planted faults, and a model.
 
+mod chains;
 mod faults;
+mod limits;
 mod model;
 mod pair;
+mod quiet;
+mod silence;
 mod trial;
 
 use pair::{CONFIG, Shape, Two};

@@ -23,6 +23,7 @@ pub(super) const CONFIG: Config = Config {
     stuck_ns: 5_000_000,
     grace_ns: 20_000,
     drain_ns: 10_000_000,
+    lost_ns: 2_000_000_000,
     recovery: Recovery {
         backoff_first_ns: 2_000,
         backoff_max_ns: 20_000,
@@ -63,7 +64,7 @@ pub(super) struct Two {
 }
 
 /// Keys as another side gets them; `forged` ones admit nothing there.
-fn exported(keys: &[Key], forged: bool) -> CardKeys {
+pub(super) fn exported(keys: &[Key], forged: bool) -> CardKeys {
     let turn = if forged { 0x5500 } else { 0 };
     let keys = keys.iter().map(|key| Key { lkey: 0, rkey: key.rkey ^ turn, ..*key });
     CardKeys::first(keys.collect())

@@ -43,6 +43,7 @@ const LIMITS: Limits = Limits {
     slice_bytes: 128 << 10,
     intake_budget: 64,
     ring_idle_ns: u64::MAX,
+    cut_off_ns: u64::MAX,
 };
 
 /// Completes every request at the next poll, and moves nothing.

@@ -143,6 +143,8 @@ pub struct Record {
     pub cursor: u32,
     /// All of it is with the fabric or done.
     pub posted_whole: bool,
+    /// Each part of it was posted once; what was handed back may still be left.
+    pub laid: bool,
     /// Bytes placed.
     pub done_bytes: u64,
     /// First failure.
@@ -157,10 +159,30 @@ pub struct Record {
     pub defers: u32,
     /// `WAIT_*` of the last time it found none.
     pub wait: u16,
-    /// The rail it goes by.
+    /// The line of rails that it waits in; 0 if it stays on this host.
+    pub line: u16,
+    /// The rail that took it last.
     pub rail: u16,
-    /// It lacks only a credit for its notification, and stepped aside.
-    pub starved: bool,
+    /// What it has stepped aside for in its line.
+    pub aside: Aside,
+    /// The first of its posts that were handed back, or [`NIL`]: none is left when
+    /// the record is closed.
+    pub returned: u32,
+    /// The last of them, if there are any.
+    pub returned_last: u32,
+}
+
+/// What a queued op has stepped aside for, so that others may pass it by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Aside {
+    /// Nothing: it waits in order.
+    No,
+    /// A credit for its notification.
+    Credit,
+    /// Something of it was handed back: it goes before others.
+    Returned,
+    /// The one rail that may take it.
+    Rail,
 }
 
 /// All records of an engine.
@@ -204,6 +226,7 @@ impl Ledger {
             block: NIL,
             cursor: 0,
             posted_whole: false,
+            laid: false,
             done_bytes: 0,
             failure: None,
             checked: 0,
@@ -211,8 +234,11 @@ impl Ledger {
             posted_ns: 0,
             defers: 0,
             wait: 0,
+            line: 0,
             rail: 0,
-            starved: false,
+            aside: Aside::No,
+            returned: NIL,
+            returned_last: NIL,
         };
         let records = (0..capacity).map(blank).collect();
         Self { records, free: 0, free_last: capacity - 1, open: 0 }
@@ -227,7 +253,7 @@ impl Ledger {
 
     /// Opens a record for the op that was written to [`Ledger::vacant`]; `None` if all are in use.
     /// What [`Record`] has beside the op and the arguments, but for `fate`, `number`, `sequence`,
-    /// `checked`, `rail` and `starved`, begins at zero.
+    /// `checked`, `line`, `rail`, `aside` and `returned`, begins at zero.
     #[inline]
     pub fn open(
         &mut self,
@@ -249,6 +275,7 @@ impl Ledger {
         record.block = record.op.list;
         record.cursor = 0;
         record.posted_whole = false;
+        record.laid = false;
         record.done_bytes = 0;
         record.failure = None;
         record.taken_ns = now_ns;
@@ -264,6 +291,7 @@ impl Ledger {
         let record = &mut self.records[slot as usize];
         assert!(record.state != State::Free, "closed a record twice");
         assert!(record.in_fabric == 0, "closed a record that the fabric still works on");
+        debug_assert!(record.returned == NIL, "closed a record with something handed back");
         debug_assert!(record.links == [[NIL; 2]; 2], "closed a record that is on a list");
         record.state = State::Free;
         let used_often = record.id.generation().is_multiple_of(USES_IN_A_ROW);

@@ -75,6 +75,7 @@ const LIMITS: Limits = Limits {
     slice_bytes: 1024,
     intake_budget: 8,
     ring_idle_ns: 20_000,
+    cut_off_ns: 1_000_000,
 };
 
 type Memory = Arc<Heap>;

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use verbring::fabric::qp::provider::{
     BadPost, Broken, Caps, Key, Provider, Wc, WcKind, WcStatus, Wr, WrVerb,
 };
-use verbring::fabric::qp::{Ask, CardKeys, Config, Memory, News, Rails, Told};
+use verbring::fabric::qp::{Ask, CardKeys, Config, Memory, News, Rails, Recovery, Told};
 use verbring::fabric::{Arrival, Done, Fabric, REQUEST_CHAIN, REQUEST_NOTIFY, Request, Verb};
 use verbring::shm::Mapping;
 
@@ -74,6 +74,7 @@ const CONFIG: Config = Config {
     grace_ns: 10,
     drain_ns: 1_000,
     lost_ns: 1_000_000_000,
+    recovery: Recovery::DEFAULT,
 };
 
 /// A device whose peer echoes: every message comes back, and every so often something fails.
@@ -230,6 +231,7 @@ fn the_fabric_of_queue_pairs_allocates_nothing_once_it_is_made() {
                 rail: u16::try_from(turn % u64::from(RAILS)).unwrap(),
                 flags: notifies | if n % 5 == 1 { REQUEST_CHAIN } else { 0 },
                 immediate: 1,
+                attempts: 0,
             });
         }
         taken += inside(|| fabric.post(&batch)) as u64;

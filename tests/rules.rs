@@ -33,6 +33,7 @@ fn core() -> (Core<Local, Arc<Heap>>, [Arc<Heap>; 2]) {
         slice_bytes: 1 << 16,
         intake_budget: 16,
         ring_idle_ns: u64::MAX,
+        cut_off_ns: u64::MAX,
     };
     let mut core = Core::new(limits, Local::new(4, 8, 1 << 16));
     let memories = [0, 1].map(|_| Arc::new(Heap::new(8, 8, FIRST)));

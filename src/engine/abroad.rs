@@ -16,7 +16,7 @@ use crate::fabric::{Arrival, Fabric};
 use crate::ids::{RegionId, SessionId};
 use crate::ring::Memory;
 
-use super::rails::{RAILS_MAX, rails_below};
+use super::lines::{RAILS_MAX, rails_below};
 use super::tables::{Region, RegionKind};
 use super::{Engine, Reply};
 
@@ -31,6 +31,12 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let known = rails_below(self.fabric.rails());
         let named = |set: &u64| *set != 0 && *set & !known == 0;
         assert!(rails.iter().all(named), "an import by a rail that cannot be");
+        for set in rails {
+            self.abroad.join(set);
+            if set.count_ones() > 1 {
+                self.fabric.share(set);
+            }
+        }
         let epoch = self.regions[id.index() as usize].epoch.wrapping_add(1);
         self.add_region(id, session, bytes, RegionKind::Peer { epoch, rights, rails });
     }
@@ -123,6 +129,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             return Err((errno::EINVAL, Detail::None));
         }
         region.home = rail;
+        self.abroad.join(1 << rail);
         self.fabric.set_home(id.index(), memory);
         Ok(())
     }

@@ -20,8 +20,10 @@ mod barrier;
 mod command;
 mod finish;
 mod intake;
+mod lines;
 mod pages;
 mod rails;
+mod returned;
 mod schedule;
 mod search;
 mod tables;
@@ -46,8 +48,8 @@ pub use tables::{Ring, Wind};
 pub(crate) use validate::{FLAGS_SERVED, OPCODES_SERVED};
 
 use finish::Leavers;
+use lines::Abroad;
 use pages::PagePool;
-use rails::Abroad;
 use search::Query;
 use tables::{Owner, Posts, Region, Session, Share};
 
@@ -76,6 +78,8 @@ pub struct Limits {
     pub intake_budget: u32,
     /// Nanoseconds without an SQE after which a ring leaves the poll set.
     pub ring_idle_ns: u64,
+    /// Nanoseconds without any rail to a peer that works, after which ops that wait for one end.
+    pub cut_off_ns: u64,
 }
 
 impl Limits {
@@ -202,15 +206,17 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         limits.check();
         let depth = fabric.limits().depth.min(limits.window_ops);
         let rings = limits.rings_max as usize;
-        let deepest = (1..fabric.rails()).map(|rail| fabric.depth_of(rail)).max().unwrap_or(0);
-        let batch = depth.max(deepest) as usize + 1;
-        let in_fabric = depth + Abroad::depth(&fabric);
+        let abroad = Abroad::depth(&fabric);
+        let set = if abroad > 0 { rails::BATCH_MAX } else { 0 };
+        let batch = (depth as usize + 1).max(set);
+        let in_fabric = depth + abroad;
         Self {
             ledger: Ledger::new(limits.engine, limits.records),
             lanes: Lanes::default(),
             abroad: Abroad::new(&fabric, limits.window_bytes),
             window: Window::new(depth, limits.window_bytes),
-            posts: Posts::new(in_fabric),
+            // What was handed back keeps its place until it is posted again.
+            posts: Posts::new(depth, 4 * abroad),
             pages: PagePool::new(limits.list_blocks),
             sessions: vec![Session::NONE; limits.sessions_max as usize],
             owners: vec![Owner::default(); limits.sessions_max as usize],
@@ -348,7 +354,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     pub fn watches(&self) -> Watch {
         Watch {
             completions: self.abroad(),
-            timed: self.abroad() && (self.fabric.restless() || self.deadlines > 0),
+            timed: self.abroad()
+                && (self.fabric.restless() || self.deadlines > 0 || self.abroad.cut_off != 0),
         }
     }
 

@@ -1,203 +1,143 @@
-//! Rails to peers: a queue, a window and an order for each, so that none holds back another.
+//! Rails to peers: which op goes by which of them, and when.
 //!
-//! An op whose import is a peer's waits in the lanes of its rail, apart from those of this host. A
-//! rail that takes nothing keeps its ops there, and costs others nothing. Within a rail the most
-//! urgent class goes first, and within a class whoever came first. An op that lacks only a credit
-//! for its notification steps aside, into lanes of its own: what needs none passes it by.
+//! Rails that lead to the same place are a set, and its ops wait in one line (`lines`). Whatever is
+//! first in a line goes by the rail of the set that has most room, so that a slow rail gets less and
+//! one that takes nothing costs nobody anything. In one turn several rails are filled, each with
+//! one doorbell.
 //!
-//! **The slices of an op that notifies** go behind each other as a chain, so that its notification
-//! is not delivered if a slice before it failed. Where another op came between, the next slice
-//! waits until those before it are done.
+//! **Atomics** go by the lowest rail of a set only: a card excludes no other card.
 //!
-//! **Invariants**: an op is queued on one rail, in one set of lanes; what a rail's window has taken
-//! is what the fabric has of it.
+//! **The slices of an op that notifies** go behind each other as a chain, by one rail, so that its
+//! notification is not delivered if a slice before it failed. Where another op came between, the
+//! next slice waits until those before it are done. With none under way it may go by any rail.
+//!
 //! **Deliberately absent**: why a rail takes nothing, and how it is mended (`fabric::qp`).
 
 use crate::abi::{
-    CQE_FLUSHED, CQE_MAYBE_DONE, CQE_RETRYABLE, Counter, Detail, Opcode, SQE_NOTIFY, WAIT_CREDIT,
+    CQE_FLUSHED, CQE_MAYBE_DONE, CQE_RETRYABLE, Counter, Detail, SQE_NOTIFY, WAIT_CREDIT,
     WAIT_FABRIC, WAIT_RAIL, errno,
 };
 use crate::fabric::{
-    Arrival, DONE_FLUSHED, DONE_MAYBE, DONE_PLACED, Done, Fabric, REQUEST_CHAIN, REQUEST_NOTIFY,
-    Request, Room, Stop,
+    DONE_FLUSHED, DONE_MAYBE, DONE_PLACED, Done, Fabric, REQUEST_CHAIN, REQUEST_NOTIFY, Request,
+    Room, Stop,
 };
 use crate::ids::RecordId;
-use crate::ledger::{Failure, Ledger, NIL, Op, Record, State};
+use crate::ledger::{Aside, Failure, NIL, Record, State};
 use crate::ring::Memory;
-use crate::sched::credits::{Grant, Window};
-use crate::sched::lanes::Lanes;
 
-use super::tables::{Phase, Region, RegionKind};
+use super::lines::{Abroad, SET_MAX, closed, each_bit, is_atomic};
+use super::tables::{Phase, RegionKind, Slice};
 use super::{Engine, STEPS_PER_TURN};
-
-/// Most rails: sets of them are a word.
-pub(super) const RAILS_MAX: u16 = 64;
 
 /// Requests given to a rail in one turn, with one doorbell. What one costs is spread over enough of
 /// them then; and between two posts completions are reaped and published, so that clients refill
 /// what they empty. A device whose driver does the work while it posts would else hold all back.
 const POST_MAX: usize = 16;
 
-/// Notifications of peers that are heard in one turn.
-const ARRIVALS_PER_TURN: usize = 64;
+/// Places for what one turn gives to the rails of one set.
+pub(super) const BATCH_MAX: usize = POST_MAX * SET_MAX;
 
-/// What the engine keeps of its rails to peers.
+/// The rails of a set, as they are while a turn fills them.
 #[derive(Debug)]
-pub(super) struct Abroad {
-    /// By rail; the first one's is never used.
-    queues: Box<[Queue]>,
-    /// Rails with ops queued, and rails with requests in the fabric, a bit each.
-    queued: u64,
-    flying: u64,
-    /// Next record to look at for ops whose region is gone.
-    pub(super) purge: Option<u32>,
-    /// Notifications heard in this turn.
-    pub(super) arrived: Vec<Arrival>,
-    /// A FLUSH has moved, or an op has ended, in this turn.
-    pub(super) moved: bool,
+struct Fan {
+    ways: [Way; SET_MAX],
+    len: usize,
+    /// The op that a slice was laid of last, and for which rail: more of it goes the same way in
+    /// this turn, so that what a device does not take is taken back in order.
+    current: Option<(u32, usize)>,
 }
 
-#[derive(Debug)]
-struct Queue {
-    lanes: Lanes,
-    /// Ops that lack a credit for their notification.
-    starved: Lanes,
-    window: Window,
-    /// Whose request the rail took last.
+/// A rail that is filled.
+#[derive(Clone, Copy, Debug)]
+struct Way {
+    rail: u16,
+    room: Room,
+    /// Requests laid for it.
+    count: usize,
+    /// Its window refused one: those behind it are not to pass.
+    full: bool,
+    /// Whose request it took last, before this turn.
     last: Option<RecordId>,
 }
 
-impl Abroad {
-    /// The queues of all rails but the first; nothing if there is only that.
-    pub(super) fn new<F: Fabric>(fabric: &F, window_bytes: u64) -> Self {
-        let rails = fabric.rails();
-        assert!(rails <= RAILS_MAX, "more rails than a word has bits");
-        let queue = |rail| Queue {
-            lanes: Lanes::default(),
-            starved: Lanes::default(),
-            window: Window::new(fabric.depth_of(rail), window_bytes),
-            last: None,
-        };
-        let queues = if rails > 1 { (0..rails).map(queue).collect() } else { Box::default() };
-        let arrivals = if rails > 1 { ARRIVALS_PER_TURN } else { 0 };
-        Self {
-            queues,
-            queued: 0,
-            flying: 0,
-            purge: None,
-            arrived: Vec::with_capacity(arrivals),
-            moved: false,
-        }
+/// Why an op does not go now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hold {
+    /// No rail has room for it, nor for any other.
+    Full(u16),
+    /// It lacks a credit only.
+    Credit,
+    /// It is this rail's alone, which does not take it.
+    Rail(u16, u16),
+}
+
+impl Way {
+    const NONE: Self = Self {
+        rail: 0,
+        room: Room { requests: 0, notifies: 0, stop: None },
+        count: 0,
+        full: false,
+        last: None,
+    };
+
+    /// Its peer is gone: it takes everything, and ends it at once.
+    fn dead(&self) -> bool {
+        self.room.stop == Some(Stop::Dead)
     }
 
-    /// Requests that all rails together hold beside the first one's.
-    pub(super) fn depth<F: Fabric>(fabric: &F) -> u32 {
-        (1..fabric.rails()).map(|rail| fabric.depth_of(rail)).sum()
+    fn takes(&self) -> bool {
+        (self.room.requests > 0 || self.dead()) && self.count < POST_MAX && !self.full
     }
 
-    /// Queues an op behind those of its class on its rail; false if that is the first one, whose
-    /// lanes are the engine's.
-    #[inline]
-    pub(super) fn queue(&mut self, regions: &[Region], ledger: &mut Ledger, slot: u32) -> bool {
-        let record = &mut ledger[slot];
-        let rail = rail_of(regions, &record.op);
-        record.rail = rail;
-        record.starved = false;
-        if rail == 0 {
-            return false;
-        }
-        self.queues[usize::from(rail)].lanes.push(ledger, slot);
-        self.queued |= 1 << rail;
-        true
-    }
-
-    /// Puts an op back before all others of its class on its rail.
-    fn push_front(&mut self, ledger: &mut Ledger, slot: u32) {
-        let record = &mut ledger[slot];
-        record.starved = false;
-        let rail = record.rail;
-        self.queues[usize::from(rail)].lanes.push_front(ledger, slot);
-        self.queued |= 1 << rail;
-    }
-
-    /// Takes an op out of its rail's lanes.
-    pub(super) fn remove(&mut self, ledger: &mut Ledger, slot: u32) {
-        let (rail, starved) = (ledger[slot].rail, ledger[slot].starved);
-        let queue = &mut self.queues[usize::from(rail)];
-        let lanes = if starved { &mut queue.starved } else { &mut queue.lanes };
-        lanes.remove(ledger, slot);
-        if queue.lanes.is_empty() && queue.starved.is_empty() {
-            self.queued &= !(1 << rail);
-        }
-    }
-
-    /// Has an op step aside until there is credit for its notification.
-    fn starve(&mut self, ledger: &mut Ledger, slot: u32) {
-        let queue = &mut self.queues[usize::from(ledger[slot].rail)];
-        if !std::mem::replace(&mut ledger[slot].starved, true) {
-            queue.lanes.remove(ledger, slot);
-            queue.starved.push(ledger, slot);
-        }
-    }
-
-    /// The op to serve next on a rail; those that wait for credit only if there is some.
-    fn first(&self, ledger: &Ledger, rail: u16, credit: bool) -> Option<u32> {
-        let queue = &self.queues[usize::from(rail)];
-        let starved = if credit { queue.starved.first() } else { None };
-        match (starved, queue.lanes.first()) {
-            (Some(a), Some(b)) if ledger[a].op.class > ledger[b].op.class => Some(b),
-            (Some(a), _) => Some(a),
-            (None, b) => b,
-        }
-    }
-
-    pub(super) fn give(&mut self, rail: u16, grant: Grant) {
-        let window = &mut self.queues[usize::from(rail)].window;
-        window.give(grant);
-        if window.ops() == 0 {
-            self.flying &= !(1 << rail);
-        }
-    }
-
-    #[cfg(test)]
-    pub(super) fn window(&self, rail: u16) -> &Window {
-        &self.queues[usize::from(rail)].window
-    }
-
-    /// Lanes of a rail: those that go in order, and those that wait for credit.
-    #[cfg(test)]
-    pub(super) fn lanes(&self, rail: u16) -> [&Lanes; 2] {
-        let queue = &self.queues[usize::from(rail)];
-        [&queue.lanes, &queue.starved]
+    fn has_credit(&self) -> bool {
+        self.room.notifies > 0 || self.dead()
     }
 }
 
-/// The set of all rails to peers, if there are so many rails.
-pub(super) fn rails_below(count: u16) -> u64 {
-    u64::MAX.checked_shl(count.into()).map_or(u64::MAX, |above| !above) & !1
-}
-
-/// The rails of a set, lowest first.
-fn each_bit(mut set: u64) -> impl Iterator<Item = u16> {
-    std::iter::from_fn(move || {
-        let rail = u16::try_from(set.trailing_zeros()).ok().filter(|_| set != 0)?;
-        set &= set - 1;
-        Some(rail)
-    })
-}
-
-/// The rail that an op goes by: its import's, by class; an atomic's is where its region has them.
-#[inline]
-fn rail_of(regions: &[Region], op: &Op) -> u16 {
-    let atomic = matches!(op.opcode, Opcode::FetchAdd | Opcode::CmpSwap);
-    match regions[op.import as usize].kind {
-        // The lowest of the set.
-        RegionKind::Peer { rails, .. } => {
-            u16::try_from(rails[op.class.index()].trailing_zeros()).unwrap_or(0)
+impl Fan {
+    fn new<F: Fabric>(fabric: &F, abroad: &Abroad, line: u16) -> Self {
+        let mut fan = Self { ways: [Way::NONE; SET_MAX], len: 0, current: None };
+        for rail in each_bit(abroad.set(line)) {
+            let (room, last) = (fabric.room(rail), abroad.last(rail));
+            fan.ways[fan.len] = Way { rail, room, last, ..Way::NONE };
+            fan.len += 1;
         }
-        _ if atomic => regions[op.target as usize].home,
-        _ => 0,
+        fan
     }
+
+    fn ways(&self) -> &[Way] {
+        &self.ways[..self.len]
+    }
+
+    /// No rail is left that may ever work.
+    fn over(&self) -> bool {
+        self.ways().iter().all(Way::dead)
+    }
+
+    /// True if any rail works, or all are over.
+    fn works(&self) -> bool {
+        self.over() || self.ways().iter().any(|way| !closed(way.room.stop) && !way.dead())
+    }
+
+    /// Rails that take one more, and of these those that have credit, a bit each.
+    fn open(&self) -> (u64, u64) {
+        let (mut takes, mut credits) = (0, 0);
+        for way in self.ways().iter().filter(|way| way.takes()) {
+            takes |= 1 << way.rail;
+            credits |= u64::from(way.has_credit()) << way.rail;
+        }
+        (takes, credits)
+    }
+}
+
+/// What an op posts next.
+#[derive(Clone, Copy, Debug)]
+struct Next {
+    bytes: u32,
+    /// The op notifies its target's owner, at a peer.
+    told: bool,
+    /// This very slice does.
+    notifies: bool,
 }
 
 /// A request failed: its op does, and the first failure is what is told of it.
@@ -245,34 +185,36 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 
     /// Puts an op back before all others that are queued with it.
     pub(super) fn requeue(&mut self, slot: u32) {
-        if self.abroad() && self.ledger[slot].rail != 0 {
+        if self.abroad() && self.ledger[slot].line != 0 {
             self.abroad.push_front(&mut self.ledger, slot);
         } else {
             self.lanes.push_front(&mut self.ledger, slot);
         }
     }
 
-    /// Posts what each rail takes, most urgent first; returns the number of requests.
+    /// Posts what the rails of each line take, most urgent first; returns the number of requests.
     pub(super) fn schedule_abroad(&mut self) -> u32 {
         let mut posted = 0;
         let mut ends = STEPS_PER_TURN;
-        for rail in each_bit(self.abroad.queued) {
-            posted += self.schedule_rail(rail, &mut ends);
+        for line in each_bit(self.abroad.queued) {
+            posted += self.schedule_line(line, &mut ends);
         }
         posted
     }
 
-    fn schedule_rail(&mut self, rail: u16, ends: &mut u32) -> u32 {
-        let mut batch = std::mem::take(&mut self.batch);
-        let mut room = self.fabric.room(rail);
-        if room.stop == Some(Stop::Dead) {
-            // It takes everything, and ends it at once.
-            (room.requests, room.notifies) = (u32::MAX, u32::MAX);
+    fn schedule_line(&mut self, line: u16, ends: &mut u32) -> u32 {
+        let mut fan = Fan::new(&self.fabric, &self.abroad, line);
+        let cut_off_ns = self.abroad.cut_off_for(line, fan.works(), self.now_ns);
+        if cut_off_ns > self.limits.cut_off_ns {
+            self.give_up_line(line, ends);
+            return 0;
         }
-        let mut last = self.abroad.queues[usize::from(rail)].last;
-        let most = batch.len().min(POST_MAX);
-        let mut count = 0;
-        while let Some(slot) = self.abroad.first(&self.ledger, rail, room.notifies > 0) {
+        let mut batch = std::mem::take(&mut self.batch);
+        let mut steps = STEPS_PER_TURN;
+        loop {
+            let (takes, credits) = fan.open();
+            let first = self.abroad.first(&self.ledger, line, takes, credits);
+            let Some(slot) = first.filter(|_| steps > 0) else { break };
             if let Some(failure) = self.spoiled(slot) {
                 if *ends == 0 {
                     break;
@@ -282,74 +224,173 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 self.settle_head(slot);
                 continue;
             }
-            let Some(place) = batch[..most].get_mut(count) else { break };
-            match self.post_abroad(slot, place, &mut room, last) {
-                Ok(()) => {}
-                Err(WAIT_CREDIT) => {
-                    self.note_wait(slot, WAIT_CREDIT);
-                    self.abroad.starve(&mut self.ledger, slot);
+            match self.choose(slot, &mut fan) {
+                Ok(at) => {
+                    let place = &mut batch[at * POST_MAX + fan.ways[at].count];
+                    self.post_abroad(slot, place, &mut fan, at);
                     continue;
                 }
-                Err(wait) => {
+                Err(Hold::Full(wait)) => {
                     self.note_wait(slot, wait);
                     break;
                 }
+                Err(Hold::Credit) => {
+                    self.note_wait(slot, WAIT_CREDIT);
+                    self.abroad.starve(&mut self.ledger, slot);
+                }
+                Err(Hold::Rail(rail, wait)) => {
+                    self.note_wait(slot, wait);
+                    self.abroad.set_aside(&mut self.ledger, slot, rail);
+                }
             }
-            last = Some(self.ledger.id(slot));
-            count += 1;
+            steps -= 1;
         }
-        let mut taken = 0;
-        if count > 0 {
-            taken = self.ring_doorbell(&batch[..count]);
-            if let Some(youngest) = batch[..taken as usize].last() {
-                let slot = self.posts.slot(youngest.ticket);
-                self.abroad.queues[usize::from(rail)].last = Some(self.ledger.id(slot));
-            }
+        let mut posted = 0;
+        for (way, part) in fan.ways().iter().zip(batch.chunks(POST_MAX)) {
+            posted += self.post_batch(way, &part[..way.count]);
         }
         self.batch = batch;
+        posted
+    }
+
+    /// Gives a rail what was laid for it, with one doorbell.
+    fn post_batch(&mut self, way: &Way, batch: &[Request]) -> u32 {
+        if batch.is_empty() {
+            return 0;
+        }
+        let taken = self.ring_doorbell(batch);
+        let youngest = batch[..taken as usize].last();
+        let last = youngest.map(|youngest| self.ledger.id(self.posts.slot(youngest.ticket)));
+        self.abroad.set_last(way.rail, last.or(way.last));
         taken
     }
 
-    /// Adds the next slice of an op to its rail's batch, or says what it waits for.
-    fn post_abroad(
-        &mut self,
-        slot: u32,
-        place: &mut Request,
-        room: &mut Room,
-        last: Option<RecordId>,
-    ) -> Result<(), u16> {
-        if room.requests == 0 {
-            return Err(WAIT_RAIL);
-        }
+    /// The rail that an op's next slice goes by, as its place in the set.
+    fn choose(&mut self, slot: u32, fan: &mut Fan) -> Result<usize, Hold> {
         let record = &self.ledger[slot];
+        let next = self.next_slice(record);
+        if record.returned == NIL && !self.posts.spare() {
+            return Err(Hold::Full(WAIT_FABRIC));
+        }
+        // Slices of it are under way, by one rail.
+        let chained = next.told && record.in_fabric > 0;
+        let its_own = if is_atomic(&record.op) {
+            Some(0)
+        } else if chained {
+            fan.ways().iter().position(|way| way.rail == record.rail)
+        } else {
+            None
+        };
+        let current = fan.current.filter(|(other, _)| *other == slot && record.returned == NIL);
+        let Some(at) = its_own.or(current.map(|(_, at)| at)) else {
+            return self.choose_any(slot, fan, &next);
+        };
+        let way = &fan.ways[at];
+        let broken = chained && self.abroad.last(way.rail) != Some(record.id());
+        let wait = if !way.takes() {
+            WAIT_RAIL
+        } else if broken {
+            WAIT_FABRIC
+        } else if next.notifies && !way.has_credit() {
+            WAIT_CREDIT
+        } else if let Err(wait) = self.abroad.window(way.rail).admits(next.bytes) {
+            fan.ways[at].full = true;
+            wait
+        } else {
+            return Ok(at);
+        };
+        Err(match its_own {
+            Some(at) if fan.len > 1 => Hold::Rail(fan.ways[at].rail, wait),
+            _ if wait == WAIT_CREDIT => Hold::Credit,
+            _ => Hold::Full(wait),
+        })
+    }
+
+    /// Of the rails that may take it, the one with the most room; in turn among equals.
+    fn choose_any(&mut self, slot: u32, fan: &Fan, next: &Next) -> Result<usize, Hold> {
+        let line = self.ledger[slot].line;
+        let from = self.abroad.turn(line);
+        let (mut best, mut poor, mut refused) = (None, false, None);
+        let over = fan.over();
+        for step in 1..=fan.len {
+            let at = (from + step) % fan.len;
+            let way = &fan.ways[at];
+            if !way.takes() || way.dead() && !over {
+                continue;
+            }
+            if next.notifies && !way.has_credit() {
+                poor = true;
+                continue;
+            }
+            if let Err(wait) = self.abroad.window(way.rail).admits(next.bytes) {
+                refused = Some(wait);
+                continue;
+            }
+            let more = |other: usize| way.room.requests > fan.ways[other].room.requests;
+            if best.is_none_or(more) {
+                best = Some(at);
+            }
+        }
+        let Some(at) = best else {
+            return Err(match refused {
+                None if poor => Hold::Credit,
+                wait => Hold::Full(wait.unwrap_or(WAIT_RAIL)),
+            });
+        };
+        self.abroad.set_turn(line, at);
+        Ok(at)
+    }
+
+    /// Adds the next slice of an op to its rail's batch.
+    fn post_abroad(&mut self, slot: u32, place: &mut Request, fan: &mut Fan, at: usize) {
+        let way = &mut fan.ways[at];
+        let rail = way.rail;
+        let record = &mut self.ledger[slot];
+        let id = record.id();
+        let chained = record.state == State::Posted && self.abroad.last(rail) == Some(id);
+        record.rail = rail;
+        let again = record.returned != NIL;
+        let next = self.next_slice(&self.ledger[slot]);
+        let Ok(grant) = self.abroad.take(rail, next.bytes) else {
+            unreachable!("a window that admits takes");
+        };
+        if again {
+            self.lay_again(slot, place, grant);
+        } else {
+            fan.current = Some((slot, at));
+            self.lay_slice::<true>(slot, place, next.bytes, grant);
+        }
+        place.rail = rail;
+        place.flags = 0;
+        if next.told && chained {
+            place.flags |= REQUEST_CHAIN;
+        }
+        if next.notifies {
+            place.flags |= REQUEST_NOTIFY;
+        }
+        place.immediate = self.ledger[slot].op.immediate;
+        self.abroad.set_last(rail, Some(id));
+        let room = &mut way.room;
+        room.requests = room.requests.saturating_sub(1);
+        room.notifies = room.notifies.saturating_sub(u32::from(next.notifies));
+        way.count += 1;
+    }
+
+    /// What an op posts next: what was handed back, or the slice after its last.
+    fn next_slice(&self, record: &Record) -> Next {
         let op = &record.op;
-        let bytes = (op.bytes - record.cursor).min(self.limits.slice_bytes);
-        let mut flags = 0;
+        let (page, cursor, bytes) = if record.returned == NIL {
+            let bytes = (op.bytes - record.cursor).min(self.limits.slice_bytes);
+            (record.page, record.cursor, bytes)
+        } else {
+            let Slice { page, cursor, bytes, .. } = self.posts.returned(record.returned).slice;
+            (page, cursor, bytes)
+        };
         // An own region's owner is told by the engine, as of any op that stays on this host.
         let told =
             op.flags & SQE_NOTIFY != 0 && self.regions[op.target as usize].kind != RegionKind::Own;
-        if told {
-            let ends = record.cursor + bytes == op.bytes && record.page + 1 >= op.pages;
-            if ends && room.notifies == 0 {
-                return Err(WAIT_CREDIT);
-            }
-            if record.state == State::Posted && last == Some(record.id()) {
-                flags |= REQUEST_CHAIN;
-            } else if record.in_fabric > 0 {
-                return Err(WAIT_FABRIC);
-            }
-            flags |= if ends { REQUEST_NOTIFY } else { 0 };
-        }
-        let rail = record.rail;
-        let grant = self.abroad.queues[usize::from(rail)].window.take(bytes)?;
-        self.abroad.flying |= 1 << rail;
-        room.requests -= 1;
-        room.notifies -= u32::from(flags & REQUEST_NOTIFY != 0);
-        self.lay_slice::<true>(slot, place, bytes, grant);
-        place.rail = rail;
-        place.flags = flags;
-        place.immediate = self.ledger[slot].op.immediate;
-        Ok(())
+        let ends = cursor + bytes == op.bytes && page + 1 >= op.pages;
+        Next { bytes, told, notifies: told && ends }
     }
 
     /// Notes what an op waits for; it counts as deferred when that changes.
@@ -362,16 +403,25 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         }
     }
 
-    /// What an op that is queued on a rail waits for.
+    /// What an op that is queued in a line waits for.
     pub(super) fn wait_abroad(&self, slot: u32, ahead: u32, behind: u16) -> u16 {
         let record = &self.ledger[slot];
-        let room = self.fabric.room(record.rail);
-        let takes = room.requests > 0 || room.stop == Some(Stop::Dead);
+        let alone = is_atomic(&record.op) || record.aside == Aside::Rail;
+        let set = self.abroad.set(record.line);
+        let set = match record.aside {
+            Aside::Rail => 1 << record.rail,
+            _ if alone => set & set.wrapping_neg(),
+            _ => set,
+        };
+        let takes = each_bit(set).any(|rail| {
+            let room = self.fabric.room(rail);
+            room.requests > 0 || room.stop == Some(Stop::Dead)
+        });
         match record.wait {
             _ if !takes => WAIT_RAIL,
-            _ if record.starved => WAIT_CREDIT,
+            _ if record.aside == Aside::Credit => WAIT_CREDIT,
             wait if ahead == 0
-                && self.abroad.first(&self.ledger, record.rail, false) == Some(slot) =>
+                && self.abroad.first(&self.ledger, record.line, set, 0) == Some(slot) =>
             {
                 wait
             }
@@ -395,7 +445,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             let record = &self.ledger[slot];
             let queued = matches!(record.state, State::Queued | State::Posted)
                 && !record.posted_whole
-                && record.rail != 0;
+                && record.line != 0;
             if !queued || record.checked == self.withdrawn {
                 continue;
             }
@@ -420,17 +470,22 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             || abroad.purge.is_some()
             || (self.deadlines > 0 && self.sweep_from != 0)
             || self.winding.iter().any(|&id| self.winds(id))
-            || each_bit(abroad.queued | abroad.flying).any(|rail| self.rail_busy(rail))
+            || each_bit(abroad.flying).any(|rail| !closed(self.fabric.room(rail).stop))
+            || each_bit(abroad.queued).any(|line| self.line_busy(line))
     }
 
-    fn rail_busy(&self, rail: u16) -> bool {
-        let room = self.fabric.room(rail);
-        if let Some(Stop::Connecting | Stop::Degraded | Stop::Rebuilding) = room.stop {
-            return false;
+    /// True if an op of a line may be taken, by a rail that works or by one whose peer is gone.
+    fn line_busy(&self, line: u16) -> bool {
+        let (mut takes, mut credits) = (0, 0);
+        for rail in each_bit(self.abroad.set(line)) {
+            let room = self.fabric.room(rail);
+            if !closed(room.stop) {
+                takes |= 1 << rail;
+                let credit = room.notifies > 0 || room.stop == Some(Stop::Dead);
+                credits |= u64::from(credit) << rail;
+            }
         }
-        let credit = room.notifies > 0 || room.stop == Some(Stop::Dead);
-        self.abroad.flying >> rail & 1 != 0
-            || self.abroad.first(&self.ledger, rail, credit).is_some()
+        takes != 0 && self.abroad.first(&self.ledger, line, takes, credits).is_some()
     }
 
     /// True if a ring that is wound up has more to do than to wait for ops.

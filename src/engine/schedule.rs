@@ -3,15 +3,15 @@
 use crate::abi::{
     CQE_RETRYABLE, Counter, Detail, Opcode, SQE_NOTIFY, WAIT_FABRIC, WAIT_NONE, errno,
 };
-use crate::fabric::{Done, Fabric, Request, Verb};
-use crate::ledger::{Failure, NIL, Op, State};
+use crate::fabric::{DONE_RETURNED, Done, Fabric, Request, Verb};
+use crate::ledger::{Aside, Failure, NIL, Op, State};
 use crate::ring::Memory;
 use crate::sched::credits::Grant;
 
 use super::intake::order_fates;
-use super::pages::BLOCK_PAGES;
+use super::pages::{BLOCK_PAGES, PagePool};
 use super::rails::note_failure;
-use super::tables::RegionKind;
+use super::tables::{RegionKind, Slice};
 use super::validate::current;
 use super::{Engine, STEPS_PER_TURN, SWEEP_EVERY_NS};
 
@@ -41,21 +41,31 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let reaped = u32::try_from(done.len()).unwrap_or(u32::MAX);
         for completion in &done {
             // A completion for a post that is not open is stale: it moves nothing.
-            let Some((slot, bytes, grant)) = self.posts.close(completion.ticket) else { continue };
+            if completion.flags & DONE_RETURNED != 0 {
+                self.bring_back(*completion);
+                continue;
+            }
+            let Some((slot, slice, grant)) = self.posts.close(completion.ticket) else { continue };
             let record = &mut self.ledger[slot];
-            if abroad && record.rail != 0 {
-                self.abroad.give(record.rail, grant);
+            if abroad && slice.rail != 0 {
+                self.abroad.give(slice.rail, grant);
             } else {
                 self.window.give(grant);
             }
             record.in_fabric -= 1;
             if completion.errno == 0 {
-                record.done_bytes += u64::from(bytes);
+                record.done_bytes += u64::from(slice.bytes);
             } else {
-                note_failure(record, bytes, *completion);
+                note_failure(record, slice.bytes, *completion);
             }
-            if record.in_fabric == 0 && (record.posted_whole || record.failure.is_some()) {
-                self.end(slot);
+            if record.in_fabric == 0 {
+                if record.posted_whole || record.failure.is_some() {
+                    self.end(slot);
+                } else if abroad && record.aside == Aside::Rail {
+                    // With none of it under way any rail may go on with it.
+                    self.abroad.remove(&mut self.ledger, slot);
+                    self.abroad.push_front(&mut self.ledger, slot);
+                }
             }
         }
         self.let_go();
@@ -80,12 +90,15 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         if !self.ledger[slot].posted_whole {
             self.unqueue(slot);
         }
+        if self.ledger[slot].returned != NIL {
+            self.let_go_returned(slot);
+        }
         self.finish_among_others(slot);
     }
 
     /// Takes an op out of its lane.
     pub(super) fn unqueue(&mut self, slot: u32) {
-        if self.abroad() && self.ledger[slot].rail != 0 {
+        if self.abroad() && self.ledger[slot].line != 0 {
             self.leave_lane::<true>(slot);
         } else {
             self.leave_lane::<false>(slot);
@@ -93,7 +106,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     }
 
     #[inline]
-    fn leave_lane<const ABROAD: bool>(&mut self, slot: u32) {
+    pub(super) fn leave_lane<const ABROAD: bool>(&mut self, slot: u32) {
         self.deadlines -= u32::from(self.ledger[slot].op.deadline_us > 0);
         if ABROAD {
             self.abroad.remove(&mut self.ledger, slot);
@@ -202,33 +215,17 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     ) {
         let record = &mut self.ledger[slot];
         let op = &record.op;
-        let Some(ticket) = self.posts.open(slot, bytes, grant) else {
+        let rail = if ABROAD { record.rail } else { 0 };
+        let slice = Slice { bytes, cursor: record.cursor, page: record.page, rail };
+        let Some(ticket) = self.posts.open(slot, slice, grant) else {
             unreachable!("more credits than posts");
         };
-        let (near, far) = if op.pages == 0 {
+        let offsets = if op.pages == 0 {
             (op.local_offset, op.remote_offset)
         } else {
-            let page = self.pages.page(record.block, record.page % BLOCK_PAGES);
-            (page.local_offset, op.remote_offset + page.remote_offset)
+            page_offsets(&self.pages, op, record.block, record.page)
         };
-        *place = Request {
-            ticket,
-            verb: match op.opcode {
-                Opcode::Read | Opcode::Readv => Verb::Read,
-                Opcode::FetchAdd => Verb::FetchAdd,
-                Opcode::CmpSwap => Verb::CmpSwap,
-                _ => Verb::Write,
-            },
-            local: op.local,
-            remote: op.target,
-            local_offset: near + u64::from(record.cursor),
-            remote_offset: far + u64::from(record.cursor),
-            bytes,
-            arg: op.arg,
-            rail: 0,
-            flags: 0,
-            immediate: 0,
-        };
+        *place = request(op, ticket, offsets, slice);
         record.cursor += bytes;
         record.in_fabric += 1;
         record.wait = WAIT_FABRIC;
@@ -241,6 +238,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         }
         let whole = record.cursor >= record.op.bytes && record.op.pages == 0;
         if whole || self.advance(slot) {
+            self.ledger[slot].laid = true;
             self.ledger[slot].posted_whole = true;
             self.leave_lane::<ABROAD>(slot);
         }
@@ -276,7 +274,12 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 
     /// Undoes [`Engine::post_slice`] for the youngest request of an op.
     fn take_back(&mut self, request: &Request) {
-        let Some((slot, bytes, grant)) = self.posts.close(request.ticket) else { return };
+        if self.posts.is_again(request.ticket) {
+            return self.put_back_returned(request.ticket);
+        }
+        let Some((slot, Slice { bytes, .. }, grant)) = self.posts.close(request.ticket) else {
+            return;
+        };
         let record = &mut self.ledger[slot];
         if request.rail != 0 {
             self.abroad.give(request.rail, grant);
@@ -284,6 +287,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             self.window.give(grant);
         }
         record.in_fabric -= 1;
+        record.laid = false;
         let whole = std::mem::take(&mut record.posted_whole);
         if whole {
             self.deadlines += u32::from(record.op.deadline_us > 0);
@@ -292,7 +296,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             // The request ended a page: step back into it.
             record.page -= 1;
             record.cursor = record.op.bytes;
-            let block = self.block_of(slot);
+            let (list, page) = (record.op.list, record.page);
+            let block = self.block_of(list, page);
             self.ledger[slot].block = block;
         }
         let record = &mut self.ledger[slot];
@@ -308,10 +313,10 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         }
     }
 
-    fn block_of(&self, slot: u32) -> u32 {
-        let record = &self.ledger[slot];
-        let mut block = record.op.list;
-        for _ in 0..record.page / BLOCK_PAGES {
+    /// The block of a page list that holds a page.
+    pub(super) fn block_of(&self, list: u32, page: u32) -> u32 {
+        let mut block = list;
+        for _ in 0..page / BLOCK_PAGES {
             block = self.pages.next(block);
         }
         block
@@ -348,4 +353,34 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             && op.target != NIL
             && self.regions[op.target as usize].kind == RegionKind::Own
     }
+}
+
+/// The request of a slice of an op, whose range begins at these offsets.
+#[inline]
+pub(super) fn request(op: &Op, ticket: u64, (near, far): (u64, u64), slice: Slice) -> Request {
+    Request {
+        ticket,
+        verb: match op.opcode {
+            Opcode::Read | Opcode::Readv => Verb::Read,
+            Opcode::FetchAdd => Verb::FetchAdd,
+            Opcode::CmpSwap => Verb::CmpSwap,
+            _ => Verb::Write,
+        },
+        local: op.local,
+        remote: op.target,
+        local_offset: near + u64::from(slice.cursor),
+        remote_offset: far + u64::from(slice.cursor),
+        bytes: slice.bytes,
+        arg: op.arg,
+        rail: 0,
+        flags: 0,
+        immediate: 0,
+        attempts: 0,
+    }
+}
+
+/// Where a page of an op begins, at both sides; `block` is the one that holds it.
+pub(super) fn page_offsets(pages: &PagePool, op: &Op, block: u32, page: u32) -> (u64, u64) {
+    let page = pages.page(block, page % BLOCK_PAGES);
+    (page.local_offset, op.remote_offset + page.remote_offset)
 }

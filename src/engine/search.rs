@@ -160,7 +160,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                     at = List::<LANE>::previous(&self.ledger, at);
                 }
                 let behind = if ahead > 0 { WAIT_LANE } else { WAIT_CLASS };
-                let wait = if self.abroad() && record.rail != 0 {
+                let wait = if self.abroad() && record.line != 0 {
                     self.wait_abroad(slot, ahead, behind)
                 } else if self.lanes.first() == Some(slot) {
                     record.wait

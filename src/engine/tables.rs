@@ -317,8 +317,22 @@ pub(super) struct Post {
     /// Uses of this place, this one included.
     generation: u32,
     pub(super) slot: u32,
-    pub(super) bytes: u32,
+    pub(super) slice: Slice,
     pub(super) grant: Option<Grant>,
+    /// It was handed back: how often it was under way, and the next one of its op.
+    again: bool,
+    pub(super) attempts: u8,
+    pub(super) next: u32,
+}
+
+/// The part of an op that a post is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Slice {
+    pub(super) bytes: u32,
+    /// Where it begins, in which page.
+    pub(super) cursor: u32,
+    pub(super) page: u32,
+    pub(super) rail: u16,
 }
 
 /// All posts, in places that never move. A ticket is generation << 32 | place, so that a completion
@@ -327,25 +341,52 @@ pub(super) struct Post {
 pub(super) struct Posts {
     posts: Vec<Post>,
     free: Vec<u32>,
+    /// Places that are kept for requests that stay on this host.
+    kept: u32,
 }
 
 impl Posts {
-    pub(super) fn new(capacity: u32) -> Self {
-        let blank = |_| Post { generation: 0, slot: NIL, bytes: 0, grant: None };
-        Self { posts: (0..capacity).map(blank).collect(), free: (0..capacity).rev().collect() }
+    /// Places for `near` requests that stay on this host, and `far` others.
+    pub(super) fn new(near: u32, far: u32) -> Self {
+        let slice = Slice { bytes: 0, cursor: 0, page: 0, rail: 0 };
+        let blank = |_| Post {
+            generation: 0,
+            slot: NIL,
+            slice,
+            grant: None,
+            again: false,
+            attempts: 0,
+            next: NIL,
+        };
+        let capacity = near + far;
+        Self {
+            posts: (0..capacity).map(blank).collect(),
+            free: (0..capacity).rev().collect(),
+            kept: near,
+        }
+    }
+
+    /// True if there is a place for a request to a peer: what was handed back keeps its own.
+    #[inline]
+    pub(super) fn spare(&self) -> bool {
+        self.free.len() > self.kept as usize
     }
 
     #[inline]
-    pub(super) fn open(&mut self, slot: u32, bytes: u32, grant: Grant) -> Option<u64> {
+    pub(super) fn open(&mut self, slot: u32, slice: Slice, grant: Grant) -> Option<u64> {
         let place = self.free.pop()?;
         let post = &mut self.posts[place as usize];
         let generation = post.generation.wrapping_add(1);
-        *post = Post { generation, slot, bytes, grant: Some(grant) };
+        post.generation = generation;
+        post.slot = slot;
+        post.slice = slice;
+        post.grant = Some(grant);
+        post.again = false;
         Some(u64::from(generation) << 32 | u64::from(place))
     }
 
     #[inline]
-    pub(super) fn close(&mut self, ticket: u64) -> Option<(u32, u32, Grant)> {
+    pub(super) fn close(&mut self, ticket: u64) -> Option<(u32, Slice, Grant)> {
         let place = (ticket & 0xffff_ffff) as u32;
         let post = self.posts.get_mut(place as usize)?;
         if u64::from(post.generation) != ticket >> 32 {
@@ -353,7 +394,54 @@ impl Posts {
         }
         let grant = post.grant.take()?;
         self.free.push(place);
-        Some((post.slot, post.bytes, grant))
+        Some((post.slot, post.slice, grant))
+    }
+
+    /// A post comes back undone, and keeps its place: the place, and what it had.
+    pub(super) fn hand_back(&mut self, ticket: u64) -> Option<(u32, u32, Slice, Grant)> {
+        let place = (ticket & 0xffff_ffff) as u32;
+        let (slot, slice, grant) = self.close(ticket)?;
+        self.free.pop();
+        self.posts[place as usize].again = true;
+        Some((place, slot, slice, grant))
+    }
+
+    /// Posts once more what was handed back; its ticket.
+    pub(super) fn again(&mut self, place: u32, rail: u16, grant: Grant) -> u64 {
+        let post = &mut self.posts[place as usize];
+        assert!(post.again && post.grant.is_none(), "posted again what is under way");
+        post.generation = post.generation.wrapping_add(1);
+        post.slice.rail = rail;
+        post.grant = Some(grant);
+        u64::from(post.generation) << 32 | u64::from(place)
+    }
+
+    /// Lets go of what was handed back; the next of its op.
+    pub(super) fn let_go(&mut self, place: u32) -> u32 {
+        let post = &mut self.posts[place as usize];
+        assert!(std::mem::take(&mut post.again) && post.grant.is_none(), "let go what is not here");
+        self.free.push(place);
+        post.next
+    }
+
+    /// What was handed back.
+    pub(super) fn returned(&self, place: u32) -> &Post {
+        &self.posts[place as usize]
+    }
+
+    pub(super) fn returned_mut(&mut self, place: u32) -> &mut Post {
+        &mut self.posts[place as usize]
+    }
+
+    /// True if a post that is open was handed back before.
+    pub(super) fn is_again(&self, ticket: u64) -> bool {
+        self.posts[(ticket & 0xffff_ffff) as usize].again
+    }
+
+    /// Places not in use.
+    #[cfg(test)]
+    pub(super) fn free_count(&self) -> usize {
+        self.free.len()
     }
 
     /// The record of a post that is open.
@@ -424,17 +512,18 @@ mod tests {
             steps in proptest::collection::vec((any::<bool>(), 0..64usize), 1..300),
         ) {
             let mut window = Window::new(8, 1_000);
-            let mut posts = Posts::new(8);
+            let mut posts = Posts::new(8, 0);
+            let seven = Slice { bytes: 7, cursor: 0, page: 0, rail: 0 };
             let (mut open, mut closed) = (Vec::new(), Vec::new());
             for (slot, (begin, at)) in (0..).zip(steps) {
                 if begin && open.len() < 8 {
-                    let ticket = posts.open(slot, 7, window.take(7).unwrap()).unwrap();
+                    let ticket = posts.open(slot, seven, window.take(7).unwrap()).unwrap();
                     prop_assert!(!closed.contains(&ticket) && !open.contains(&(ticket, slot)));
                     open.push((ticket, slot));
                 } else if !open.is_empty() {
                     let (ticket, slot) = open.swap_remove(at % open.len());
                     let (was, bytes, grant) = posts.close(ticket).unwrap();
-                    prop_assert_eq!((was, bytes), (slot, 7));
+                    prop_assert_eq!((was, bytes.bytes), (slot, 7));
                     window.give(grant);
                     closed.push(ticket);
                 }

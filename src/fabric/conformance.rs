@@ -167,6 +167,7 @@ pub fn request(ticket: u64, verb: Verb, near: u64, far: u64, bytes: u32) -> Requ
         rail: 0,
         flags: 0,
         immediate: 0,
+        attempts: 0,
     }
 }
 

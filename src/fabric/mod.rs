@@ -61,6 +61,8 @@ pub struct Request {
     pub flags: u16,
     /// With [`REQUEST_NOTIFY`]: what the owner of the remote region is told.
     pub immediate: u32,
+    /// How often it was under way already: as it was handed back ([`DONE_RETURNED`]).
+    pub attempts: u8,
 }
 
 impl Request {
@@ -77,6 +79,7 @@ impl Request {
         rail: 0,
         flags: 0,
         immediate: 0,
+        attempts: 0,
     };
 }
 
@@ -96,6 +99,8 @@ pub struct Done {
     pub errno: i32,
     /// `DONE_*` bits.
     pub flags: u16,
+    /// With [`DONE_RETURNED`]: how often it was under way.
+    pub attempts: u8,
 }
 
 impl Done {
@@ -103,7 +108,7 @@ impl Done {
     #[inline]
     #[must_use]
     pub fn new(ticket: u64, errno: i32) -> Self {
-        Self { ticket, errno, flags: 0 }
+        Self { ticket, errno, flags: 0, attempts: 0 }
     }
 }
 
@@ -113,6 +118,10 @@ pub const DONE_FLUSHED: u16 = 1 << 0;
 pub const DONE_MAYBE: u16 = 1 << 1;
 /// All its bytes are in place; what failed is the notification.
 pub const DONE_PLACED: u16 = 1 << 2;
+
+/// It did not end: its rail failed, and it is handed back, to be posted by another rail of the same
+/// set ([`Fabric::share`]). Nothing of it can still happen, and repeating it is harmless.
+pub const DONE_RETURNED: u16 = 1 << 3;
 
 /// What a fabric can take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,8 +148,10 @@ pub enum Stop {
     Connecting,
     /// It is in doubt: what is under way is brought to its end.
     Degraded,
-    /// It is being rebuilt after that.
+    /// It is being rebuilt after that, or is connected again and on trial.
     Rebuilding,
+    /// Its card erred too often, and pauses.
+    Paused,
     /// Its peer is gone. Requests are taken, and end at once as failed.
     Dead,
 }
@@ -228,6 +239,10 @@ pub trait Fabric {
     /// Gives a region the keys by which requests of this host reach it over a rail that leads
     /// back here.
     fn set_home(&mut self, _region: u32, _memory: Self::Memory) {}
+
+    /// These rails lead to the same place: what one of them fails to do is handed back, for another
+    /// to do, and it takes nothing more until it has shown that it works.
+    fn share(&mut self, _rails: u64) {}
 
     /// True if a later poll may move something though nothing completes until then: time itself
     /// is waited for.

@@ -156,6 +156,12 @@ impl<P: Provider> Fabric for Pair<P> {
         }
     }
 
+    fn share(&mut self, rails: u64) {
+        if let Some(own) = self.rails.as_mut() {
+            own.share(rails);
+        }
+    }
+
     fn restless(&self) -> bool {
         self.rails.as_ref().is_some_and(Fabric::restless)
     }

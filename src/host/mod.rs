@@ -43,6 +43,9 @@ use engine_thread::EngineThread;
 use link::Link;
 use verbs::Opened;
 
+/// How long ops wait for a peer to whom no rail works, ns.
+const CUT_OFF_NS: u64 = 30_000_000_000;
+
 pub(crate) use crate::control::Ask;
 
 /// Why an engine could not be started.
@@ -212,6 +215,7 @@ impl Engine {
             slice_bytes: config.slice_bytes,
             intake_budget: config.intake_budget,
             ring_idle_ns: u64::from(config.ring_idle_ms) * 1_000_000,
+            cut_off_ns: CUT_OFF_NS,
         };
         let local = Local::new(config.regions_max, config.window_ops, config.slice_bytes);
         let core = engine::Engine::new(limits, Pair::new(local, rails));

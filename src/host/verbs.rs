@@ -260,6 +260,7 @@ fn sizes(config: &Config, limits: &DeviceLimits, completions: u32) -> qp::Config
         drain_ns: silent_ns.saturating_add(ANSWERS_NS),
         // Devices may take four times what they are set to.
         lost_ns: silent_ns.saturating_mul(4).saturating_add(LOST_NS),
+        recovery: qp::Recovery::DEFAULT,
     }
 }
 

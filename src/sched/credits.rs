@@ -37,15 +37,25 @@ impl Window {
     /// The `WAIT_*` reason: which credit is used up.
     #[inline]
     pub fn take(&mut self, bytes: u32) -> Result<Grant, u16> {
+        self.admits(bytes)?;
+        self.ops += 1;
+        self.bytes += u64::from(bytes);
+        Ok(Grant { bytes })
+    }
+
+    /// Says whether [`Window::take`] would have it.
+    ///
+    /// # Errors
+    /// As there.
+    #[inline]
+    pub fn admits(&self, bytes: u32) -> Result<(), u16> {
         if self.ops == self.ops_max {
             return Err(WAIT_WINDOW_OPS);
         }
         if self.bytes + u64::from(bytes) > self.bytes_max && self.ops > 0 {
             return Err(WAIT_WINDOW_BYTES);
         }
-        self.ops += 1;
-        self.bytes += u64::from(bytes);
-        Ok(Grant { bytes })
+        Ok(())
     }
 
     /// Gives a request's credits back.

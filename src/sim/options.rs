@@ -85,6 +85,7 @@ impl Options {
             slice_bytes,
             intake_budget: 1 + random.below32(16),
             ring_idle_ns: 100_000,
+            cut_off_ns: 20 * MS,
         };
         let rails = qp::Config {
             fabric: crate::abi::FABRIC_VERBS,
@@ -100,6 +101,7 @@ impl Options {
             grace_ns: MS / 5,
             drain_ns: 5 * MS,
             lost_ns: 20 * MS,
+            recovery: qp::Recovery::DEFAULT,
         };
         Self {
             engines,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use verbring::fabric::conformance::{BYTES, FAR, FORGED, Harness, NEAR, run_all};
 use verbring::fabric::qp::join::Join;
 use verbring::fabric::qp::provider::{Key, ProviderControl};
-use verbring::fabric::qp::{CardKeys, Config, Memory, RailState, Rails};
+use verbring::fabric::qp::{CardKeys, Config, Memory, RailState, Rails, Recovery};
 use verbring::fabric::verbs::{VerbsControl, VerbsProvider, VerbsSettings, open};
 use verbring::fabric::{Arrival, Done, Fabric};
 use verbring::shm::Mapping;
@@ -34,6 +34,7 @@ pub(crate) const CONFIG: Config = Config {
     grace_ns: 20 * MS,
     drain_ns: 5000 * MS,
     lost_ns: 30_000 * MS,
+    recovery: Recovery::DEFAULT,
 };
 
 /// Two fabrics over devices, a memory each, and the control of both.

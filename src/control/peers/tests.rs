@@ -13,7 +13,9 @@ use super::joint::{Act, Job, Joint, Say, Step};
 use crate::fabric::conformance::{FAR, NEAR, request};
 use crate::fabric::qp::provider::{Access, Key, Move, PathSettings, ProviderControl};
 use crate::fabric::qp::sim::{Net, SimConfig, SimControl, SimProvider};
-use crate::fabric::qp::{Ask, CardKeys, Config, Memory, News, RailState, Rails, Told, Wish};
+use crate::fabric::qp::{
+    Ask, CardKeys, Config, Memory, News, RailState, Rails, Recovery, Told, Wish,
+};
 use crate::fabric::{Arrival, Done, Fabric, REQUEST_NOTIFY, Request, Verb};
 use crate::seeds::{Random, each_seed};
 use crate::shm::Mapping;
@@ -32,6 +34,7 @@ const CONFIG: Config = Config {
     grace_ns: 20_000,
     drain_ns: 10_000_000,
     lost_ns: 2_000_000_000,
+    recovery: Recovery::DEFAULT,
 };
 const RAIL: u16 = 1;
 const BYTES: u64 = 1 << 16;

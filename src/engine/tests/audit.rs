@@ -9,7 +9,7 @@ use crate::engine::Engine;
 use crate::engine::tables::{Ring, Share};
 use crate::fabric::Fabric;
 use crate::ids::RingId;
-use crate::ledger::{LANE, List, NIL, RING, Record, State};
+use crate::ledger::{Aside, LANE, List, NIL, RING, Record, State};
 use crate::ring::{Memory, Word};
 
 /// Panics if an engine's sums, lists and tables do not tell one story.
@@ -38,9 +38,9 @@ fn credits<F: Fabric, M>(engine: &Engine<F, M>, open: &BTreeSet<u32>) {
     let mut by_rail = vec![(0, 0); usize::from(engine.fabric.rails())];
     for post in engine.posts.open_posts() {
         *posts.entry(post.slot).or_default() += 1;
-        let (ops, bytes) = &mut by_rail[usize::from(engine.ledger[post.slot].rail)];
+        let (ops, bytes) = &mut by_rail[usize::from(post.slice.rail)];
         *ops += 1;
-        *bytes += u64::from(post.bytes);
+        *bytes += u64::from(post.slice.bytes);
     }
     let in_fabric: BTreeMap<u32, u32> = open
         .iter()
@@ -67,12 +67,13 @@ fn lists<F: Fabric, M>(engine: &Engine<F, M>, open: &BTreeSet<u32>) {
         }
     }
     for rail in 1..engine.fabric.rails() {
-        for (queue, starved) in engine.abroad.lanes(rail).into_iter().zip([false, true]) {
+        for (queue, aside) in engine.abroad.lanes(rail) {
             for class in Class::ALL {
                 for slot in walk::<LANE, F, M>(engine, queue.head(class).unwrap_or(NIL)) {
                     let record = &engine.ledger[slot];
-                    let told = (record.op.class, record.rail, record.starved);
-                    assert_eq!(told, (class, rail, starved), "a rail's lane");
+                    let own = if aside == Aside::Rail { record.rail } else { record.line };
+                    let told = (record.op.class, own, record.aside);
+                    assert_eq!(told, (class, rail, aside), "a rail's lane");
                     assert!(lanes.insert(slot), "twice in a lane");
                 }
             }

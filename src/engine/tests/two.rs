@@ -10,7 +10,7 @@ use crate::engine::{Command, Limits, Reply, Why};
 use crate::fabric::qp::join::Join;
 use crate::fabric::qp::provider::{Access, PathSettings, ProviderControl, Registration};
 use crate::fabric::qp::sim::{Net, SimConfig, SimControl, SimProvider};
-use crate::fabric::qp::{CardKeys, Config, Memory, RailState, Rails};
+use crate::fabric::qp::{CardKeys, Config, Memory, RailState, Rails, Recovery};
 use crate::fabric::{Held, Local, Pair};
 use crate::ids::{RegionId, SessionId};
 use crate::shm::Mapping;
@@ -29,6 +29,7 @@ pub(super) const CONFIG: Config = Config {
     grace_ns: 20_000,
     drain_ns: 1_000_000,
     lost_ns: 2_000_000_000,
+    recovery: Recovery::DEFAULT,
 };
 
 /// Bytes of every region here.

@@ -15,7 +15,6 @@ use crate::fabric::{Fabric, Local};
 use crate::ids::{RegionId, RingId, SessionId};
 use crate::ledger::State;
 use crate::ring::{ClientEnd, Fault, Heap, Memory as _, Word};
-use crate::sched::lanes::Lanes;
 use crate::shm::Mapping;
 
 /// Nanoseconds from one turn to the next.
@@ -34,6 +33,7 @@ pub(super) const LIMITS: Limits = Limits {
     slice_bytes: 256,
     intake_budget: 8,
     ring_idle_ns: 1_000_000,
+    cut_off_ns: 30_000_000_000,
 };
 
 /// A client thread: one ring.
@@ -350,7 +350,10 @@ where
         assert!(engine.regions.iter().all(super::super::tables::Region::idle), "references");
         assert!(engine.lanes.is_empty() && engine.flushes.is_empty());
         for rail in 1..engine.fabric.rails() {
-            assert!(engine.abroad.lanes(rail).into_iter().all(Lanes::is_empty), "rail {rail}");
+            assert!(
+                engine.abroad.lanes(rail).iter().all(|(lanes, _)| lanes.is_empty()),
+                "rail {rail}"
+            );
             assert_eq!(engine.abroad.window(rail).ops(), 0, "credits of rail {rail}");
         }
         assert_eq!(engine.deadlines, 0);

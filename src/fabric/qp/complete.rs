@@ -45,8 +45,15 @@ impl<P: Provider> Rails<P> {
             rail.resolve(status);
         }
         rail.resolve(status);
+        let (card, tried) = (rail.card, rail.state == RailState::Trial && rail.works.is_empty());
         if status != WcStatus::Success {
+            self.suspect_path(number, status);
             self.degrade(number);
+        } else {
+            self.cards[usize::from(card)].worked();
+            if tried {
+                self.trusted(number);
+            }
         }
         self.attend(number);
         self.settle(number);

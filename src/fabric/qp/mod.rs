@@ -35,6 +35,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 mod track;
+mod trial;
 
 use std::collections::VecDeque;
 
@@ -45,9 +46,11 @@ pub use message::RECEIVES_KEPT;
 pub use rail::{RailState, SENDS_KEPT};
 pub use recover::{Ask, News, Told, Wish};
 pub use status::{EHOSTDOWN, EIO, ETIMEDOUT};
+pub use trial::Recovery;
 
 use self::provider::{Broken, Caps, Provider, Wc, Wr};
 use self::rail::Rail;
+use self::trial::Card;
 use super::{Arrival, Done, Fabric, Limits, Request, Room};
 use crate::abi::Page;
 
@@ -83,6 +86,8 @@ pub struct Config {
     /// A rail with work posted, none of which has completed for so long, has lost a completion: it
     /// is rebuilt, ns. More than the device's own time-out, which has the first word.
     pub lost_ns: u64,
+    /// How failures that repeat themselves are met.
+    pub recovery: Recovery,
 }
 
 impl Config {
@@ -176,6 +181,16 @@ pub struct Counts {
     pub silent: u64,
     /// Requests that were repeated.
     pub repeats: u64,
+    /// Requests handed back, for another rail to do.
+    pub returned: u64,
+    /// Rails that were probed before they took requests again, and how many of these failed.
+    pub probes: u64,
+    /// Probes that failed, or were cut short.
+    pub probes_failed: u64,
+    /// Errors that were a card's own.
+    pub card_errors: u64,
+    /// Times that a card paused.
+    pub pauses: u64,
     /// Messages from peers that were none, or granted too much.
     pub violations: u64,
     /// Answers of the control side to something that was not asked.
@@ -203,6 +218,9 @@ pub struct Rails<P> {
     listed: VecDeque<u16>,
     /// Completion queue entries that rails may fill, by card.
     completions: [u32; CARDS_MAX],
+    cards: [Card; CARDS_MAX],
+    /// Where jitter comes from.
+    jitter: u64,
     now_ns: u64,
     /// When rails are looked through for lost completions again.
     look_ns: u64,
@@ -221,6 +239,7 @@ impl<P: Provider> Rails<P> {
     pub fn new(provider: P, config: Config) -> Self {
         assert!((1..=16_384).contains(&config.depth), "depth");
         assert!(config.receives > 0 && config.signal_every > 0, "receives, signal_every");
+        assert!(config.recovery.card_errors_max > 0, "card_errors_max");
         assert!(config.message_bytes_max > 0 && config.rails_max > 0, "message_bytes_max, rails");
         let rail = || Rail::new(config.depth, config.receives);
         let rails: Box<[_]> = (0..config.rails_max).map(|_| rail()).collect();
@@ -239,6 +258,8 @@ impl<P: Provider> Rails<P> {
             wishes: VecDeque::with_capacity(2 * count),
             listed: VecDeque::with_capacity(count),
             completions: [0; CARDS_MAX],
+            cards: [Card::default(); CARDS_MAX],
+            jitter: config.recovery.seed,
             now_ns: 0,
             look_ns: 0,
             counts: Counts::default(),
@@ -279,6 +300,8 @@ impl<P: Provider> Rails<P> {
         }
         *used += want;
         rail.card = card;
+        rail.shared = false;
+        rail.trust = trial::Trust::default();
         rail.completions = want;
         rail.depth = self.config.depth.min(sends - SENDS_KEPT);
         rail.inline_bytes = self.config.inline_bytes.min(inline_bytes);
@@ -458,6 +481,12 @@ impl<P: Provider> Fabric for Rails<P> {
         }
     }
 
+    fn share(&mut self, rails: u64) {
+        for (rail, number) in self.rails.iter_mut().zip(0..) {
+            rail.shared |= rails.checked_shr(number).unwrap_or(0) & 1 != 0;
+        }
+    }
+
     fn restless(&self) -> bool {
         // A wish that nobody took may have found no room on its way to the control side.
         !self.listed.is_empty() || !self.wishes.is_empty()
@@ -465,6 +494,7 @@ impl<P: Provider> Fabric for Rails<P> {
 
     fn room(&self, rail: u16) -> Room {
         match self.rails.get(usize::from(rail)) {
+            Some(rail) if self.cards[usize::from(rail.card)].paused() => rail.room_in_pause(),
             Some(rail) => rail.room(),
             None => Room { requests: 0, notifies: 0, stop: Some(super::Stop::Connecting) },
         }

@@ -18,6 +18,11 @@ use crate::fabric::{Request, Verb};
 /// Try again: the device's answer to a full queue, beside ENOMEM.
 const EAGAIN: i32 = 11;
 
+/// The device has no room just now: no fault of anybody's.
+fn starved(errno: i32) -> bool {
+    errno == errno::ENOMEM || errno == EAGAIN
+}
+
 fn verb(verb: Verb) -> WrVerb {
     match verb {
         Verb::Write => WrVerb::Write,
@@ -133,13 +138,17 @@ impl<P: Provider> Rails<P> {
     pub(super) fn post_marker(&mut self, number: u16) -> bool {
         let rail = &mut self.rails[usize::from(number)];
         let marker = rail.marker(number);
-        let posted = self.provider.post(number, &[marker]).is_ok();
-        if posted {
-            self.counts.markers += 1;
-        } else {
-            self.rails[usize::from(number)].take_back();
+        let posted = self.provider.post(number, &[marker]);
+        match posted {
+            Ok(()) => self.counts.markers += 1,
+            Err(bad) => {
+                self.rails[usize::from(number)].take_back();
+                if !starved(bad.errno) {
+                    self.card_erred(number);
+                }
+            }
         }
-        posted
+        posted.is_ok()
     }
 
     fn ring_doorbell(&mut self, number: u16, list: &mut [Wr]) {
@@ -176,6 +185,9 @@ impl<P: Provider> Rails<P> {
                 rail.works[at].doubt = true;
             }
             self.counts.doubts += 1;
+            if !starved(bad.errno) {
+                self.card_erred(number);
+            }
             self.degrade(number);
             return;
         };
@@ -184,7 +196,7 @@ impl<P: Provider> Rails<P> {
         for _ in taken..count {
             refused = rail.take_back();
         }
-        let starved = bad.errno == errno::ENOMEM || bad.errno == EAGAIN;
+        let starved = starved(bad.errno);
         rail.starved = starved;
         if !starved && matches!(refused.role, Role::Data | Role::Notify) {
             rail.refuse(refused.taken, bad.errno);
@@ -199,6 +211,9 @@ impl<P: Provider> Rails<P> {
         let taken = taken as usize;
         self.count_works(&list[..taken]);
         self.attend(number);
+        if !starved {
+            self.card_erred(number);
+        }
     }
 }
 

@@ -12,10 +12,11 @@
 use super::message::Credits;
 use super::status::{EIO, Fault};
 use super::track::Track;
+use super::trial::Trust;
 use crate::abi::errno;
 use crate::fabric::{
-    DONE_FLUSHED, DONE_MAYBE, DONE_PLACED, Done, REQUEST_CHAIN, REQUEST_NOTIFY, Request, Room,
-    Stop, Verb,
+    DONE_FLUSHED, DONE_MAYBE, DONE_PLACED, DONE_RETURNED, Done, REQUEST_CHAIN, REQUEST_NOTIFY,
+    Request, Room, Stop, Verb,
 };
 
 /// Send queue entries beyond a rail's depth: for the credit message and for the marker.
@@ -30,6 +31,8 @@ pub enum RailState {
     Connecting,
     /// Takes requests.
     Ready,
+    /// Connected again, and not trusted yet: it takes nothing.
+    Trial,
     /// In doubt: takes nothing, waits until both ends are quiet and all work has ended.
     Degraded,
     /// Reset, and on its way to be connected again.
@@ -78,7 +81,7 @@ impl Taken {
             cursor: 0,
             in_flight: 0,
             works,
-            attempts: 0,
+            attempts: request.attempts,
             failure: None,
             data_failed: false,
             refused: false,
@@ -139,6 +142,11 @@ impl Taken {
         self.failure.map_or(0, |(_, errno)| errno)
     }
 
+    /// It is handed back, having been under way so often.
+    pub(super) fn returned(&self, attempts: u8) -> Done {
+        Done { flags: DONE_RETURNED, attempts, ..Done::new(self.request.ticket, 0) }
+    }
+
     pub(super) fn done(&self) -> Done {
         let Some((fault, errno)) = self.failure else { return Done::new(self.request.ticket, 0) };
         let mut flags = 0;
@@ -152,7 +160,7 @@ impl Taken {
         if self.notifies() && self.stage == Stage::Whole && !self.data_failed {
             flags |= DONE_PLACED;
         }
-        Done { ticket: self.request.ticket, errno, flags }
+        Done { ticket: self.request.ticket, errno, flags, attempts: 0 }
     }
 }
 
@@ -217,6 +225,9 @@ pub(super) struct Rail {
     pub(super) inline_bytes: u32,
     /// The card that its queue pair is on, here and at the peer.
     pub(super) card: u8,
+    /// Other rails lead to the same place.
+    pub(super) shared: bool,
+    pub(super) trust: Trust,
     /// Entries of the completion queue that it may fill.
     pub(super) completions: u32,
     pub(super) taken: Track<Taken>,
@@ -271,6 +282,7 @@ impl Rail {
             rail: 0,
             flags: 0,
             immediate: 0,
+            attempts: 0,
         };
         let taken = Track::new(depth, Taken::new(nothing, 0));
         Self {
@@ -279,6 +291,8 @@ impl Rail {
             depth,
             inline_bytes: 0,
             card: 0,
+            shared: false,
+            trust: Trust::default(),
             completions: 0,
             next: taken.tail(),
             taken,
@@ -309,7 +323,7 @@ impl Rail {
         let stop = match self.state {
             RailState::Absent | RailState::Connecting => Some(Stop::Connecting),
             RailState::Degraded => Some(Stop::Degraded),
-            RailState::Rebuilding => Some(Stop::Rebuilding),
+            RailState::Rebuilding | RailState::Trial => Some(Stop::Rebuilding),
             RailState::Dead => Some(Stop::Dead),
             RailState::Ready if self.used >= self.depth => Some(Stop::Depth),
             RailState::Ready if self.starved => Some(Stop::Memory),
@@ -319,6 +333,14 @@ impl Rail {
         let requests = if takes { self.depth - self.used } else { 0 };
         let notifies = if takes { self.credits.free() } else { 0 };
         Room { requests, notifies, stop }
+    }
+
+    /// [`Rail::room`] while its card pauses.
+    pub(super) fn room_in_pause(&self) -> Room {
+        match self.state {
+            RailState::Absent | RailState::Dead => self.room(),
+            _ => Room { requests: 0, notifies: 0, stop: Some(Stop::Paused) },
+        }
     }
 
     /// True if a request of `works` work requests can be taken.

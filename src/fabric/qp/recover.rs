@@ -98,10 +98,7 @@ impl<P: Provider> Rails<P> {
         match (told.news, state) {
             (News::Gone, RailState::Dead) => {}
             (News::Gone, _) => self.end(told.rail),
-            (News::Broken, RailState::Connecting | RailState::Ready | RailState::Rebuilding) => {
-                self.wind_down(told.rail)
-            }
-            (News::Broken, _) => {}
+            (News::Broken, _) => self.wind_down(told.rail),
             (News::Quiet, RailState::Degraded) if rail.quiesce_asked => {
                 rail.quiet_since_ns.get_or_insert(self.now_ns);
                 self.attend(told.rail);
@@ -111,8 +108,7 @@ impl<P: Provider> Rails<P> {
                 if !rail.connect_due =>
             {
                 rail.credits.connect(credits);
-                rail.state = RailState::Ready;
-                self.attend(told.rail);
+                self.connected(told.rail);
             }
             _ => self.counts.stale_news += 1,
         }
@@ -172,12 +168,13 @@ impl<P: Provider> Rails<P> {
     /// The other end has failed: no new work; what is posted gets a while to end by itself, since
     /// the answer that says which request was at fault may be on its way.
     pub(super) fn wind_down(&mut self, number: u16) {
-        let rail = &mut self.rails[usize::from(number)];
-        let open =
-            matches!(rail.state, RailState::Connecting | RailState::Ready | RailState::Rebuilding);
-        if !open {
+        use RailState::{Connecting, Ready, Rebuilding, Trial};
+        let state = self.rails[usize::from(number)].state;
+        if !matches!(state, Connecting | Ready | Rebuilding | Trial) {
             return;
         }
+        self.distrust(number);
+        let rail = &mut self.rails[usize::from(number)];
         rail.state = RailState::Degraded;
         rail.connect_due = false;
         rail.degraded_ns = self.now_ns;
@@ -216,6 +213,12 @@ impl<P: Provider> Rails<P> {
                 self.post_receives(number);
                 self.pump(number);
                 self.settle(number);
+            }
+            RailState::Trial => {
+                self.post_receives(number);
+                if self.rails[usize::from(number)].state == RailState::Trial {
+                    self.try_out(number);
+                }
             }
             RailState::Degraded => self.drain(number),
         }
@@ -279,6 +282,7 @@ impl<P: Provider> Rails<P> {
     fn end(&mut self, number: u16) {
         self.converge(number, Some((Fault::Path, EHOSTDOWN)));
         self.wishes.retain(|wish| wish.rail != number);
+        self.give_up_probing(number);
         let rail = &mut self.rails[usize::from(number)];
         rail.state = RailState::Dead;
         rail.connect_due = false;
@@ -286,7 +290,8 @@ impl<P: Provider> Rails<P> {
     }
 
     /// Decides about every request of a queue pair that neither end can use any more: reports
-    /// what is over, and lays out anew what is repeated. With `verdict` nothing is repeated.
+    /// what is over, and lays out anew what is repeated; or hands it back, where other rails lead
+    /// to the same place. With `verdict` nothing is repeated here.
     fn converge(&mut self, number: u16, verdict: Option<(Fault, i32)>) {
         let attempts_max = self.config.attempts_max;
         let rail = &mut self.rails[usize::from(number)];
@@ -299,30 +304,36 @@ impl<P: Provider> Rails<P> {
             let mut taken = rail.taken[at];
             let whole = taken.over() && taken.failure.is_none();
             let hurt = taken.failure.is_some_and(|(fault, _)| fault == Fault::Path);
+            // Nothing of it can still happen, and to do it again is harmless.
+            let spare = rail.shared && (taken.repeatable() || !taken.begun());
+            let gone = verdict.filter(|_| !spare);
             if !whole && taken.chained() && broken {
                 taken.failure = Some(super::rail::Rail::CANCELLED);
             } else if !whole && taken.failure.is_none() {
-                taken.failure = verdict;
+                taken.failure = gone;
             } else if verdict.is_some() && taken.refused_by_peer() {
                 // It was going by then, and took its keys along: nobody is at fault here.
                 taken.blame_the_path(verdict);
             } else if hurt && taken.errno() != crate::abi::errno::ECANCELED {
                 let again = taken.repeatable() && taken.attempts < attempts_max;
-                taken.failure = match verdict {
-                    Some(verdict) => Some(verdict),
+                taken.failure = match gone {
+                    Some(gone) => Some(gone),
                     None => taken.failure.filter(|_| !again),
                 };
             }
-            if whole || taken.failure.is_some() {
-                broken = taken.failure.is_some();
+            broken = taken.failure.is_some();
+            if whole || broken {
                 self.finished.push_back(taken.done());
                 self.live -= 1;
+            } else if spare {
+                self.finished.push_back(taken.returned(taken.attempts + u8::from(hurt)));
+                self.counts.returned += 1;
+                self.live -= 1;
             } else {
-                broken = false;
                 rail.taken[keep] = taken;
                 if hurt {
-                    let works =
-                        super::post::works(&self.regions, &self.config, rail.card, &taken.request);
+                    let request = &taken.request;
+                    let works = super::post::works(&self.regions, &self.config, rail.card, request);
                     rail.rewind(keep, works.unwrap_or(1));
                     self.counts.repeats += 1;
                 }

@@ -192,7 +192,10 @@ fn f30_only_the_guilty_ends_even_if_the_cause_is_always_lost() {
     assert_eq!(two.near.post(&batch), 16);
     let done = ends(&mut two, 16);
     let failed: Vec<_> = done.iter().filter(|end| end.errno != 0).collect();
-    assert_eq!(failed, [&Done { ticket: 5, errno: super::super::EIO, flags: DONE_FLUSHED }]);
+    assert_eq!(
+        failed,
+        [&Done { ticket: 5, errno: super::super::EIO, flags: DONE_FLUSHED, attempts: 0 }]
+    );
     assert!(two.near.at_rest());
 }
 
@@ -290,7 +293,10 @@ fn a_dead_peer_ends_every_request_and_stops_nobody_else() {
     assert_eq!(flags, [DONE_FLUSHED, DONE_FLUSHED | DONE_MAYBE, DONE_FLUSHED | DONE_MAYBE]);
     assert_eq!(two.near.room(0).stop, Some(Stop::Dead));
     assert_eq!(two.near.post(&[by(0, write(7))]), 1);
-    assert_eq!(ends(&mut two, 1)[0], Done { ticket: 7, errno: EHOSTDOWN, flags: DONE_FLUSHED });
+    assert_eq!(
+        ends(&mut two, 1)[0],
+        Done { ticket: 7, errno: EHOSTDOWN, flags: DONE_FLUSHED, attempts: 0 }
+    );
     let pair = two.near.release(0).expect("a dead rail can be released");
     two.join.control(0).destroy(pair, pair).unwrap();
     assert_eq!(two.near.state(0), RailState::Absent);
@@ -327,7 +333,7 @@ fn keys_that_went_with_their_peer_are_its_death_and_not_a_refusal() {
         two.join.lose(1);
         let found = ends(&mut two, 1);
         // Nothing of it took effect, so that nothing speaks against trying it again elsewhere.
-        let end = Done { ticket: 0, errno: EHOSTDOWN, flags: DONE_FLUSHED };
+        let end = Done { ticket: 0, errno: EHOSTDOWN, flags: DONE_FLUSHED, attempts: 0 };
         assert_eq!(found, [end], "{request:?}");
         assert_eq!(two.near.state(0), RailState::Dead);
         assert!(two.near.at_rest());
@@ -335,7 +341,11 @@ fn keys_that_went_with_their_peer_are_its_death_and_not_a_refusal() {
         let mut two = self::two();
         assert_eq!(two.near.post(&[refused(request)]), 1);
         let found = ends(&mut two, 1);
-        assert_eq!(found, [Done { ticket: 0, errno: errno::EACCES, flags: 0 }], "{request:?}");
+        assert_eq!(
+            found,
+            [Done { ticket: 0, errno: errno::EACCES, flags: 0, attempts: 0 }],
+            "{request:?}"
+        );
     }
 }
 
@@ -567,6 +577,6 @@ fn queue_pairs_move_through_their_states() {
     }
     use RailState::{Degraded, Ready, Rebuilding};
     assert_eq!(seen, [Ready, Degraded, Rebuilding, Ready]);
-    assert_eq!(done, [Done { ticket: 0, errno: errno::EACCES, flags: 0 }]);
+    assert_eq!(done, [Done { ticket: 0, errno: errno::EACCES, flags: 0, attempts: 0 }]);
     assert_eq!(carry(&mut two, &[Request { remote: FAR, ..write(1) }])[0].errno, 0);
 }

@@ -83,7 +83,7 @@ fn f30_a_key_that_ends_under_load_costs_only_those_that_name_it() {
         }
         done.sort_by_key(|end| end.ticket);
         assert_eq!((taken, done.len()), (30, 30));
-        let refused = |n| Done { ticket: n, errno: errno::EACCES, flags: 0 };
+        let refused = |n| Done::new(n, errno::EACCES);
         for (end, n) in done.iter().zip(0..) {
             let good = *end == Done::new(n, 0);
             assert!(good || n % 3 == 0 && *end == refused(n), "{end:?} after {after_ns} ns");
@@ -199,7 +199,7 @@ fn b06_a_request_in_pieces_ends_only_when_its_last_piece_has() {
         }
         assert_eq!(two.net.pending(number), 0, "told while pieces were under way");
         let code = if on_the_wire { errno::EACCES } else { errno::EINVAL };
-        assert_eq!(done, [Done { ticket: 7, errno: code, flags: 0 }]);
+        assert_eq!(done, [Done::new(7, code)]);
         assert!(two.near.at_rest());
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::super::join::Join;
 use super::super::provider::{Access, Key, PathSettings, ProviderControl};
 use super::super::sim::{Net, SimConfig, SimControl, SimProvider};
-use super::super::{CardKeys, Config, Memory, RailState, Rails};
+use super::super::{CardKeys, Config, Memory, RailState, Rails, Recovery};
 use crate::fabric::conformance::{BYTES, FAR, FORGED, Harness, NEAR};
 use crate::fabric::{Arrival, Fabric};
 use crate::shm::Mapping;
@@ -24,6 +24,7 @@ pub(super) const CONFIG: Config = Config {
     grace_ns: 20_000,
     drain_ns: 10_000_000,
     lost_ns: 2_000_000_000,
+    recovery: Recovery::DEFAULT,
 };
 
 #[derive(Clone, Copy, Debug)]

@@ -250,9 +250,9 @@ fn f11_the_first_error_is_the_cause_and_what_it_takes_along_is_marked_as_flushed
     let found = ends(&mut two, 8);
     let [done, done_too, guilty, flushed @ ..] = found.as_slice() else { panic!("{found:?}") };
     assert_eq!([*done, *done_too], [0, 1].map(|n| Done::new(n, 0)));
-    assert_eq!(*guilty, Done { ticket: 2, errno: errno::EACCES, flags: 0 });
+    assert_eq!(*guilty, Done::new(2, errno::EACCES));
     for (end, n) in flushed.iter().zip(3..) {
-        assert_eq!(*end, Done { ticket: n, errno: EIO, flags: DONE_FLUSHED | DONE_MAYBE });
+        assert_eq!(*end, Done { flags: DONE_FLUSHED | DONE_MAYBE, ..Done::new(n, EIO) });
     }
     assert!(two.near.at_rest());
 }

@@ -8,6 +8,7 @@
 mod bench;
 mod demo;
 mod devices;
+mod failover;
 mod place;
 mod probe;
 mod serve;

@@ -28,6 +28,10 @@ pub(crate) struct Sim {
     /// Fails if any fault or passage occurred less often: a world without faults proves nothing.
     #[arg(long, value_name = "N", default_value_t = 0)]
     least: u64,
+    /// Instead of worlds, shows one rail of two being killed under load and coming back: when it
+    /// is out of use, when what it had is done, when it is back, and what is carried meanwhile.
+    #[arg(long, conflicts_with_all = ["worlds", "seed", "threads", "least"])]
+    failover: bool,
     /// Prints one JSON object instead of a table.
     #[arg(long)]
     json: bool,
@@ -35,6 +39,9 @@ pub(crate) struct Sim {
 
 impl Sim {
     pub(crate) fn run(&self) -> Result<(), Failure> {
+        if self.failover {
+            return super::failover::show(self.json);
+        }
         let threads = self.threads.or_else(|| thread::available_parallelism().ok());
         let threads = threads.map_or(1, NonZeroUsize::get);
         let begun = Instant::now();
@@ -123,7 +130,8 @@ mod tests {
 
     #[test]
     fn worlds_are_counted_and_what_is_seldom_is_a_failure() {
-        let sim = Sim { worlds: 20, seed: 1, threads: None, least: 0, json: false };
+        let sim =
+            Sim { worlds: 20, seed: 1, threads: None, least: 0, failover: false, json: false };
         let (next, failed) = (AtomicU64::new(0), AtomicBool::new(false));
         let counts = sim.work(&next, &failed);
         assert_eq!(counts.of(Count::Worlds), 20);

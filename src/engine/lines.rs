@@ -222,6 +222,16 @@ impl Abroad {
         self.ways[usize::from(rail)].lanes.push(ledger, slot);
     }
 
+    /// With none of it under way any rail may go on with an op that was one rail's alone.
+    #[inline]
+    pub(super) fn rejoin(&mut self, ledger: &mut Ledger, slot: u32) {
+        let record = &ledger[slot];
+        if record.aside == Aside::Rail && record.in_fabric == 0 && !is_atomic(&record.op) {
+            self.remove(ledger, slot);
+            self.push_front(ledger, slot);
+        }
+    }
+
     /// The op of a line to serve next, given the rails that take something, and those of them
     /// that have credit.
     #[inline]

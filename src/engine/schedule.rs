@@ -4,7 +4,7 @@ use crate::abi::{
     CQE_RETRYABLE, Counter, Detail, Opcode, SQE_NOTIFY, WAIT_FABRIC, WAIT_NONE, errno,
 };
 use crate::fabric::{DONE_RETURNED, Done, Fabric, Request, Verb};
-use crate::ledger::{Aside, Failure, NIL, Op, State};
+use crate::ledger::{Failure, NIL, Op, State};
 use crate::ring::Memory;
 use crate::sched::credits::Grant;
 
@@ -61,10 +61,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             if record.in_fabric == 0 {
                 if record.posted_whole || record.failure.is_some() {
                     self.end(slot);
-                } else if abroad && record.aside == Aside::Rail {
-                    // With none of it under way any rail may go on with it.
-                    self.abroad.remove(&mut self.ledger, slot);
-                    self.abroad.push_front(&mut self.ledger, slot);
+                } else if abroad {
+                    self.abroad.rejoin(&mut self.ledger, slot);
                 }
             }
         }
@@ -310,6 +308,9 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             let (id, fate, number, record) =
                 (record.ring, record.fate, record.number, self.ledger.id(slot));
             self.ring(id).end.fate_accepted(fate, record.0, number);
+        }
+        if request.rail != 0 {
+            self.abroad.rejoin(&mut self.ledger, slot);
         }
     }
 

@@ -438,10 +438,10 @@ impl Posts {
         self.posts[(ticket & 0xffff_ffff) as usize].again
     }
 
-    /// Places not in use.
+    /// No place is in use.
     #[cfg(test)]
-    pub(super) fn free_count(&self) -> usize {
-        self.free.len()
+    pub(super) fn at_rest(&self) -> bool {
+        self.free.len() == self.posts.len()
     }
 
     /// The record of a post that is open.

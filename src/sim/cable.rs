@@ -31,6 +31,8 @@ pub(super) struct End {
     pub(super) node: usize,
     /// Its number for the rail.
     pub(super) rail: u16,
+    /// The card that it is on.
+    on: u8,
     joint: Joint,
     /// What the other end said, and when it arrives.
     heard: VecDeque<(u64, Say)>,
@@ -42,7 +44,7 @@ pub(super) struct End {
     pub(super) buried: bool,
 }
 
-/// Two ends, or one that is joined to itself.
+/// Two ends for each of its rails, one behind the other; or one that is joined to itself.
 #[derive(Debug)]
 pub(super) struct Cable {
     pub(super) ends: Vec<End>,
@@ -54,12 +56,13 @@ pub(super) struct Cable {
 
 impl Cable {
     /// Joins rails; both are made and connected by what follows.
-    pub(super) fn new(places: &[(usize, u16)], nodes: &[Node], delays: Delays) -> Self {
-        let ends = places.iter().map(|&(node, rail)| {
+    pub(super) fn new(places: &[(usize, u16, u8)], nodes: &[Node], delays: Delays) -> Self {
+        let ends = places.iter().map(|&(node, rail, on)| {
             let config = &nodes[node].rails;
             End {
                 node,
                 rail,
+                on,
                 joint: Joint::new(nodes[node].settings, config.caps(), config.receives),
                 heard: VecDeque::new(),
                 card: VecDeque::new(),
@@ -70,9 +73,9 @@ impl Cable {
         Self { ends: ends.collect(), lost: false, mended: false, delays }
     }
 
-    /// The rail's number at one of its engines.
-    pub(super) fn rail_at(&self, node: usize) -> Option<u16> {
-        self.ends.iter().find(|end| end.node == node).map(|end| end.rail)
+    /// The rails' numbers at one of its engines.
+    pub(super) fn rails_at(&self, node: usize) -> impl Iterator<Item = u16> {
+        self.ends.iter().filter(move |end| end.node == node).map(|end| end.rail)
     }
 
     /// The queue pair's number of an end.
@@ -144,9 +147,10 @@ impl Cable {
         }
     }
 
-    /// True if an end's rail is dead: what uses it is to be given up.
+    /// True if an engine's rails are dead: what uses them is to be given up.
     pub(super) fn dead_at(&self, node: usize) -> bool {
-        self.ends.iter().any(|end| end.node == node && (end.over || end.joint.dead()))
+        let mut ends = self.ends.iter().filter(|end| end.node == node);
+        ends.all(|end| end.over || end.joint.dead())
     }
 
     /// Lets both ends do what is due.
@@ -179,11 +183,11 @@ impl Cable {
         random: &mut Random,
         net: &Net,
     ) {
-        let count = self.ends.len();
+        let other = if self.ends.len() == 1 { at } else { at ^ 1 };
         match act {
             Act::Send(say) => {
                 if !self.lost {
-                    let other = &mut self.ends[(at + 1) % count];
+                    let other = &mut self.ends[other];
                     let last = other.heard.back().map_or(0, |(due, _)| *due);
                     let due = now_ns + random.below(self.delays.control_ns);
                     other.heard.push_back((due.max(last), say));
@@ -220,10 +224,12 @@ impl End {
                 return;
             }
             Job::Endpoint { number, credits } => {
-                Outcome::Endpoint(node.control.endpoint(*number, &settings, *credits).ok())
+                let control = &mut node.controls[usize::from(self.on)];
+                Outcome::Endpoint(control.endpoint(*number, &settings, *credits).ok())
             }
             Job::Move { number, moves } => {
-                Outcome::Moved(moves.iter().all(|to| node.control.modify(*number, to).is_ok()))
+                let control = &mut node.controls[usize::from(self.on)];
+                Outcome::Moved(moves.iter().all(|to| control.modify(*number, to).is_ok()))
             }
         };
         match (step, outcome) {
@@ -236,16 +242,16 @@ impl End {
     }
 
     fn create(&mut self, caps: Caps, node: &mut Node) {
-        let made =
-            node.control.create(caps).ok().filter(|made| {
-                node.control.modify(made.number, &Move::Init(node.settings)).is_ok()
-            });
+        let control = &mut node.controls[usize::from(self.on)];
+        let init = Move::Init(node.settings);
+        let made = control.create(caps).ok();
+        let made = made.filter(|made| control.modify(made.number, &init).is_ok());
         let Some(made) = made else {
             self.joint.created(None);
             return;
         };
         self.joint.created(Some((made.number, made.caps)));
-        if node.rails_mut().adopt(self.rail, made.pair, made.caps, 0).is_err() {
+        if node.rails_mut().adopt(self.rail, made.pair, made.caps, self.on).is_err() {
             self.joint.refused();
         }
     }
@@ -256,7 +262,8 @@ impl End {
         if let Some(pair) = node.rails_mut().release(self.rail) {
             assert_eq!(pair, number, "another queue pair came back");
         }
-        node.control.destroy(number, number).expect("a queue pair of ours");
+        let control = &mut node.controls[usize::from(self.on)];
+        control.destroy(number, number).expect("a queue pair of ours");
         self.joint.destroyed();
     }
 }

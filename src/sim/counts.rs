@@ -83,6 +83,8 @@ counts! {
     ClientSlow = "client_slow" Fault;
     /// A client breaks its ring.
     ClientHostile = "client_hostile" Fault;
+    /// A card's port is down for a while: everything sent is lost.
+    PortDown = "port_down" Fault;
     /// A region is revoked under way.
     Revoked = "revoked" Fault;
 
@@ -116,6 +118,16 @@ counts! {
     Degraded = "degraded" Passage;
     /// Requests repeated on a rebuilt queue pair.
     Repeats = "repeats" Passage;
+    /// Requests of a failed queue pair that were handed back, for another rail to do.
+    Returned = "returned" Passage;
+    /// Rails that were probed before they took work again.
+    Probes = "probes" Passage;
+    /// Probes that failed, or were cut short.
+    ProbesFailed = "probes_failed" Passage;
+    /// Errors that were a card's own.
+    CardErrors = "card_errors" Passage;
+    /// Times that a card paused.
+    Pauses = "pauses" Passage;
     /// Posts of which a known part was taken.
     Partial = "partial_posts" Passage;
     /// Posts of which it is not known how much was taken.

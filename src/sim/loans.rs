@@ -5,7 +5,6 @@ use std::sync::Arc;
 use super::cable::Cable;
 use super::node::{ALL, Node};
 use crate::engine::{Command, Reply};
-use crate::fabric::qp::provider::ProviderControl;
 use crate::ids::{RegionId, SessionId};
 use crate::shm::Mapping;
 
@@ -16,7 +15,7 @@ pub(super) struct Loan {
     pub(super) region: RegionId,
     pub(super) user: usize,
     pub(super) cable: usize,
-    registration: u32,
+    registrations: Vec<u32>,
     /// Imports made of it, one a client.
     pub(super) imports: Vec<RegionId>,
     stage: Stage,
@@ -55,13 +54,12 @@ impl Loan {
         cable: &Cable,
     ) -> Option<Self> {
         let Ends { owner, user, cable: at } = ends;
-        let rail = cable.rail_at(owner)?;
-        if !nodes[owner].lend(region, rail) {
+        if !cable.rails_at(owner).all(|rail| nodes[owner].lend(region, rail)) {
             return None;
         }
-        let registration = nodes[owner].register(memory, ALL);
-        let theirs = cable.rail_at(user)?;
-        let keys = (&*registration.keys, region);
+        let (registrations, keys) = nodes[owner].register(memory, ALL);
+        let theirs = cable.rails_at(user).fold(0, |set, rail| set | 1 << rail);
+        let keys = (&keys, region);
         let import =
             |session: &SessionId| nodes[user].peer_import(*session, theirs, memory.bytes(), keys);
         let imports: Vec<_> = sessions.iter().map(import).collect();
@@ -70,7 +68,7 @@ impl Loan {
             region,
             user,
             cable: at,
-            registration: registration.id,
+            registrations,
             removing: imports.iter().map(|import| (None, *import)).collect(),
             imports,
             stage: Stage::Lent,
@@ -172,8 +170,8 @@ impl Loan {
     /// Withdraws the keys, and tells the engine that it has the region for itself.
     fn end(&mut self, nodes: &mut [Node], cable: &Cable) {
         let node = &mut nodes[self.owner];
-        node.control.deregister(self.registration).expect("a registration of ours");
-        if let Some(rail) = cable.rail_at(self.owner) {
+        node.deregister(&self.registrations);
+        for rail in cable.rails_at(self.owner) {
             node.take_back(self.region, rail);
         }
         self.stage = Stage::Back;

@@ -18,6 +18,7 @@ mod cable;
 mod client;
 mod counts;
 mod draw;
+mod failover;
 mod faults;
 mod ground;
 mod loans;
@@ -28,6 +29,7 @@ mod tests;
 mod world;
 
 pub use counts::{Count, Counts, Kind};
+pub use failover::{Failover, Phase, failover};
 
 /// What came of a world.
 #[derive(Clone, Debug, PartialEq, Eq)]

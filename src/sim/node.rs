@@ -24,7 +24,8 @@ pub(super) const ALL: Access = Access { write: true, read: true, atomics: true }
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) engine: Core,
-    pub(super) control: SimControl,
+    /// By card.
+    pub(super) controls: Vec<SimControl>,
     pub(super) settings: PathSettings,
     pub(super) rails: qp::Config,
     /// Revocations heard of, by region.
@@ -40,15 +41,15 @@ pub(super) struct Node {
 
 impl Node {
     pub(super) fn new(number: usize, options: &Options, net: &Net) -> Self {
-        let (provider, control) = net.device(options.device, options.rails.completions());
+        let (provider, controls) = net.cards(&options.cards, options.rails.completions());
         let mut limits = options.limits;
         limits.engine = u8::try_from(number).unwrap_or(u8::MAX);
         let local = Local::new(limits.regions_max, limits.window_ops, limits.slice_bytes);
         let fabric = Pair::new(local, Some(Rails::new(provider, options.rails)));
         Self {
             engine: Engine::new(limits, fabric),
-            control,
-            settings: PathSettings { timeout: 6, retry: 2, ..PathSettings::DEFAULT },
+            controls,
+            settings: PathSettings { timeout: options.timeout, retry: 2, ..PathSettings::DEFAULT },
             rails: options.rails,
             revoked: BTreeMap::new(),
             free_regions: Vec::new(),
@@ -146,24 +147,42 @@ impl Node {
         let region = self.take_region();
         let bytes = memory.bytes();
         let none = Access { write: false, read: false, atomics: false };
-        let registration = self.register(memory, none);
-        let card =
-            qp::Memory::own(Arc::clone(memory), CardKeys::first(registration.keys), region.0);
+        let (_, keys) = self.register(memory, none);
+        let card = qp::Memory::own(Arc::clone(memory), keys, region.0);
         let held = Held { mapping: Some(Arc::clone(memory)), card: Some(card) };
         let token = self.token();
         self.do_now(token, Command::AddRegion { region, session, bytes, memory: held, token });
         region
     }
 
-    pub(super) fn register(&mut self, memory: &Arc<Mapping>, access: Access) -> Registration {
-        self.control.register(memory, access).expect("a simulated device has room")
+    /// Registers a memory with every card: what each calls it, and the keys.
+    pub(super) fn register(
+        &mut self,
+        memory: &Arc<Mapping>,
+        access: Access,
+    ) -> (Vec<u32>, CardKeys) {
+        let mut all = CardKeys::default();
+        let mut ids = Vec::new();
+        for (control, card) in self.controls.iter_mut().zip(0..) {
+            let made = control.register(memory, access).expect("a simulated device has room");
+            let Registration { id, keys } = made;
+            ids.push(id);
+            all.put(card, keys);
+        }
+        (ids, all)
+    }
+
+    /// Ends what [`Node::register`] made.
+    pub(super) fn deregister(&mut self, ids: &[u32]) {
+        for (control, id) in self.controls.iter_mut().zip(ids) {
+            control.deregister(*id).expect("a registration of ours");
+        }
     }
 
     /// From now on atomics on a region of ours go by the rail that leads back here.
     pub(super) fn set_home(&mut self, region: RegionId, memory: &Arc<Mapping>, rail: u16) {
-        let registration = self.register(memory, ALL);
-        let card =
-            qp::Memory::own(Arc::clone(memory), CardKeys::first(registration.keys), region.0);
+        let (_, keys) = self.register(memory, ALL);
+        let card = qp::Memory::own(Arc::clone(memory), keys, region.0);
         let held = Held { mapping: Some(Arc::clone(memory)), card: Some(card) };
         let token = self.token();
         self.do_now(token, Command::SetHome { region, rail, memory: held, token });
@@ -182,13 +201,17 @@ impl Node {
     pub(super) fn peer_import(
         &mut self,
         session: SessionId,
-        rail: u16,
+        rails: u64,
         bytes: u64,
-        (keys, name): (&[Key], RegionId),
+        (keys, name): (&CardKeys, RegionId),
     ) -> RegionId {
         let region = self.take_region();
-        let keys = keys.iter().map(|key| Key { lkey: 0, ..*key }).collect();
-        let card = qp::Memory::peer(CardKeys::first(keys), name.0);
+        let mut told = CardKeys::default();
+        for card in (0_u8..).take(self.controls.len()) {
+            let keys = keys.of(card).iter().map(|key| Key { lkey: 0, ..*key });
+            told.put(card, keys.collect());
+        }
+        let card = qp::Memory::peer(told, name.0);
         assert!(card.is_some(), "keys of a peer");
         let held = Held { mapping: None, card };
         let token = self.token();
@@ -199,7 +222,7 @@ impl Node {
                 session,
                 bytes,
                 rights: RIGHTS_ALL,
-                rails: [1 << rail; 3],
+                rails: [rails; 3],
                 memory: held,
                 token,
             },

@@ -19,6 +19,7 @@ pub(super) struct Rates {
     pub(super) control: u64,
     pub(super) clients: u64,
     pub(super) revokes: u64,
+    pub(super) ports: u64,
 }
 
 /// One world's shape.
@@ -32,7 +33,12 @@ pub(super) struct Options {
     pub(super) cq_entries: u32,
     pub(super) limits: crate::engine::Limits,
     pub(super) rails: qp::Config,
-    pub(super) device: SimConfig,
+    /// Each engine's cards; card i here is joined to card i there.
+    pub(super) cards: Vec<SimConfig>,
+    /// The cards of the rails between two engines.
+    pub(super) strands: Vec<u8>,
+    /// Time to an acknowledgement, as in `PathSettings`.
+    pub(super) timeout: u8,
     /// What is on its way when its queue pair fails lands all the same.
     pub(super) late: bool,
     /// A message between two controls takes at most so long, ns.
@@ -57,6 +63,7 @@ impl Options {
             control: rate(2),
             clients: rate(4),
             revokes: rate(3),
+            ports: rate(6),
         };
         let engines = 2 + random.index(2);
         let pieces = random.below(5) == 0;
@@ -71,6 +78,13 @@ impl Options {
             // Less than is asked for.
             device.caps_max = Caps { sends: 3 + depth / 2, receives: 4, inline_bytes: 16 };
         }
+        // Of two cards one may be slower.
+        let slower = SimConfig { latency_ns: device.latency_ns * (1 + random.below(6)), ..device };
+        let (cards, strands) = match random.below(8) {
+            0..2 => (vec![device], vec![0]),
+            2 => (vec![device], vec![0, 0]),
+            _ => (vec![device, slower], vec![0, 1]),
+        };
         let window_ops = 1 + random.below32(32);
         let slice_bytes = random.pick(&[64, 128, 256, 4096]);
         let limits = crate::engine::Limits {
@@ -85,7 +99,7 @@ impl Options {
             slice_bytes,
             intake_budget: 1 + random.below32(16),
             ring_idle_ns: 100_000,
-            cut_off_ns: 20 * MS,
+            cut_off_ns: random.pick(&[MS / 4, 20 * MS]),
         };
         let rails = qp::Config {
             fabric: crate::abi::FABRIC_VERBS,
@@ -101,7 +115,14 @@ impl Options {
             grace_ns: MS / 5,
             drain_ns: 5 * MS,
             lost_ns: 20 * MS,
-            recovery: qp::Recovery::DEFAULT,
+            recovery: qp::Recovery {
+                backoff_first_ns: 1 + random.below(10_000),
+                backoff_max_ns: 20_000 + random.below(MS / 5),
+                card_errors_max: 1 + random.below32(8),
+                pause_first_ns: 1 + random.below(MS / 5),
+                pause_max_ns: MS,
+                seed: random.next(),
+            },
         };
         Self {
             engines,
@@ -112,7 +133,9 @@ impl Options {
             cq_entries: random.pick(&[16, 64]),
             limits,
             rails,
-            device,
+            cards,
+            strands,
+            timeout: 1 + u8::try_from(random.below(6)).unwrap_or(0),
             late: random.below(2) == 0,
             control_ns: 1 + random.below(20_000),
             card_ns: 1 + random.below(10_000),

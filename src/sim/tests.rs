@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use super::{Count, Counts, Kind, run};
+use super::{Count, Counts, Kind, failover, run};
 use crate::seeds::each_seed;
 
 #[test]
@@ -23,4 +23,10 @@ fn whatever_goes_wrong_every_world_comes_to_its_end() {
 #[test]
 fn a_seed_gives_the_same_trace_each_time() {
     each_seed(50, |seed| assert_eq!(run(seed), run(seed)));
+}
+
+#[test]
+fn a_rail_that_is_killed_under_load_costs_its_share_and_comes_back_in_time() {
+    let report = failover();
+    assert!(report.broken.is_empty(), "{report:#?}");
 }

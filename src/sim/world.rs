@@ -40,6 +40,8 @@ pub(super) struct World {
     clients: Vec<Client>,
     grounds: Vec<Ground>,
     places: Vec<Land>,
+    /// Ports that are down: until when, of which engine's card.
+    downs: Vec<(u64, usize, usize)>,
     counts: Counts,
     trace: u64,
 }
@@ -61,6 +63,7 @@ impl World {
             clients: Vec::new(),
             grounds: Vec::new(),
             places: Vec::new(),
+            downs: Vec::new(),
             counts: Counts::default(),
             trace: 0xcbf2_9ce4_8422_2325,
         };
@@ -91,7 +94,7 @@ impl World {
         for node in 0..self.options.engines {
             let rail = self.nodes[node].take_rail().expect("the first rail");
             let delays = self.delays();
-            self.cables.push(Cable::new(&[(node, rail)], &self.nodes, delays));
+            self.cables.push(Cable::new(&[(node, rail, 0)], &self.nodes, delays));
             for place in self.places.iter().filter(|place| place.node == node) {
                 self.nodes[node].set_home(place.region, &place.memory, rail);
             }
@@ -112,14 +115,22 @@ impl World {
 
     /// Connects two engines, and lends each other's regions.
     fn join(&mut self, near: usize, far: usize) {
-        let (Some(ours), Some(theirs)) =
-            (self.nodes[near].take_rail(), self.nodes[far].take_rail())
-        else {
-            return;
-        };
+        let mut ends = Vec::new();
+        for card in self.options.strands.clone() {
+            for node in [near, far] {
+                let Some(rail) = self.nodes[node].take_rail() else {
+                    // Another time, when there are as many.
+                    ends.iter().for_each(|&(node, rail, _): &(usize, u16, u8)| {
+                        self.nodes[node].give_rail(rail);
+                    });
+                    return;
+                };
+                ends.push((node, rail, card));
+            }
+        }
         let delays = self.delays();
         let cable = self.cables.len();
-        self.cables.push(Cable::new(&[(near, ours), (far, theirs)], &self.nodes, delays));
+        self.cables.push(Cable::new(&ends, &self.nodes, delays));
         for (owner, user) in [(near, far), (far, near)] {
             self.lend_all(owner, user, cable);
         }
@@ -152,8 +163,17 @@ impl World {
     fn plant(&mut self, now_ns: u64) {
         let rates = self.options.rates;
         let mut struck = |rate| self.random.below(1_000) < rate;
-        let [death, loss, client, revoke] =
-            [rates.deaths, rates.control, rates.clients, rates.revokes].map(&mut struck);
+        let [death, loss, client, revoke, port] =
+            [rates.deaths, rates.control, rates.clients, rates.revokes, rates.ports]
+                .map(&mut struck);
+        if port {
+            let node = self.random.index(self.nodes.len());
+            let card = self.random.index(self.options.cards.len());
+            self.nodes[node].controls[card].set_port(false);
+            let until_ns = now_ns + self.random.below(self.options.step_ns * 200);
+            self.downs.push((until_ns, node, card));
+            self.counts.add(Count::PortDown);
+        }
         if death {
             let node = self.random.index(self.nodes.len());
             self.die(node);
@@ -201,7 +221,7 @@ impl World {
         self.nodes[node] = Node::new(node, &self.options, &self.net);
         let rail = self.nodes[node].take_rail().expect("the first rail");
         let delays = self.delays();
-        self.cables.push(Cable::new(&[(node, rail)], &self.nodes, delays));
+        self.cables.push(Cable::new(&[(node, rail, 0)], &self.nodes, delays));
         let rows = 0..self.clients.len();
         let of_it: Vec<usize> = rows.filter(|at| self.clients[*at].engine == node).collect();
         for at in &of_it {
@@ -278,6 +298,7 @@ impl World {
             self.step(true);
         }
         self.net.calm();
+        self.ports_up(u64::MAX);
         for client in &mut self.clients {
             client.away_until_ns = 0;
         }
@@ -291,9 +312,22 @@ impl World {
         Report { counts: self.counts, trace: self.trace }
     }
 
+    /// Takes ports up whose time has come.
+    fn ports_up(&mut self, now_ns: u64) {
+        let (over, down): (Vec<_>, Vec<_>) =
+            self.downs.iter().partition(|(until_ns, ..)| *until_ns <= now_ns);
+        for (_, node, card) in over {
+            if !down.iter().any(|other| (other.1, other.2) == (node, card)) {
+                self.nodes[node].controls[card].set_port(true);
+            }
+        }
+        self.downs = down;
+    }
+
     fn step(&mut self, work: bool) {
         self.net.advance(1 + self.random.below(2 * self.options.step_ns));
         let now_ns = self.net.now_ns();
+        self.ports_up(now_ns);
         for client in &mut self.clients {
             let away = client.broken || client.away_until_ns > now_ns;
             if std::mem::take(&mut client.bell) {
@@ -409,6 +443,11 @@ impl World {
             (Count::Doorbells, counts.doorbells),
             (Count::Degraded, counts.degraded),
             (Count::Repeats, counts.repeats),
+            (Count::Returned, counts.returned),
+            (Count::Probes, counts.probes),
+            (Count::ProbesFailed, counts.probes_failed),
+            (Count::CardErrors, counts.card_errors),
+            (Count::Pauses, counts.pauses),
             (Count::Partial, counts.partial),
             (Count::Doubts, counts.doubts),
             (Count::StaleCompletions, counts.stale),

@@ -23,6 +23,7 @@ mod partial;
 mod peers;
 mod room;
 mod script;
+mod sets;
 mod sleep;
 mod streams;
 mod two;

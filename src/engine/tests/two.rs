@@ -29,7 +29,13 @@ pub(super) const CONFIG: Config = Config {
     grace_ns: 20_000,
     drain_ns: 1_000_000,
     lost_ns: 2_000_000_000,
-    recovery: Recovery::DEFAULT,
+    recovery: Recovery {
+        backoff_first_ns: 20_000,
+        backoff_max_ns: 1_000_000,
+        pause_first_ns: 3_000_000,
+        pause_max_ns: 12_000_000,
+        ..Recovery::DEFAULT
+    },
 };
 
 /// Bytes of every region here.
@@ -62,6 +68,10 @@ impl Two {
     }
 
     pub(super) fn with(limits: Limits, config: Config, rails: u16) -> Self {
+        Self::by(limits, config, rails, PathSettings::DEFAULT)
+    }
+
+    pub(super) fn by(limits: Limits, config: Config, rails: u16, path: PathSettings) -> Self {
         let net = Net::new();
         let sides = [0; 2].map(|_| {
             let (provider, control) = net.device(SimConfig::DEFAULT, config.completions());
@@ -70,7 +80,7 @@ impl Two {
             (World::new(limits, fabric), control)
         });
         let [(a, first), (b, second)] = sides;
-        let mut join = Join::new([first, second], PathSettings::DEFAULT).without_rail_0();
+        let mut join = Join::new([first, second], path).without_rail_0();
         let mut worlds = [a, b];
         // Places that differ by side, and with them what regions are filled with: bytes that are
         // alike on both sides have been moved.
@@ -203,6 +213,20 @@ impl Two {
         self.import_as(owner, region, rights, (rails, region))
     }
 
+    /// Lends a region of one side on the rails of a set, and imports it at the other.
+    pub(super) fn offer_set(
+        &mut self,
+        owner: usize,
+        region: RegionId,
+        rights: u32,
+        set: u64,
+    ) -> RegionId {
+        for rail in (0..64).filter(|rail| set >> rail & 1 != 0) {
+            self.lend(owner, region, (rail, rights, 0)).unwrap();
+        }
+        self.import_set(owner, region, rights, ([set; 3], region))
+    }
+
     /// Imports a region of `owner`'s, as one that its notifications call `name`.
     pub(super) fn import_as(
         &mut self,
@@ -210,6 +234,16 @@ impl Two {
         region: RegionId,
         rights: u32,
         (rails, name): ([u16; 3], RegionId),
+    ) -> RegionId {
+        self.import_set(owner, region, rights, (rails.map(|rail| 1 << rail), name))
+    }
+
+    fn import_set(
+        &mut self,
+        owner: usize,
+        region: RegionId,
+        rights: u32,
+        (rails, name): ([u64; 3], RegionId),
     ) -> RegionId {
         let keys = self.keys(owner, region, rights);
         let memory = Memory::peer(keys, name.0).unwrap();
@@ -222,7 +256,7 @@ impl Two {
             session,
             bytes,
             rights,
-            rails: rails.map(|rail| 1 << rail),
+            rails,
             memory: held,
             token,
         });

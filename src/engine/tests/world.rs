@@ -346,6 +346,7 @@ where
         let engine = &self.engine;
         assert_eq!(engine.ledger.open_count(), 0, "open records");
         assert_eq!((engine.window.ops(), engine.window.bytes()), (0, 0), "credits");
+        assert!(engine.posts.at_rest(), "places of posts");
         assert_eq!(engine.pages.free_count(), engine.limits.list_blocks, "page blocks");
         assert!(engine.regions.iter().all(super::super::tables::Region::idle), "references");
         assert!(engine.lanes.is_empty() && engine.flushes.is_empty());

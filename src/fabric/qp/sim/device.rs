@@ -12,11 +12,14 @@ use super::{ADDRESS_SHIFT, Net, Pair, Phase, PostPlan, Registered, Say, Sent, wo
 use crate::abi::errno;
 use crate::shm::Mapping;
 
-/// The data path of a simulated device.
+/// The data path of simulated devices.
 #[derive(Debug)]
 pub struct SimProvider {
     net: Net,
-    device: usize,
+    /// By card.
+    devices: Vec<usize>,
+    /// The queue pair's number, by rail.
+    rails: Vec<Option<u32>>,
 }
 
 /// The control of a simulated device.
@@ -27,13 +30,12 @@ pub struct SimControl {
 }
 
 impl SimProvider {
-    pub(super) fn new(net: Net, device: usize) -> Self {
-        Self { net, device }
+    pub(super) fn new(net: Net, devices: Vec<usize>) -> Self {
+        Self { net, devices, rails: Vec::new() }
     }
 
     fn number(&self, rail: u16) -> Option<u32> {
-        let world = self.net.look();
-        world.devices[self.device].rails.get(usize::from(rail)).copied().flatten()
+        self.rails.get(usize::from(rail)).copied().flatten()
     }
 
     /// What a planned stop of a post of `count` says, and how many are really posted.
@@ -52,6 +54,7 @@ impl SimProvider {
         let mut world = self.net.world();
         let now_ns = world.now_ns;
         let pair = &world.pairs[number as usize];
+        let device = pair.device;
         if !matches!(pair.state, PairState::ReadyToSend | PairState::Error) {
             return Err(errno::EINVAL);
         }
@@ -65,7 +68,7 @@ impl SimProvider {
         let mut payload = Vec::new();
         if wr.inline && wr.verb == WrVerb::Write {
             let bytes = u64::from(wr.bytes);
-            let place = world.admitted(self.device, wr.lkey, wr.address, bytes);
+            let place = world.admitted(device, wr.lkey, wr.address, bytes);
             let Some(place) = place.filter(|place| place.local) else {
                 return Err(errno::EINVAL);
             };
@@ -77,7 +80,7 @@ impl SimProvider {
         pair.posted.push(*wr);
         if pair.state == PairState::Error {
             let wc = work_completion(number as usize, wr.wr_id, WcStatus::Flushed);
-            world.complete(self.device, wc);
+            world.complete(device, wc);
         } else {
             pair.sends.push_back(Sent {
                 wr: *wr,
@@ -96,24 +99,20 @@ impl Provider for SimProvider {
     type Pair = u32;
 
     fn completions_max(&self, card: u8) -> u32 {
-        if card > 0 {
-            return 0;
-        }
+        let Some(&device) = self.devices.get(usize::from(card)) else { return 0 };
         let world = self.net.look();
-        u32::try_from(world.devices[self.device].completions_max).unwrap_or(u32::MAX)
+        u32::try_from(world.devices[device].completions_max).unwrap_or(u32::MAX)
     }
 
     fn adopt(&mut self, rail: u16, pair: u32) {
-        let mut world = self.net.world();
-        let rails = &mut world.devices[self.device].rails;
         let rail = usize::from(rail);
-        rails.resize(rails.len().max(rail + 1), None);
-        assert!(rails[rail].is_none(), "adopted a rail twice");
-        rails[rail] = Some(pair);
+        self.rails.resize(self.rails.len().max(rail + 1), None);
+        assert!(self.rails[rail].is_none(), "adopted a rail twice");
+        self.rails[rail] = Some(pair);
     }
 
     fn release(&mut self, rail: u16) -> Option<u32> {
-        self.net.world().devices[self.device].rails.get_mut(usize::from(rail))?.take()
+        self.rails.get_mut(usize::from(rail))?.take()
     }
 
     fn post(&mut self, rail: u16, list: &[Wr]) -> Result<(), BadPost> {
@@ -149,25 +148,31 @@ impl Provider for SimProvider {
 
     fn poll(&mut self, out: &mut Vec<Wc>) -> Result<(), Broken> {
         let mut world = self.net.world();
-        if world.devices[self.device].overrun {
-            return Err(Broken { card: 0, errno: super::super::EIO });
-        }
-        while out.len() < out.capacity()
-            && let Some(wc) = world.devices[self.device].completions.pop_front()
-        {
-            if wc.kind == WcKind::Work {
-                let occupied = &mut world.pairs[wc.number as usize].occupied;
-                if let Some(at) = occupied.iter().position(|wr_id| *wr_id == wc.wr_id) {
-                    occupied.drain(..=at);
-                }
+        let mut broken = None;
+        for (&device, card) in self.devices.iter().zip(0..) {
+            if world.devices[device].overrun {
+                broken = Some(Broken { card, errno: super::super::EIO });
+                continue;
             }
-            out.push(wc);
+            while out.len() < out.capacity()
+                && let Some(wc) = world.devices[device].completions.pop_front()
+            {
+                if wc.kind == WcKind::Work {
+                    let occupied = &mut world.pairs[wc.number as usize].occupied;
+                    if let Some(at) = occupied.iter().position(|wr_id| *wr_id == wc.wr_id) {
+                        occupied.drain(..=at);
+                    }
+                }
+                out.push(wc);
+            }
         }
-        Ok(())
+        broken.map_or(Ok(()), Err)
     }
 
     fn arm(&mut self) -> Result<(), i32> {
-        self.net.world().devices[self.device].armed = true;
+        for &device in &self.devices {
+            self.net.world().devices[device].armed = true;
+        }
         Ok(())
     }
 }
@@ -175,6 +180,13 @@ impl Provider for SimProvider {
 impl SimControl {
     pub(super) fn new(net: Net, device: usize) -> Self {
         Self { net, device }
+    }
+
+    /// Takes the device's port down, or up again. While it is down nothing reaches it, and what
+    /// it has sent is lost, answers too: its queue pairs learn of that by time-outs. What stays
+    /// on the device goes on.
+    pub fn set_port(&self, up: bool) {
+        self.net.world().set_port(self.device, up);
     }
 
     fn known(&self, number: u32) -> Result<usize, ProviderError> {
@@ -220,6 +232,7 @@ impl ProviderControl for SimControl {
             occupied_most: 0,
             last_start_ns: 0,
             dead: false,
+            cut: false,
             forgets_late: false,
             destroyed: false,
             rnr_count: 0,

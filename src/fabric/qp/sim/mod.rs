@@ -46,6 +46,8 @@ pub struct SimConfig {
     pub latency_ns: u64,
     /// Between the starts of two work requests, ns.
     pub gap_ns: u64,
+    /// How long a KiB takes to leave, ns: the wire's rate.
+    pub kib_ns: u64,
 }
 
 impl SimConfig {
@@ -66,6 +68,7 @@ impl SimConfig {
         caps_max: Caps { sends: 16_384, receives: 16_384, inline_bytes: 256 },
         latency_ns: 1_000,
         gap_ns: 50,
+        kib_ns: 0,
     };
 }
 
@@ -140,8 +143,8 @@ struct Device {
     completions_max: usize,
     overrun: bool,
     armed: bool,
-    /// The queue pair's number, by rail.
-    rails: Vec<Option<u32>>,
+    /// Its port is down.
+    down: bool,
 }
 
 #[derive(Debug)]
@@ -158,6 +161,8 @@ struct Pair {
     occupied_most: usize,
     last_start_ns: u64,
     dead: bool,
+    /// Nothing reaches it, and nothing of it arrives.
+    cut: bool,
     forgets_late: bool,
     destroyed: bool,
     rnr_count: u32,
@@ -212,6 +217,21 @@ impl Net {
     /// Adds a device with a completion queue of `completions` entries.
     #[must_use]
     pub fn device(&self, config: SimConfig, completions: u32) -> (SimProvider, SimControl) {
+        let device = self.add(config, completions);
+        let control = SimControl::new(self.clone(), device);
+        (SimProvider::new(self.clone(), vec![device]), control)
+    }
+
+    /// Adds devices with such a queue each: the cards of one engine, in order.
+    #[must_use]
+    pub fn cards(&self, configs: &[SimConfig], completions: u32) -> (SimProvider, Vec<SimControl>) {
+        let devices: Vec<_> = configs.iter().map(|config| self.add(*config, completions)).collect();
+        let control = |device: &usize| SimControl::new(self.clone(), *device);
+        let controls = devices.iter().map(control).collect();
+        (SimProvider::new(self.clone(), devices), controls)
+    }
+
+    fn add(&self, config: SimConfig, completions: u32) -> usize {
         let mut world = self.world();
         let device = world.devices.len();
         world.devices.push(Device {
@@ -220,10 +240,9 @@ impl Net {
             completions_max: completions as usize,
             overrun: false,
             armed: false,
-            rails: Vec::new(),
+            down: false,
         });
-        drop(world);
-        (SimProvider::new(self.clone(), device), SimControl::new(self.clone(), device))
+        device
     }
 
     /// Lets time pass: whatever is due by then happens, in order.
@@ -314,6 +333,14 @@ impl Net {
     /// Moves a queue pair to ERROR, as a device does that has had enough.
     pub fn break_pair(&self, number: u32) {
         self.world().fail_pair(number as usize);
+    }
+
+    /// Cuts a queue pair's path, or mends it: as [`SimControl::set_port`], for it alone.
+    pub fn cut(&self, number: u32, cut: bool) {
+        self.pair(number).cut = cut;
+        if cut {
+            self.world().lose_answers(|pair, _| pair == number as usize);
+        }
     }
 
     /// Has a completion arrive that belongs to nothing, at the queue pair's device.
@@ -412,6 +439,42 @@ impl World {
         for wr_id in receives {
             let wc = work_completion(number, wr_id, WcStatus::Flushed);
             self.complete(device, Wc { kind: WcKind::Receive, ..wc });
+        }
+    }
+
+    fn set_port(&mut self, device: usize, up: bool) {
+        self.devices[device].down = !up;
+        if !up {
+            self.lose_answers(|_, on| on == device);
+        }
+    }
+
+    /// The way between a queue pair and its peer, which may be itself, is cut somewhere.
+    fn unreachable(&self, near: usize, far: usize) -> bool {
+        let (near, far) = (&self.pairs[near], &self.pairs[far]);
+        let down = self.devices[near.device].down || self.devices[far.device].down;
+        near.cut || far.cut || down && near.device != far.device
+    }
+
+    /// Answers that are on their way do not arrive, where the way is cut for a queue pair that
+    /// `struck` names by its number and device, or for its peer.
+    fn lose_answers(&mut self, struck: impl Fn(usize, usize) -> bool) {
+        let now_ns = self.now_ns;
+        for number in 0..self.pairs.len() {
+            let Some(link) = self.pairs[number].link else { continue };
+            let peer = link.peer.number as usize;
+            let hit = [number, peer].iter().any(|at| struck(*at, self.pairs[*at].device));
+            if !hit || !self.unreachable(number, peer) {
+                continue;
+            }
+            let status = WcStatus::RetryExceeded;
+            for sent in &mut self.pairs[number].sends {
+                if let Phase::Answered(at_ns, WcStatus::Success) = sent.phase
+                    && at_ns > now_ns
+                {
+                    sent.phase = Phase::Answered(now_ns + wire::patience_ns(&link), status);
+                }
+            }
         }
     }
 

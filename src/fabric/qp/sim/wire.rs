@@ -26,6 +26,12 @@ enum Kind {
     Start,
 }
 
+/// How long an answer is waited for until the work request is given up, ns.
+pub(super) fn patience_ns(link: &Link) -> u64 {
+    let once_ns = 4_096_u64 << link.settings.timeout.min(31);
+    once_ns * (u64::from(link.settings.retry) + 1)
+}
+
 impl World {
     /// The next thing that happens anywhere.
     pub(super) fn next_event(&self) -> Option<Event> {
@@ -108,8 +114,12 @@ impl World {
                 _ => phase = Phase::Answered(self.now_ns, WcStatus::LocalProtection),
             }
         }
+        let leaves_ns = u64::from(wr.bytes) * self.devices[device].config.kib_ns / 1_024;
+        if let Phase::Flying(at_ns) = &mut phase {
+            *at_ns += leaves_ns;
+        }
         let pair = &mut self.pairs[number];
-        pair.last_start_ns = self.now_ns;
+        pair.last_start_ns = self.now_ns + leaves_ns;
         pair.sends[index].phase = phase;
         if let Some(payload) = payload {
             pair.sends[index].payload = payload;
@@ -124,7 +134,7 @@ impl World {
                 theirs.peer.number as usize == number && theirs.peer.psn == link.own.psn
             });
             state && ours && !peer.dead
-        })
+        }) && !self.unreachable(number, link.peer.number as usize)
     }
 
     /// A packet whose sender has given it up reaches the responder, who cannot know that.
@@ -160,9 +170,8 @@ impl World {
         let answers = self.answers(number, &link);
         let pair = &mut self.pairs[number];
         if !answers {
-            let once_ns = 4_096_u64 << link.settings.timeout.min(31);
-            let wait_ns = once_ns * (u64::from(link.settings.retry) + 1);
-            pair.sends[index].phase = Phase::Answered(now_ns + wait_ns, WcStatus::RetryExceeded);
+            let status = WcStatus::RetryExceeded;
+            pair.sends[index].phase = Phase::Answered(now_ns + patience_ns(&link), status);
             return;
         }
         let status = match planned {

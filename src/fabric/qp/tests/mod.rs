@@ -7,6 +7,7 @@ mod model;
 mod pair;
 mod quiet;
 mod silence;
+mod trial;
 
 use pair::{CONFIG, Shape, Two};
 

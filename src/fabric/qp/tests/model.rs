@@ -62,7 +62,7 @@ impl World {
             ..CONFIG
         };
         let sim = SimConfig { limits, ..SimConfig::DEFAULT };
-        let two = Two::new(Shape { sim, config, rails, step_ns: 1_000 });
+        let two = Two::new(Shape { sim, config, rails, step_ns: 1_000, ..Shape::DEFAULT });
         let (near, far) = (two.near(), two.far());
         for at in 0..BYTES / 8 {
             near.write(at * 8, &random.next().to_le_bytes());

@@ -24,7 +24,13 @@ pub(super) const CONFIG: Config = Config {
     grace_ns: 20_000,
     drain_ns: 10_000_000,
     lost_ns: 2_000_000_000,
-    recovery: Recovery::DEFAULT,
+    recovery: Recovery {
+        backoff_first_ns: 2_000,
+        backoff_max_ns: 20_000,
+        pause_first_ns: 500_000,
+        pause_max_ns: 2_000_000,
+        ..Recovery::DEFAULT
+    },
 };
 
 #[derive(Clone, Copy, Debug)]
@@ -34,11 +40,17 @@ pub(super) struct Shape {
     pub(super) rails: u16,
     /// How far time goes at each look, ns.
     pub(super) step_ns: u64,
+    pub(super) path: PathSettings,
 }
 
 impl Shape {
-    pub(super) const DEFAULT: Self =
-        Self { sim: SimConfig::DEFAULT, config: CONFIG, rails: 1, step_ns: 500 };
+    pub(super) const DEFAULT: Self = Self {
+        sim: SimConfig::DEFAULT,
+        config: CONFIG,
+        rails: 1,
+        step_ns: 500,
+        path: PathSettings::DEFAULT,
+    };
 }
 
 #[derive(Debug)]
@@ -60,7 +72,7 @@ pub(super) fn exported(keys: &[Key], forged: bool) -> CardKeys {
 
 impl Two {
     pub(super) fn new(shape: Shape) -> Self {
-        let Shape { sim, config, rails, step_ns: _ } = shape;
+        let Shape { sim, config, rails, .. } = shape;
         let net = Net::new();
         let (near, near_control) = net.device(sim, config.completions());
         let (far, far_control) = net.device(sim, config.completions());
@@ -82,7 +94,7 @@ impl Two {
             Memory::own(Arc::clone(&memories[1]), CardKeys::first(theirs.keys.clone()), NEAR),
         );
         far.attach(FAR, Memory::peer(exported(&ours.keys, false), FAR).unwrap());
-        let mut join = Join::new(controls, PathSettings::DEFAULT);
+        let mut join = Join::new(controls, shape.path);
         for _ in 0..rails {
             join.open([&mut near, &mut far], &config).unwrap();
         }

@@ -213,6 +213,9 @@ impl Abroad {
 
     /// Has an op step aside until one rail takes it, which alone may.
     pub(super) fn set_aside(&mut self, ledger: &mut Ledger, slot: u32, rail: u16) {
+        if ledger[slot].aside == Aside::Rail {
+            return;
+        }
         self.remove(ledger, slot);
         let record = &mut ledger[slot];
         (record.aside, record.rail) = (Aside::Rail, rail);

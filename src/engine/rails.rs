@@ -1,9 +1,9 @@
 //! Rails to peers: which op goes by which of them, and when.
 //!
 //! Rails that lead to the same place are a set, and its ops wait in one line (`lines`). Whatever is
-//! first in a line goes by the rail of the set that has most room, so that a slow rail gets less and
-//! one that takes nothing costs nobody anything. In one turn several rails are filled, each with
-//! one doorbell.
+//! first in a line goes by the rail of the set that has most room, so that a slow rail gets less
+//! and one that takes nothing costs nobody anything. In one turn several rails are filled, each
+//! with one doorbell.
 //!
 //! **Atomics** go by the lowest rail of a set only: a card excludes no other card.
 //!
@@ -282,7 +282,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             None
         };
         let current = fan.current.filter(|(other, _)| *other == slot && record.returned == NIL);
-        let Some(at) = its_own.or(current.map(|(_, at)| at)) else {
+        let Some(at) = its_own.or_else(|| current.map(|(_, at)| at)) else {
             return self.choose_any(slot, fan, &next);
         };
         let way = &fan.ways[at];

@@ -270,9 +270,9 @@ impl Stage {
 
     /// Keeps as many ops under way as there are buffers.
     fn push(&mut self) {
+        let busy = self.out.iter().fold(0_u64, |busy, number| busy | 1 << (number % UNDER_WAY));
         for buffer in 0..UNDER_WAY {
-            let busy = self.out.iter().any(|number| number % UNDER_WAY == buffer);
-            if busy || self.end.room() == 0 {
+            if busy >> buffer & 1 != 0 || self.end.room() == 0 {
                 continue;
             }
             let number = self.pushed / UNDER_WAY * UNDER_WAY + UNDER_WAY + buffer;

@@ -78,13 +78,7 @@ impl Options {
             // Less than is asked for.
             device.caps_max = Caps { sends: 3 + depth / 2, receives: 4, inline_bytes: 16 };
         }
-        // Of two cards one may be slower.
-        let slower = SimConfig { latency_ns: device.latency_ns * (1 + random.below(6)), ..device };
-        let (cards, strands) = match random.below(8) {
-            0..2 => (vec![device], vec![0]),
-            2 => (vec![device], vec![0, 0]),
-            _ => (vec![device, slower], vec![0, 1]),
-        };
+        let (cards, strands) = draw_cards(random, device);
         let window_ops = 1 + random.below32(32);
         let slice_bytes = random.pick(&[64, 128, 256, 4096]);
         let limits = crate::engine::Limits {
@@ -101,29 +95,7 @@ impl Options {
             ring_idle_ns: 100_000,
             cut_off_ns: random.pick(&[MS / 4, 20 * MS]),
         };
-        let rails = qp::Config {
-            fabric: crate::abi::FABRIC_VERBS,
-            rails_max: 16,
-            depth,
-            receives: 1 + random.below32(8),
-            inline_bytes: random.pick(&[0, 16, 64]),
-            signal_every: 1 + random.below32(8),
-            message_bytes_max: device.limits.message_bytes_max,
-            regions_max: limits.regions_max,
-            attempts_max: u8::try_from(random.below(5)).unwrap_or(0),
-            stuck_ns: 2 * MS,
-            grace_ns: MS / 5,
-            drain_ns: 5 * MS,
-            lost_ns: 20 * MS,
-            recovery: qp::Recovery {
-                backoff_first_ns: 1 + random.below(10_000),
-                backoff_max_ns: 20_000 + random.below(MS / 5),
-                card_errors_max: 1 + random.below32(8),
-                pause_first_ns: 1 + random.below(MS / 5),
-                pause_max_ns: MS,
-                seed: random.next(),
-            },
-        };
+        let rails = draw_rails(random, depth, device.limits.message_bytes_max, &limits);
         Self {
             engines,
             clients: engines * (1 + random.index(2)),
@@ -141,5 +113,46 @@ impl Options {
             card_ns: 1 + random.below(10_000),
             rates,
         }
+    }
+}
+
+/// The cards of an engine, of which the second may be slower, and those of its rails to a peer.
+fn draw_cards(random: &mut Random, first: SimConfig) -> (Vec<SimConfig>, Vec<u8>) {
+    let second = SimConfig { latency_ns: first.latency_ns * (1 + random.below(6)), ..first };
+    match random.below(8) {
+        0..2 => (vec![first], vec![0]),
+        2 => (vec![first], vec![0, 0]),
+        _ => (vec![first, second], vec![0, 1]),
+    }
+}
+
+fn draw_rails(
+    random: &mut Random,
+    depth: u32,
+    message_bytes_max: u32,
+    limits: &crate::engine::Limits,
+) -> qp::Config {
+    qp::Config {
+        fabric: crate::abi::FABRIC_VERBS,
+        rails_max: 16,
+        depth,
+        receives: 1 + random.below32(8),
+        inline_bytes: random.pick(&[0, 16, 64]),
+        signal_every: 1 + random.below32(8),
+        message_bytes_max,
+        regions_max: limits.regions_max,
+        attempts_max: u8::try_from(random.below(5)).unwrap_or(0),
+        stuck_ns: 2 * MS,
+        grace_ns: MS / 5,
+        drain_ns: 5 * MS,
+        lost_ns: 20 * MS,
+        recovery: qp::Recovery {
+            backoff_first_ns: 1 + random.below(10_000),
+            backoff_max_ns: 20_000 + random.below(MS / 5),
+            card_errors_max: 1 + random.below32(8),
+            pause_first_ns: 1 + random.below(MS / 5),
+            pause_max_ns: MS,
+            seed: random.next(),
+        },
     }
 }

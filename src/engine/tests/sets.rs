@@ -285,6 +285,7 @@ fn with_both_rails_down_for_good_ops_end_in_bounded_time() {
     }
     // One that never left was certainly without effect.
     let queued = two.push(0, transfer(Opcode::Write, ids, 0, 8));
+    two.step();
     assert_eq!(two.why(0, queued).unwrap().wait, WAIT_RAIL);
     let end = ends(&mut two, 1)[0];
     assert_eq!(outcome(&end), failed(errno::EHOSTDOWN, CQE_RETRYABLE, Detail::Peer));

@@ -47,6 +47,11 @@ impl<P: Provider> Rails<P> {
         rail.resolve(status);
         let (card, tried) = (rail.card, rail.state == RailState::Trial && rail.works.is_empty());
         if status != WcStatus::Success {
+            if tried {
+                // However a probe fails, the path does not work.
+                self.counts.probes_failed += 1;
+                self.rails[usize::from(number)].trust.path_failed = true;
+            }
             self.suspect_path(number, status);
             self.degrade(number);
         } else {

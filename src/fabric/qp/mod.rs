@@ -300,7 +300,6 @@ impl<P: Provider> Rails<P> {
         }
         *used += want;
         rail.card = card;
-        rail.shared = false;
         rail.trust = trial::Trust::default();
         rail.completions = want;
         rail.depth = self.config.depth.min(sends - SENDS_KEPT);
@@ -320,6 +319,7 @@ impl<P: Provider> Rails<P> {
         }
         assert!(rail.taken.is_empty() && rail.works.is_empty(), "a dead rail with work");
         rail.state = RailState::Absent;
+        rail.shared = false;
         self.completions[usize::from(rail.card)] -= rail.completions;
         self.provider.release(number)
     }

@@ -52,13 +52,15 @@ pub(super) struct Trust {
     /// It failed since it was last in use.
     failed: bool,
     /// The path itself failed, or the card: not a request, and not just the other end.
-    path_failed: bool,
+    pub(super) path_failed: bool,
     /// Failures of the path that followed each other closely.
     failures: u32,
     /// In use since; on trial: not before this.
     since_ns: u64,
     /// On trial: it must be probed.
     probe: bool,
+    /// The other end has cut its trial short: it waits no longer for that.
+    held: bool,
 }
 
 /// One card.
@@ -161,8 +163,9 @@ impl<P: Provider> Rails<P> {
         if rail.state == RailState::Ready && worked_ns >= recovery.backoff_max_ns {
             trust.failures = 0;
         }
-        self.counts.probes_failed +=
-            u64::from(rail.state == RailState::Trial && rail.marker_posted);
+        let tried = rail.state == RailState::Trial;
+        trust.held = tried && !trust.path_failed && !rail.marker_posted;
+        self.counts.probes_failed += u64::from(tried && rail.marker_posted);
         trust.failures = trust.failures.saturating_add(u32::from(trust.path_failed));
         trust.path_failed = false;
         trust.failed = true;
@@ -188,9 +191,14 @@ impl<P: Provider> Rails<P> {
     pub(super) fn connected(&mut self, number: u16) {
         let recovery = &self.config.recovery;
         let rail = &mut self.rails[usize::from(number)];
-        let wait_ns = wait_ns(recovery, rail.trust.failures);
-        let jitter_ns = mixed(&mut self.jitter) % (wait_ns / 2 + 1);
-        rail.trust.since_ns = self.now_ns.saturating_add(wait_ns - jitter_ns);
+        // What was heard of the failure after the rail was wound down.
+        let late = u32::from(std::mem::take(&mut rail.trust.path_failed));
+        rail.trust.failures = rail.trust.failures.saturating_add(late);
+        if !std::mem::take(&mut rail.trust.held) {
+            let wait_ns = wait_ns(recovery, rail.trust.failures);
+            let jitter_ns = mixed(&mut self.jitter) % (wait_ns / 2 + 1);
+            rail.trust.since_ns = self.now_ns.saturating_add(wait_ns - jitter_ns);
+        }
         let paused = self.cards[usize::from(rail.card)].paused;
         rail.trust.probe = paused || rail.shared && rail.trust.failed;
         rail.state = RailState::Trial;

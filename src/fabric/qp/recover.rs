@@ -16,7 +16,7 @@
 //! failure is cancelled.
 
 use super::Rails;
-use super::provider::{Provider, WrId};
+use super::provider::{Provider, WcStatus, WrId};
 use super::rail::{RailState, Stage};
 use super::status::{EHOSTDOWN, Fault};
 
@@ -150,6 +150,7 @@ impl<P: Provider> Rails<P> {
             if rail.seen_looks > LOOKS {
                 rail.silent = true;
                 self.counts.silent += 1;
+                self.suspect_path(number, WcStatus::ResponseTimeout);
                 self.degrade(number);
             }
         }

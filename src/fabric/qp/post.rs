@@ -146,6 +146,11 @@ impl<P: Provider> Rails<P> {
                 if !starved(bad.errno) {
                     self.card_erred(number);
                 }
+                if bad.taken != Some(0) {
+                    // It may be posted for all that: another one would be one too many.
+                    self.counts.doubts += 1;
+                    self.degrade(number);
+                }
             }
         }
         posted.is_ok()

@@ -218,7 +218,7 @@ impl<P: Provider> Rails<P> {
             self.trusted(number);
         } else if self.post_marker(number) {
             self.counts.probes += 1;
-        } else {
+        } else if self.rails[usize::from(number)].state == RailState::Trial {
             // As a post that stops: it is tried again, and in the end rebuilt.
             let rail = &mut self.rails[usize::from(number)];
             let since = *rail.stuck_since_ns.get_or_insert(self.now_ns);

@@ -20,11 +20,12 @@ use crate::host::tests::{CAPS, PATIENCE, Played, played_cards, registration};
 use crate::host::{Config, Engine};
 use crate::{Flush, Region, Rights, RingOptions, Session};
 
-/// An engine with cards, and all that the test plays for it.
+/// An engine with cards, and all that the test plays for it. The cards end first, so that an engine
+/// whose test has failed does not wait for them.
 struct Stage {
-    engine: Engine,
-    session: Session,
     card: Played,
+    session: Session,
+    engine: Engine,
     hollow: Hollow,
     socket: std::path::PathBuf,
 }

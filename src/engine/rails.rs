@@ -23,6 +23,7 @@ use crate::fabric::{
 };
 use crate::ids::RecordId;
 use crate::ledger::{Failure, Ledger, NIL, Op, Record, State};
+use crate::plant::{Plant, planted};
 use crate::ring::Memory;
 use crate::sched::credits::{Grant, Window};
 use crate::sched::lanes::Lanes;
@@ -159,13 +160,13 @@ impl Abroad {
         }
     }
 
-    #[cfg(test)]
+    #[cfg(all(any(test, feature = "sim"), not(verbring_loom)))]
     pub(super) fn window(&self, rail: u16) -> &Window {
         &self.queues[usize::from(rail)].window
     }
 
     /// Lanes of a rail: those that go in order, and those that wait for credit.
-    #[cfg(test)]
+    #[cfg(all(any(test, feature = "sim"), not(verbring_loom)))]
     pub(super) fn lanes(&self, rail: u16) -> [&Lanes; 2] {
         let queue = &self.queues[usize::from(rail)];
         [&queue.lanes, &queue.starved]
@@ -198,7 +199,7 @@ pub(super) fn note_failure(record: &mut Record, bytes: u32, done: Done) {
     if done.flags & DONE_PLACED != 0 {
         record.done_bytes += u64::from(bytes);
     }
-    let maybe = done.flags & DONE_MAYBE != 0;
+    let maybe = done.flags & DONE_MAYBE != 0 && !planted(Plant::FalselyRetryable);
     if let Some(failure) = record.failure.as_mut() {
         // Behind a slice that was refused no other takes effect: the chain sees to that. Where the
         // card does not say what became of the first, those behind it may have landed, too.

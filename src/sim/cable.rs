@@ -3,11 +3,13 @@
 
 use std::collections::VecDeque;
 
+use super::check::hold;
+use super::counts::{Count, Counts};
 use super::node::Node;
 use crate::control::peers::joint::{Act, Job, Joint, Say, Step};
-use crate::fabric::qp::Told;
 use crate::fabric::qp::provider::{Caps, Endpoint, Move, ProviderControl};
 use crate::fabric::qp::sim::Net;
+use crate::fabric::qp::{News, Told};
 use crate::random::Random;
 
 /// How long things take, at most, ns.
@@ -15,6 +17,32 @@ use crate::random::Random;
 pub(super) struct Delays {
     pub(super) control_ns: u64,
     pub(super) card_ns: u64,
+}
+
+/// What a step of a cable draws from, acts on and counts in.
+#[derive(Debug)]
+pub(super) struct Chance<'a> {
+    pub(super) random: &'a mut Random,
+    pub(super) net: &'a Net,
+    pub(super) counts: &'a mut Counts,
+}
+
+/// What an act of a joint is counted as.
+fn passage(act: &Act) -> Option<Count> {
+    Some(match act {
+        Act::Send(Say::Ready { .. }) => Count::JointReady,
+        Act::Send(Say::Up { .. }) => Count::JointUp,
+        Act::Send(Say::Quiet { .. }) => Count::JointQuiet,
+        Act::Tell(_, News::Connected { .. }) => Count::JointConnected,
+        Act::Tell(_, News::Broken) => Count::JointBroken,
+        Act::Tell(_, News::Quiet) => Count::JointBothQuiet,
+        Act::Tell(_, News::Reset) => Count::JointReset,
+        Act::Tell(_, News::Gone) => Count::JointGone,
+        Act::Release => Count::JointReleased,
+        Act::Fail(_) => Count::JointFailed,
+        Act::Over => Count::JointOver,
+        Act::Card(..) => return None,
+    })
 }
 
 /// What card work came to.
@@ -150,7 +178,7 @@ impl Cable {
     }
 
     /// Lets both ends do what is due.
-    pub(super) fn step(&mut self, now_ns: u64, nodes: &mut [Node], random: &mut Random, net: &Net) {
+    pub(super) fn step(&mut self, now_ns: u64, nodes: &mut [Node], chance: &mut Chance<'_>) {
         for at in 0..self.ends.len() {
             if self.ends[at].over {
                 continue;
@@ -158,14 +186,14 @@ impl Cable {
             while self.ends[at].heard.front().is_some_and(|(due, _)| *due <= now_ns) {
                 let Some((_, say)) = self.ends[at].heard.pop_front() else { break };
                 let heard = self.ends[at].joint.heard(&say);
-                assert_eq!(heard, Ok(()), "a control broke the rules");
+                hold!(Control, heard.is_ok(), "{heard:?}");
             }
             while self.ends[at].card.front().is_some_and(|(due, ..)| *due <= now_ns) {
                 let Some((_, step, job)) = self.ends[at].card.pop_front() else { break };
                 self.ends[at].carry_out(step, &job, &mut nodes[..]);
             }
             while let Some(act) = self.ends[at].joint.act() {
-                self.act(at, act, now_ns, nodes, random, net);
+                self.act(at, act, now_ns, nodes, chance);
             }
         }
     }
@@ -176,23 +204,25 @@ impl Cable {
         act: Act,
         now_ns: u64,
         nodes: &mut [Node],
-        random: &mut Random,
-        net: &Net,
+        chance: &mut Chance<'_>,
     ) {
         let count = self.ends.len();
+        if let Some(passage) = passage(&act) {
+            chance.counts.add(passage);
+        }
         match act {
             Act::Send(say) => {
                 if !self.lost {
                     let other = &mut self.ends[(at + 1) % count];
                     let last = other.heard.back().map_or(0, |(due, _)| *due);
-                    let due = now_ns + random.below(self.delays.control_ns);
+                    let due = now_ns + chance.random.below(self.delays.control_ns);
                     other.heard.push_back((due.max(last), say));
                 }
             }
             Act::Card(step, job) => {
                 let end = &mut self.ends[at];
                 let last = end.card.back().map_or(0, |(due, ..)| *due);
-                let due = now_ns + random.below(self.delays.card_ns);
+                let due = now_ns + chance.random.below(self.delays.card_ns);
                 end.card.push_back((due.max(last), step, job));
             }
             Act::Tell(epoch, news) => {
@@ -200,7 +230,7 @@ impl Cable {
                 nodes[end.node].rails_mut().tell(Told { rail: end.rail, epoch, news });
             }
             Act::Release => self.ends[at].destroy(nodes),
-            Act::Fail(_) => self.lose(net),
+            Act::Fail(_) => self.lose(chance.net),
             Act::Over => self.ends[at].over = true,
         }
     }

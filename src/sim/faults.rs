@@ -63,7 +63,9 @@ pub(super) fn plant(
         counts.add(Count::PairBroken);
     }
     if struck[3] {
-        net.delay(number, 100 + random.below(8_000));
+        // Now and then for longer than controls and cards need for all they do.
+        let most = random.pick(&[8_000, 8_000, 8_000, 60_000]);
+        net.delay(number, 100 + random.below(most));
         counts.add(Count::Delayed);
     }
     if repeat {

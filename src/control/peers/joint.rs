@@ -31,6 +31,7 @@ use thiserror::Error;
 
 use crate::fabric::qp::provider::{Caps, Endpoint, Link, Move, PathSettings};
 use crate::fabric::qp::{Ask, News, RECEIVES_KEPT};
+use crate::plant::{Plant, planted};
 
 /// What one end says of itself to the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -418,7 +419,7 @@ impl Joint {
                 }
                 self.own.quiet = true;
                 self.acts.push_back(Act::Send(Say::Quiet { life }));
-                if self.peer().quiet {
+                if self.peer().quiet || planted(Plant::RetryBeforeQuiet) {
                     self.tell(News::Quiet);
                 }
             }

@@ -9,6 +9,7 @@
 //! `depth` unless one request alone is larger; two more places are kept back, for one message
 //! that returns credit and one marker.
 
+use super::Counts;
 use super::message::Credits;
 use super::status::{EIO, Fault};
 use super::track::Track;
@@ -17,6 +18,7 @@ use crate::fabric::{
     DONE_FLUSHED, DONE_MAYBE, DONE_PLACED, Done, REQUEST_CHAIN, REQUEST_NOTIFY, Request, Room,
     Stop, Verb,
 };
+use crate::plant::{Plant, planted};
 
 /// Send queue entries beyond a rail's depth: for the credit message and for the marker.
 pub const SENDS_KEPT: u32 = 2;
@@ -36,6 +38,11 @@ pub enum RailState {
     Rebuilding,
     /// Its peer is gone: every request ends at once.
     Dead,
+}
+
+impl RailState {
+    /// How many there are.
+    pub const COUNT: usize = Self::Dead as usize + 1;
 }
 
 /// How far the posting of a request has come.
@@ -107,7 +114,8 @@ impl Taken {
     /// It may be carried out a second time without harm.
     pub(super) fn repeatable(&self) -> bool {
         let plain = matches!(self.request.verb, Verb::Write | Verb::Read);
-        plain && !(self.notifies() && self.stage == Stage::Whole)
+        let told = self.notifies() && self.stage == Stage::Whole;
+        (plain || planted(Plant::AtomicAgain)) && (!told || planted(Plant::NotifyAgain))
     }
 
     /// It was under way in two failures of which nobody knows the cause: it goes alone, so that a
@@ -292,6 +300,12 @@ impl Rail {
             connect_due: false,
             listed: false,
         }
+    }
+
+    /// Passes to another state; every change is one of these, and counted.
+    pub(super) fn go(&mut self, to: RailState, counts: &mut Counts) {
+        counts.passages[self.state as usize][to as usize] += 1;
+        self.state = to;
     }
 
     pub(super) fn room(&self) -> Room {

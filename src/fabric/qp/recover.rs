@@ -19,6 +19,7 @@ use super::Rails;
 use super::provider::{Provider, WrId};
 use super::rail::{RailState, Stage};
 use super::status::{EHOSTDOWN, Fault};
+use crate::plant::{Plant, planted};
 
 /// What the control side is asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,7 +109,7 @@ impl<P: Provider> Rails<P> {
                 if !rail.connect_due =>
             {
                 rail.credits.connect(credits);
-                rail.state = RailState::Ready;
+                rail.go(RailState::Ready, &mut self.counts);
                 self.attend(told.rail);
             }
             _ => self.counts.stale_news += 1,
@@ -151,7 +152,7 @@ impl<P: Provider> Rails<P> {
         if !open {
             return;
         }
-        rail.state = RailState::Degraded;
+        rail.go(RailState::Degraded, &mut self.counts);
         rail.connect_due = false;
         rail.degraded_ns = self.now_ns;
         self.counts.degraded += 1;
@@ -241,7 +242,7 @@ impl<P: Provider> Rails<P> {
     fn rebuild(&mut self, number: u16) {
         self.converge(number, None);
         let rail = &mut self.rails[usize::from(number)];
-        rail.state = RailState::Rebuilding;
+        rail.go(RailState::Rebuilding, &mut self.counts);
         let receives = rail.credits.receives();
         self.begin(number, receives);
     }
@@ -251,7 +252,7 @@ impl<P: Provider> Rails<P> {
         self.converge(number, Some((Fault::Path, EHOSTDOWN)));
         self.wishes.retain(|wish| wish.rail != number);
         let rail = &mut self.rails[usize::from(number)];
-        rail.state = RailState::Dead;
+        rail.go(RailState::Dead, &mut self.counts);
         rail.connect_due = false;
         rail.credits.restart(0);
     }
@@ -261,6 +262,7 @@ impl<P: Provider> Rails<P> {
     fn converge(&mut self, number: u16, verdict: Option<(Fault, i32)>) {
         let attempts_max = self.config.attempts_max;
         let rail = &mut self.rails[usize::from(number)];
+        self.counts.orphaned += u64::from(rail.works.len());
         rail.abandon();
         rail.credits.unreserve_all();
         let (first, end) = (rail.taken.head(), rail.taken.tail());
@@ -270,7 +272,7 @@ impl<P: Provider> Rails<P> {
             let mut taken = rail.taken[at];
             let whole = taken.over() && taken.failure.is_none();
             let hurt = taken.failure.is_some_and(|(fault, _)| fault == Fault::Path);
-            if !whole && taken.chained() && broken {
+            if !whole && taken.chained() && broken && !planted(Plant::ChainUncut) {
                 taken.failure = Some(super::rail::Rail::CANCELLED);
             } else if !whole && taken.failure.is_none() {
                 taken.failure = verdict;

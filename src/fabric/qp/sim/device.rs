@@ -69,6 +69,7 @@ impl SimProvider {
             let Some(place) = place.filter(|place| place.local) else {
                 return Err(errno::EINVAL);
             };
+            world.touch(number as usize, &place, bytes, false);
             payload = read(&place, wr.bytes);
         }
         let pair = &mut world.pairs[number as usize];

@@ -20,6 +20,7 @@
 //! **Deliberately absent**: any chance of its own. What is random is drawn by the test.
 
 mod device;
+mod watch;
 mod wire;
 
 use std::cell::{Ref, RefCell, RefMut};
@@ -28,6 +29,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 pub use device::{SimControl, SimProvider};
+pub use watch::Touch;
 
 use super::provider::{
     Access, Caps, DeviceLimits, Link, MESSAGE_BYTES, PairState, Wc, WcKind, WcStatus, Wr,
@@ -120,6 +122,7 @@ struct World {
     ghosts: Vec<Ghost>,
     landed_late: u64,
     overfull: u64,
+    forbidden: watch::Forbidden,
 }
 
 /// A packet whose sender has given it up.
@@ -276,6 +279,12 @@ impl Net {
         self.look().overfull
     }
 
+    /// Devices whose completion queue overran.
+    #[must_use]
+    pub fn overruns(&self) -> usize {
+        self.look().devices.iter().filter(|device| device.overrun).count()
+    }
+
     /// Takes back every plan that has not struck yet.
     pub fn calm(&self) {
         for pair in &mut self.world().pairs {
@@ -324,6 +333,19 @@ impl Net {
     #[must_use]
     pub fn occupied_most(&self, number: u32) -> usize {
         self.look().pairs[number as usize].occupied_most
+    }
+
+    /// Entries of its send queue that are in use: work requests posted, of which no completion at
+    /// or behind them was polled.
+    #[must_use]
+    pub fn occupied(&self, number: u32) -> Vec<u64> {
+        self.look().pairs[number as usize].occupied.iter().copied().collect()
+    }
+
+    /// Receives posted on a queue pair that no message has used.
+    #[must_use]
+    pub fn receives(&self, number: u32) -> u32 {
+        u32::try_from(self.look().pairs[number as usize].receives.len()).unwrap_or(u32::MAX)
     }
 
     /// Work requests posted on a queue pair that have not completed.

@@ -25,6 +25,23 @@ pub(super) struct Chance<'a> {
     pub(super) random: &'a mut Random,
     pub(super) net: &'a Net,
     pub(super) counts: &'a mut Counts,
+    /// How often a card does not do what it is asked, per mille.
+    pub(super) refusals: u64,
+}
+
+impl Chance<'_> {
+    /// Draws whether a card does not do what it is asked. What is reset for good is: no rail could
+    /// ever be given up otherwise. A rail to oneself is made once.
+    fn refuses(&mut self, step: Step, ends: usize) -> bool {
+        let may = match step {
+            Step::End | Step::Destroy => false,
+            Step::Create => ends > 1,
+            Step::Endpoint(_) | Step::Up(_) | Step::Quiet(_) | Step::Reset(_) => true,
+        };
+        let refuses = may && self.refusals > 0 && self.random.below(1_000) < self.refusals;
+        self.counts.many(Count::CardRefused, u64::from(refuses));
+        refuses
+    }
 }
 
 /// What an act of a joint is counted as.
@@ -64,6 +81,8 @@ pub(super) struct End {
     heard: VecDeque<(u64, Say)>,
     /// Card work under way, and when it is done: one after the other.
     card: VecDeque<(u64, Step, Job)>,
+    /// When its queue pair will fail, and the device says so.
+    breaks_at_ns: Option<u64>,
     /// Nothing of it is left.
     over: bool,
     /// Its engine died: another one may be in its place.
@@ -91,6 +110,7 @@ impl Cable {
                 joint: Joint::new(nodes[node].settings, config.caps(), config.receives),
                 heard: VecDeque::new(),
                 card: VecDeque::new(),
+                breaks_at_ns: None,
                 over: false,
                 buried: false,
             }
@@ -165,6 +185,20 @@ impl Cable {
         ends.filter_map(|end| end.joint.number()).collect()
     }
 
+    /// A queue pair, if it is one of these, will fail.
+    pub(super) fn break_later(&mut self, number: u32, at_ns: u64) {
+        for end in self.ends.iter_mut().filter(|end| end.joint.number() == Some(number)) {
+            end.breaks_at_ns.get_or_insert(at_ns);
+        }
+    }
+
+    /// A device failed: it says so of each of its queue pairs.
+    pub(super) fn device_failed(&mut self, node: usize) {
+        for end in self.ends.iter_mut().filter(|end| end.node == node && !end.over) {
+            end.joint.broken();
+        }
+    }
+
     /// Nobody uses an end's rail any more.
     pub(super) fn release(&mut self, node: usize) {
         for end in self.ends.iter_mut().filter(|end| end.node == node) {
@@ -183,6 +217,12 @@ impl Cable {
             if self.ends[at].over {
                 continue;
             }
+            let end = &mut self.ends[at];
+            if let Some(number) = end.joint.number().filter(|_| end.breaks(now_ns)) {
+                end.breaks_at_ns = None;
+                chance.net.break_pair(number);
+                end.joint.broken();
+            }
             while self.ends[at].heard.front().is_some_and(|(due, _)| *due <= now_ns) {
                 let Some((_, say)) = self.ends[at].heard.pop_front() else { break };
                 let heard = self.ends[at].joint.heard(&say);
@@ -190,7 +230,8 @@ impl Cable {
             }
             while self.ends[at].card.front().is_some_and(|(due, ..)| *due <= now_ns) {
                 let Some((_, step, job)) = self.ends[at].card.pop_front() else { break };
-                self.ends[at].carry_out(step, &job, &mut nodes[..]);
+                let refuses = chance.refuses(step, self.ends.len());
+                self.ends[at].carry_out(step, &job, &mut nodes[..], refuses);
             }
             while let Some(act) = self.ends[at].joint.act() {
                 self.act(at, act, now_ns, nodes, chance);
@@ -241,10 +282,20 @@ impl End {
         !self.over && self.node == node && self.rail == rail
     }
 
-    fn carry_out(&mut self, step: Step, job: &Job, nodes: &mut [Node]) {
+    fn breaks(&self, now_ns: u64) -> bool {
+        self.breaks_at_ns.is_some_and(|at_ns| at_ns <= now_ns)
+    }
+
+    fn carry_out(&mut self, step: Step, job: &Job, nodes: &mut [Node], refuses: bool) {
         let node = &mut nodes[self.node];
         let settings = node.settings;
         let outcome = match job {
+            Job::Create { .. } if refuses => {
+                self.joint.created(None);
+                return;
+            }
+            Job::Endpoint { .. } if refuses => Outcome::Endpoint(None),
+            Job::Move { .. } if refuses => Outcome::Moved(false),
             Job::Create { caps } => {
                 self.create(*caps, node);
                 return;
@@ -274,8 +325,8 @@ impl End {
             self.joint.created(None);
             return;
         };
-        self.joint.created(Some((made.number, made.caps)));
-        if node.rails_mut().adopt(self.rail, made.pair, made.caps).is_err() {
+        let wanted = self.joint.created(Some((made.number, made.caps)));
+        if wanted && node.rails_mut().adopt(self.rail, made.pair, made.caps).is_err() {
             self.joint.refused();
         }
     }

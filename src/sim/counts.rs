@@ -75,6 +75,18 @@ counts! {
     Delayed = "delayed" Fault;
     /// A completion comes a second time.
     Repeated = "completion_repeated" Fault;
+    /// Completions of success get lost, and their queue pair fails after them.
+    CompletionsLost = "completions_lost" Fault;
+    /// Completions come twice at once.
+    CompletionsTwice = "completions_twice" Fault;
+    /// A device has no memory for a post.
+    PostNoMemory = "post_enomem" Fault;
+    /// A device fails with all its queue pairs, and works again later.
+    DeviceFailed = "device_failed" Fault;
+    /// A port goes down for a while.
+    PortDown = "port_down" Fault;
+    /// A card does not do what its control asks.
+    CardRefused = "card_refused" Fault;
     /// An engine dies, with all its queue pairs.
     EngineDied = "engine_died" Fault;
     /// The connection between two controls is lost.

@@ -11,7 +11,7 @@ use crate::random::Random;
 /// Draws faults of queue pairs for one step.
 pub(super) fn plant(
     net: &Net,
-    cables: &[Cable],
+    cables: &mut [Cable],
     rates: &Rates,
     random: &mut Random,
     counts: &mut Counts,
@@ -27,7 +27,7 @@ pub(super) fn plant(
     let number = live[random.index(live.len())];
     let mut now = |rate: u64| random.below(1_000) < rate;
     let struck = [now(rates.posts), now(rates.work), now(rates.pairs), now(rates.delays)];
-    let repeat = now(rates.completions);
+    let (repeat, lose) = (now(rates.completions), now(rates.losses));
     if struck[0] {
         let errno = random.pick(&[errno::ENOMEM, errno::ENOMEM, errno::EINVAL]);
         let taken = random.below32(6);
@@ -45,6 +45,7 @@ pub(super) fn plant(
         } else {
             net.plan_post(number, PostPlan { taken, say, errno });
             counts.add(count);
+            counts.many(Count::PostNoMemory, u64::from(errno == errno::ENOMEM));
         }
     }
     if struck[1] {
@@ -67,6 +68,15 @@ pub(super) fn plant(
         let most = random.pick(&[8_000, 8_000, 8_000, 60_000]);
         net.delay(number, 100 + random.below(most));
         counts.add(Count::Delayed);
+    }
+    if lose && random.below(2) == 0 {
+        net.lose_completions(number, 1 + random.below32(3));
+        let at_ns = net.now_ns() + 1_000 + random.below(20_000);
+        cables.iter_mut().for_each(|cable| cable.break_later(number, at_ns));
+        counts.add(Count::CompletionsLost);
+    } else if lose {
+        net.repeat_completions(number, 1 + random.below32(3));
+        counts.add(Count::CompletionsTwice);
     }
     if repeat {
         let posted = net.posted(number);

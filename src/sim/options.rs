@@ -7,7 +7,7 @@ use crate::fabric::qp::provider::Caps;
 use crate::fabric::qp::sim::SimConfig;
 use crate::random::Random;
 
-/// How often a fault is planted, per mille of the steps.
+/// How often a fault is planted, per mille of the steps; of a card, per mille of what it is asked.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Rates {
     pub(super) posts: u64,
@@ -19,6 +19,10 @@ pub(super) struct Rates {
     pub(super) control: u64,
     pub(super) clients: u64,
     pub(super) revokes: u64,
+    pub(super) losses: u64,
+    pub(super) devices: u64,
+    pub(super) ports: u64,
+    pub(super) cards: u64,
 }
 
 /// One world's shape.
@@ -57,6 +61,10 @@ impl Options {
             control: rate(2),
             clients: rate(4),
             revokes: rate(3),
+            losses: rate(6),
+            devices: rate(2),
+            ports: rate(2),
+            cards: rate(60),
         };
         let engines = 2 + random.index(2);
         let pieces = random.below(5) == 0;

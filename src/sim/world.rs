@@ -155,6 +155,18 @@ impl World {
         let mut struck = |rate| self.random.below(1_000) < rate;
         let [death, loss, client, revoke] =
             [rates.deaths, rates.control, rates.clients, rates.revokes].map(&mut struck);
+        let [device, port] = [rates.devices, rates.ports].map(struck);
+        if device {
+            let node = self.random.index(self.nodes.len());
+            self.nodes[node].control.fail(now_ns + self.random.below(300_000));
+            self.cables.iter_mut().for_each(|cable| cable.device_failed(node));
+            self.counts.add(Count::DeviceFailed);
+        }
+        if port {
+            let node = self.random.index(self.nodes.len());
+            self.nodes[node].control.port_down(now_ns + self.random.below(300_000));
+            self.counts.add(Count::PortDown);
+        }
         if death {
             let node = self.random.index(self.nodes.len());
             self.die(node);
@@ -273,7 +285,7 @@ impl World {
             self.plant(self.net.now_ns());
             faults::plant(
                 &self.net,
-                &self.cables,
+                &mut self.cables,
                 &self.options.rates,
                 &mut self.random,
                 &mut self.counts,
@@ -331,8 +343,9 @@ impl World {
         for client in &mut self.clients {
             client.witness(&self.grounds);
         }
+        let refusals = if work { self.options.rates.cards } else { 0 };
         let Self { random, net, counts, .. } = self;
-        let mut chance = Chance { random, net, counts };
+        let mut chance = Chance { random, net, counts, refusals };
         for cable in &mut self.cables {
             cable.step(now_ns, &mut self.nodes, &mut chance);
         }

@@ -175,6 +175,22 @@ impl SimControl {
         Self { net, device }
     }
 
+    /// The device fails: its queue pairs go to ERROR, and none is connected until then.
+    pub fn fail(&self, until_ns: u64) {
+        let mut world = self.net.world();
+        world.devices[self.device].fails_until_ns = until_ns;
+        for number in 0..world.pairs.len() {
+            if world.pairs[number].device == self.device && !world.pairs[number].destroyed {
+                world.fail_pair(number);
+            }
+        }
+    }
+
+    /// The port goes down: until then nothing reaches the device, or leaves it.
+    pub fn port_down(&self, until_ns: u64) {
+        self.net.world().devices[self.device].port_down_until_ns = until_ns;
+    }
+
     fn known(&self, number: u32) -> Result<usize, ProviderError> {
         let world = self.net.look();
         let pair = world.pairs.get(number as usize);
@@ -225,6 +241,8 @@ impl ProviderControl for SimControl {
             post_plans: std::collections::VecDeque::new(),
             receive_plans: std::collections::VecDeque::new(),
             work_plans: std::collections::VecDeque::new(),
+            lose: 0,
+            repeat: 0,
             posted: Vec::new(),
         });
         Ok(Created { pair: number, number, caps })
@@ -257,6 +275,7 @@ impl ProviderControl for SimControl {
     fn modify(&mut self, number: u32, to: &Move) -> Result<(), ProviderError> {
         let index = self.known(number)?;
         let mut world = self.net.world();
+        let fails = world.now_ns < world.devices[self.device].fails_until_ns;
         let pair = &mut world.pairs[index];
         let have = pair.state;
         let refuse = |want| Err(ProviderError::State { number, have, want });
@@ -275,6 +294,7 @@ impl ProviderControl for SimControl {
             }
             Move::Init(_) if have == PairState::Reset => pair.state = PairState::Init,
             Move::Init(_) => return refuse(PairState::Init),
+            Move::ReadyToReceive(_) if fails => return refuse(PairState::ReadyToReceive),
             Move::ReadyToReceive(link) if have == PairState::Init && link.own.psn == pair.psn => {
                 pair.link = Some(*link);
                 pair.state = PairState::ReadyToReceive;

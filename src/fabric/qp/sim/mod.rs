@@ -142,6 +142,10 @@ struct Device {
     completions_max: usize,
     overrun: bool,
     armed: bool,
+    /// Until then no queue pair can be connected.
+    fails_until_ns: u64,
+    /// Until then nothing reaches it, or leaves it.
+    port_down_until_ns: u64,
     /// The queue pair's number, by rail.
     rails: Vec<Option<u32>>,
 }
@@ -167,6 +171,9 @@ struct Pair {
     post_plans: VecDeque<PostPlan>,
     receive_plans: VecDeque<PostPlan>,
     work_plans: VecDeque<WorkPlan>,
+    /// Completions of success that get lost from now on, and those that come twice.
+    lose: u32,
+    repeat: u32,
     /// Every work request that was really posted, oldest first.
     posted: Vec<Wr>,
 }
@@ -220,6 +227,8 @@ impl Net {
             completions_max: completions as usize,
             overrun: false,
             armed: false,
+            fails_until_ns: 0,
+            port_down_until_ns: 0,
             rails: Vec::new(),
         });
         drop(world);
@@ -285,12 +294,27 @@ impl Net {
         self.look().devices.iter().filter(|device| device.overrun).count()
     }
 
-    /// Takes back every plan that has not struck yet.
+    /// The next completions of success of a queue pair get lost, until it fails. A device that loses
+    /// any is broken, so that failure is to follow.
+    pub fn lose_completions(&self, number: u32, count: u32) {
+        self.pair(number).lose = count;
+    }
+
+    /// The next completions of a queue pair's work come twice, at once.
+    pub fn repeat_completions(&self, number: u32, count: u32) {
+        self.pair(number).repeat = count;
+    }
+
+    /// Takes back every plan that has not struck yet, and lets devices and ports work.
     pub fn calm(&self) {
         for pair in &mut self.world().pairs {
             pair.post_plans.clear();
             pair.receive_plans.clear();
             pair.work_plans.clear();
+            (pair.lose, pair.repeat) = (0, 0);
+        }
+        for device in &mut self.world().devices {
+            (device.fails_until_ns, device.port_down_until_ns) = (0, 0);
         }
     }
 
@@ -370,6 +394,17 @@ impl Net {
 impl World {
     /// Puts a completion into a device's queue.
     fn complete(&mut self, device: usize, wc: Wc) {
+        if wc.kind == WcKind::Work {
+            let pair = &mut self.pairs[wc.number as usize];
+            if wc.status == WcStatus::Success && pair.lose > 0 {
+                pair.lose -= 1;
+                return;
+            }
+            if pair.repeat > 0 {
+                pair.repeat -= 1;
+                self.devices[device].completions.push_back(wc);
+            }
+        }
         let device = &mut self.devices[device];
         device.armed = false;
         if device.completions.len() >= device.completions_max {
@@ -401,6 +436,8 @@ impl World {
     fn fail_pair(&mut self, number: usize) {
         let pair = &mut self.pairs[number];
         let (device, dead) = (pair.device, pair.dead);
+        // This is the failure that losses end in.
+        pair.lose = 0;
         if pair.state == PairState::Error || pair.state == PairState::Reset {
             return;
         }

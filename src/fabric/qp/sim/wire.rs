@@ -126,7 +126,9 @@ impl World {
             let ours = peer.link.is_some_and(|theirs| {
                 theirs.peer.number as usize == number && theirs.peer.psn == link.own.psn
             });
-            state && ours && !peer.dead
+            let own = self.pairs[number].device;
+            let up = |device: usize| self.devices[device].port_down_until_ns <= self.now_ns;
+            state && ours && !peer.dead && up(own) && up(peer.device)
         })
     }
 

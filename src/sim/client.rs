@@ -62,6 +62,13 @@ pub(super) struct Out {
     pub(super) number: u64,
 }
 
+/// The immediate of an op's notification: no other op has it.
+pub(super) fn immediate(row: usize, user_data: u64) -> u32 {
+    let number = u32::try_from(user_data).expect("few ops");
+    assert!(number < 1 << 24, "few ops");
+    u32::try_from(row).expect("few rows") << 24 | number
+}
+
 /// One client thread.
 #[derive(Debug)]
 pub(super) struct Client {
@@ -354,6 +361,7 @@ impl Client {
                 self.heard += u64::try_from(cqe.res).expect("a count");
                 let asked = Some(cqe.user_data) == self.armed;
                 hold!(OneCqe, asked, "a notification for no ARM: {cqe:?}");
+                grounds[self.row].heard.hear(cqe.queued);
                 if cqe.flags & CQE_MORE == 0 {
                     self.armed = None;
                     self.out.end(&cqe);
@@ -420,6 +428,9 @@ impl Client {
             data::moved(&out, cqe, before, &slot, &buffer);
             if out.notify {
                 ground.notices.end(good, maybe);
+                if !good && !maybe {
+                    ground.heard.fail(immediate(self.row, cqe.user_data));
+                }
             }
             target.slots[out.slot] = Slot { busy: false, left: Some(slot) };
         }

@@ -1,7 +1,7 @@
 //! What a client does next.
 
 use super::check::untouched;
-use super::client::{Client, NOWHERE, Out};
+use super::client::{Client, NOWHERE, Out, immediate};
 use super::ground::{Ground, SLOT_BYTES, SLOT_SIZE, SLOTS};
 use crate::abi::{CANCEL_BY_USER_DATA, Opcode, SQE_NOTIFY, SQE_SKIP_SUCCESS, Sqe};
 use crate::random::Random;
@@ -124,7 +124,7 @@ impl Client {
         }
         ground.notices.tried += 1;
         let flags = sqe.flags | SQE_NOTIFY;
-        let immediate = u32::try_from(sqe.user_data).ok()?;
+        let immediate = immediate(self.row, sqe.user_data);
         Some((Sqe { opcode, flags, immediate, ..sqe }, Out { notify: true, ..out }))
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::check::effects::Tally;
+use super::check::effects::{Heard, Tally};
 use crate::shm::Mapping;
 
 /// Bytes of a slot, and of a client's buffer: a few slices.
@@ -25,6 +25,7 @@ pub(super) struct Ground {
     pub(super) olds: BTreeSet<u64>,
     /// Notifications to its owner.
     pub(super) notices: Tally,
+    pub(super) heard: Heard,
 }
 
 impl Ground {
@@ -44,6 +45,7 @@ impl Ground {
             adds: Tally::default(),
             olds: BTreeSet::new(),
             notices: Tally::default(),
+            heard: Heard::default(),
         }
     }
 

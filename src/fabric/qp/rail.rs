@@ -347,7 +347,8 @@ impl Rail {
         self.give_up(at, (Fault::Request, errno));
         self.taken[at].refused = true;
         let mut next = at.wrapping_add(1);
-        while self.taken.contains(next) && self.taken[next].chained() {
+        let cut = !planted(Plant::ChainUncut);
+        while cut && self.taken.contains(next) && self.taken[next].chained() {
             self.give_up(next, (Fault::Path, errno::ECANCELED));
             self.taken[next].refused = true;
             next = next.wrapping_add(1);

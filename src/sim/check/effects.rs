@@ -1,6 +1,7 @@
 //! Atomics and notifications take effect at most once, and as often as their ends say: a success
 //! took effect, a failure did not, and one that is marked as maybe done is counted both ways.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
 use super::hold;
@@ -36,6 +37,30 @@ impl Tally {
     fn agrees(&self, count: u64) -> bool {
         let least = self.good.saturating_sub(self.lost);
         (least..=self.good + self.maybe).contains(&count)
+    }
+}
+
+/// Notifications by their immediates, each of which is one op's alone.
+#[derive(Debug, Default)]
+pub(in crate::sim) struct Heard {
+    heard: BTreeSet<u32>,
+    /// Those of ops that failed without effect.
+    failed: BTreeSet<u32>,
+}
+
+impl Heard {
+    /// The owner heard one; where several were merged, that is the last of them.
+    pub(in crate::sim) fn hear(&mut self, immediate: u32) {
+        hold!(Effects, self.heard.insert(immediate), "notification {immediate:#x} was heard twice");
+        let failed = self.failed.contains(&immediate);
+        hold!(Effects, !failed, "notification {immediate:#x} was heard of an op that had failed");
+    }
+
+    /// Its op ended without effect.
+    pub(in crate::sim) fn fail(&mut self, immediate: u32) {
+        let heard = self.heard.contains(&immediate);
+        hold!(Effects, !heard, "the op of notification {immediate:#x} failed, and it was heard");
+        self.failed.insert(immediate);
     }
 }
 

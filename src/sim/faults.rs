@@ -29,7 +29,7 @@ pub(super) fn plant(
     let struck = [now(rates.posts), now(rates.work), now(rates.pairs), now(rates.delays)];
     let (repeat, lose) = (now(rates.completions), now(rates.losses));
     if struck[0] {
-        let errno = random.pick(&[errno::ENOMEM, errno::ENOMEM, errno::EINVAL]);
+        let errno = random.pick(&[errno::ENOMEM, errno::EINVAL]);
         let taken = random.below32(6);
         let (say, count) = match random.below(4) {
             0 => (Say::Missing, Count::PostCutMissing),

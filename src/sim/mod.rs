@@ -49,6 +49,17 @@ pub struct Report {
 ///
 /// # Errors
 /// [`Broken`] if something that must hold does not.
+///
+/// # Examples
+/// The same seed is the same world, and something went wrong in it that did no harm:
+/// ```
+/// use verbring::sim::{Count, run};
+///
+/// let report = run(7)?;
+/// assert_eq!(report.trace, run(7)?.trace);
+/// assert!(report.counts.of(Count::Ops) > 0);
+/// # Ok::<(), verbring::sim::Broken>(())
+/// ```
 pub fn run(seed: u64) -> Result<Report, Broken> {
     check::watch(seed, None, || world::World::new(seed).run())
 }

@@ -3,7 +3,7 @@
 use super::hold;
 
 /// Steps without faults in which everything must come to its end.
-const PATIENCE: u64 = 50_000;
+const PATIENCE: u64 = 200_000;
 
 /// Another step without faults, and things are still under way.
 pub(in crate::sim) fn wait(steps: u64, what_hangs: impl FnOnce() -> String) {

@@ -69,14 +69,8 @@ pub(super) fn plant(
         net.delay(number, 100 + random.below(most));
         counts.add(Count::Delayed);
     }
-    if lose && random.below(2) == 0 {
-        net.lose_completions(number, 1 + random.below32(3));
-        let at_ns = net.now_ns() + 1_000 + random.below(20_000);
-        cables.iter_mut().for_each(|cable| cable.break_later(number, at_ns));
-        counts.add(Count::CompletionsLost);
-    } else if lose {
-        net.repeat_completions(number, 1 + random.below32(3));
-        counts.add(Count::CompletionsTwice);
+    if lose {
+        miscount(number, net, cables, random, counts);
     }
     if repeat {
         let posted = net.posted(number);
@@ -88,5 +82,24 @@ pub(super) fn plant(
             net.inject(number, Wc { wr_id, number, status, kind, bytes, message, vendor_error });
             counts.add(Count::Repeated);
         }
+    }
+}
+
+/// Completions that do not come, or come twice.
+fn miscount(
+    number: u32,
+    net: &Net,
+    cables: &mut [Cable],
+    random: &mut Random,
+    counts: &mut Counts,
+) {
+    if random.below(2) == 0 {
+        net.lose_completions(number, 1 + random.below32(3));
+        let at_ns = net.now_ns() + 1_000 + random.below(20_000);
+        cables.iter_mut().for_each(|cable| cable.break_later(number, at_ns));
+        counts.add(Count::CompletionsLost);
+    } else {
+        net.repeat_completions(number, 1 + random.below32(3));
+        counts.add(Count::CompletionsTwice);
     }
 }

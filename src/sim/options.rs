@@ -25,6 +25,27 @@ pub(super) struct Rates {
     pub(super) cards: u64,
 }
 
+impl Rates {
+    fn draw(random: &mut Random) -> Self {
+        let mut rate = |most: u64| if random.below(2) == 0 { 0 } else { 1 + random.below(most) };
+        Self {
+            posts: rate(20),
+            work: rate(10),
+            pairs: rate(6),
+            delays: rate(10),
+            completions: rate(10),
+            deaths: rate(2),
+            control: rate(2),
+            clients: rate(4),
+            revokes: rate(3),
+            losses: rate(6),
+            devices: rate(2),
+            ports: rate(2),
+            cards: rate(60),
+        }
+    }
+}
+
 /// One world's shape.
 #[derive(Clone, Debug)]
 pub(super) struct Options {
@@ -50,22 +71,7 @@ const MS: u64 = 1_000_000;
 
 impl Options {
     pub(super) fn draw(random: &mut Random) -> Self {
-        let mut rate = |most: u64| if random.below(2) == 0 { 0 } else { 1 + random.below(most) };
-        let rates = Rates {
-            posts: rate(20),
-            work: rate(10),
-            pairs: rate(6),
-            delays: rate(10),
-            completions: rate(10),
-            deaths: rate(2),
-            control: rate(2),
-            clients: rate(4),
-            revokes: rate(3),
-            losses: rate(6),
-            devices: rate(2),
-            ports: rate(2),
-            cards: rate(60),
-        };
+        let rates = Rates::draw(random);
         let engines = 2 + random.index(2);
         let pieces = random.below(5) == 0;
         let depth = 1 + random.below32(24);

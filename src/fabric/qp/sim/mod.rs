@@ -294,8 +294,8 @@ impl Net {
         self.look().devices.iter().filter(|device| device.overrun).count()
     }
 
-    /// The next completions of success of a queue pair get lost, until it fails. A device that loses
-    /// any is broken, so that failure is to follow.
+    /// The next completions of success of a queue pair get lost, until it fails. A device that
+    /// loses any is broken, so that failure is to follow.
     pub fn lose_completions(&self, number: u32, count: u32) {
         self.pair(number).lose = count;
     }

@@ -63,6 +63,7 @@ pub mod fabric;
 pub mod host;
 pub mod ids;
 pub mod ledger;
+mod plant;
 #[cfg(all(any(test, feature = "sim"), not(verbring_loom)))]
 mod random;
 pub mod ring;

@@ -14,6 +14,7 @@
 use crate::abi::{Detail, RIGHT_NOTIFY, errno};
 use crate::fabric::{Arrival, Fabric};
 use crate::ids::{RegionId, SessionId};
+use crate::plant::{Plant, planted};
 use crate::ring::Memory;
 
 use super::lines::{RAILS_MAX, rails_below};
@@ -107,7 +108,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 
     pub(super) fn take_loan_back(&mut self, id: RegionId, rail: u16) {
         let Some(region) = self.regions.get_mut(id.index() as usize) else { return };
-        if region.id != Some(id) || rail >= RAILS_MAX {
+        if region.id != Some(id) || rail >= RAILS_MAX || planted(Plant::LoanKept) {
             return;
         }
         region.lent &= !(1 << rail);

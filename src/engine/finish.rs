@@ -7,6 +7,7 @@ use crate::abi::{
 use crate::fabric::Fabric;
 use crate::ids::{RingId, SessionId};
 use crate::ledger::{List, NIL, Outcome, RING, Record, State};
+use crate::plant::{Plant, planted};
 use crate::ring::{Bell, EngineEnd, Memory};
 
 use super::Engine;
@@ -45,7 +46,10 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 return;
             }
         } else if failed || record.op.flags & SQE_SKIP_SUCCESS == 0 {
-            ring.end.push(final_cqe(record, outcome, self.now_ns).to_words());
+            let times = 1 + u32::from(one_of_some(Plant::CqeTwice, record));
+            for _ in u32::from(one_of_some(Plant::CqeLost, record))..times {
+                ring.end.push(final_cqe(record, outcome, self.now_ns).to_words());
+            }
             ring.end.count(RingCounter::Completed, 1);
         } else {
             ring.end.forgo(1);
@@ -106,7 +110,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         state.count(Counter::Bytes, bytes);
         state.count(Counter::Failed, u64::from(failed));
         state.count(counter_of(class), u64::from(count));
-        self.owners[state.owner as usize].ops -= count;
+        self.owners[state.owner as usize].ops -= if planted(Plant::OwnerKept) { 0 } else { count };
         for (index, remote) in names.into_iter().zip([false, false, true]) {
             // Not there: NIL, which is beyond all places.
             let Some(region) = self.regions.get_mut(index as usize) else { continue };
@@ -299,6 +303,12 @@ impl Leavers {
         failed: 0,
         bytes: 0,
     };
+}
+
+/// True for a part of all ops, if a fault is planted that strikes ops.
+#[inline(always)]
+fn one_of_some(plant: Plant, record: &Record) -> bool {
+    planted(plant) && record.number % 16 == 3
 }
 
 /// The counter of a class's ops.

@@ -332,7 +332,7 @@ impl Abroad {
 
     /// Lanes of a line, and of the rail of the same number, with what their ops have stepped
     /// aside for.
-    #[cfg(test)]
+    #[cfg(all(any(test, feature = "sim"), not(verbring_loom)))]
     pub(super) fn lanes(&self, rail: u16) -> [(&Lanes, Aside); 4] {
         let line = &self.lines[usize::from(rail)];
         [

@@ -16,6 +16,8 @@
 //! **Deliberately absent**: clocks, threads, descriptors, locks, names, secrets.
 
 mod abroad;
+#[cfg(all(any(test, feature = "sim"), not(verbring_loom)))]
+mod audit;
 mod barrier;
 mod command;
 mod finish;

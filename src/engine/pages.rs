@@ -55,7 +55,7 @@ impl PagePool {
         count
     }
 
-    #[cfg(test)]
+    #[cfg(all(any(test, feature = "sim"), not(verbring_loom)))]
     pub(super) fn free_count(&self) -> u32 {
         let mut count = 0;
         let mut at = self.free;

@@ -23,6 +23,7 @@ use crate::fabric::{
 };
 use crate::ids::RecordId;
 use crate::ledger::{Aside, Failure, NIL, Record, State};
+use crate::plant::{Plant, planted};
 use crate::ring::Memory;
 
 use super::lines::{Abroad, SET_MAX, closed, each_bit, is_atomic};
@@ -146,7 +147,7 @@ pub(super) fn note_failure(record: &mut Record, bytes: u32, done: Done) {
     if done.flags & DONE_PLACED != 0 {
         record.done_bytes += u64::from(bytes);
     }
-    let maybe = done.flags & DONE_MAYBE != 0;
+    let maybe = done.flags & DONE_MAYBE != 0 && !planted(Plant::FalselyRetryable);
     if let Some(failure) = record.failure.as_mut() {
         // Behind a slice that was refused no other takes effect: the chain sees to that. Where the
         // card does not say what became of the first, those behind it may have landed, too.

@@ -5,6 +5,7 @@ use crate::abi::{
 };
 use crate::fabric::{DONE_RETURNED, Done, Fabric, Request, Verb};
 use crate::ledger::{Failure, NIL, Op, State};
+use crate::plant::{Plant, planted};
 use crate::ring::Memory;
 use crate::sched::credits::Grant;
 
@@ -233,7 +234,9 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         if record.state == State::Queued {
             record.state = State::Posted;
             record.posted_ns = self.now_ns;
-            if let Some(ring) = &self.rings[record.ring.0 as usize] {
+            if let Some(ring) = &self.rings[record.ring.0 as usize]
+                && !planted(Plant::PostBeforeEntry)
+            {
                 ring.end.fate_posted(record.fate, record.number);
             }
         }

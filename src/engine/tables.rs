@@ -449,7 +449,7 @@ impl Posts {
         self.posts[(ticket & 0xffff_ffff) as usize].slot
     }
 
-    #[cfg(test)]
+    #[cfg(all(any(test, feature = "sim"), not(verbring_loom)))]
     pub(super) fn open_posts(&self) -> impl Iterator<Item = &Post> {
         self.posts.iter().filter(|post| post.grant.is_some())
     }

@@ -3,10 +3,13 @@
 
 use std::collections::VecDeque;
 
+use super::check::hold;
+use super::counts::{Count, Counts};
 use super::node::Node;
 use crate::control::peers::joint::{Act, Job, Joint, Say, Step};
-use crate::fabric::qp::Told;
 use crate::fabric::qp::provider::{Caps, Endpoint, Move, ProviderControl};
+use crate::fabric::qp::sim::Net;
+use crate::fabric::qp::{News, Told};
 use crate::random::Random;
 
 /// How long things take, at most, ns.
@@ -22,6 +25,49 @@ impl Delays {
     fn lease_ns(&self) -> u64 {
         2 * (self.control_ns + 8 * self.card_ns) + 100_000
     }
+}
+
+/// What a step of a cable draws from, acts on and counts in.
+#[derive(Debug)]
+pub(super) struct Chance<'a> {
+    pub(super) random: &'a mut Random,
+    pub(super) net: &'a Net,
+    pub(super) counts: &'a mut Counts,
+    /// How often a card does not do what it is asked, per mille.
+    pub(super) refusals: u64,
+}
+
+impl Chance<'_> {
+    /// Draws whether a card does not do what it is asked. What is reset for good is: no rail could
+    /// ever be given up otherwise. A rail to oneself is made once.
+    fn refuses(&mut self, step: Step, ends: usize) -> bool {
+        let may = match step {
+            Step::Still | Step::End | Step::Destroy => false,
+            Step::Create => ends > 1,
+            Step::Endpoint(_) | Step::Up(_) | Step::Quiet(_) | Step::Reset(_) | Step::Hush => true,
+        };
+        let refuses = may && self.refusals > 0 && self.random.below(1_000) < self.refusals;
+        self.counts.many(Count::CardRefused, u64::from(refuses));
+        refuses
+    }
+}
+
+/// What an act of a joint is counted as.
+fn passage(act: &Act) -> Option<Count> {
+    Some(match act {
+        Act::Send(Say::Ready { .. }) => Count::JointReady,
+        Act::Send(Say::Up { .. }) => Count::JointUp,
+        Act::Send(Say::Quiet { .. }) => Count::JointQuiet,
+        Act::Tell(_, News::Connected { .. }) => Count::JointConnected,
+        Act::Tell(_, News::Broken) => Count::JointBroken,
+        Act::Tell(_, News::Quiet) => Count::JointBothQuiet,
+        Act::Tell(_, News::Reset) => Count::JointReset,
+        Act::Tell(_, News::Gone) => Count::JointGone,
+        Act::Release => Count::JointReleased,
+        Act::Fail(_) => Count::JointFailed,
+        Act::Over => Count::JointOver,
+        Act::Card(..) => return None,
+    })
 }
 
 /// What card work came to.
@@ -45,6 +91,8 @@ pub(super) struct End {
     heard: VecDeque<(u64, Say)>,
     /// Card work under way, and when it is done: one after the other.
     card: VecDeque<(u64, Step, Job)>,
+    /// When its queue pair will fail, and the device says so.
+    breaks_at_ns: Option<u64>,
     /// Nothing of it is left.
     over: bool,
     /// Its engine died: another one may be in its place.
@@ -89,6 +137,7 @@ impl Cable {
                 joint: Joint::new(nodes[node].settings, config.caps(), config.receives),
                 heard: VecDeque::new(),
                 card: VecDeque::new(),
+                breaks_at_ns: None,
                 over: false,
                 buried: false,
             }
@@ -205,6 +254,21 @@ impl Cable {
         ends.filter_map(|end| end.joint.number()).collect()
     }
 
+    /// A queue pair, if it is one of these, will fail.
+    pub(super) fn break_later(&mut self, number: u32, at_ns: u64) {
+        for end in self.ends.iter_mut().filter(|end| end.joint.number() == Some(number)) {
+            end.breaks_at_ns.get_or_insert(at_ns);
+        }
+    }
+
+    /// A device failed: it says so of each of its queue pairs.
+    pub(super) fn device_failed(&mut self, node: usize, card: usize) {
+        let of = |end: &&mut End| end.node == node && usize::from(end.on) == card && !end.over;
+        for end in self.ends.iter_mut().filter(of) {
+            end.joint.broken();
+        }
+    }
+
     /// Nobody uses an end's rail any more.
     pub(super) fn release(&mut self, node: usize) {
         for end in self.ends.iter_mut().filter(|end| end.node == node) {
@@ -219,44 +283,61 @@ impl Cable {
     }
 
     /// Lets both ends do what is due.
-    pub(super) fn step(&mut self, now_ns: u64, nodes: &mut [Node], random: &mut Random) {
+    pub(super) fn step(&mut self, now_ns: u64, nodes: &mut [Node], chance: &mut Chance<'_>) {
         if self.lost {
-            self.part(now_ns, random);
+            self.part(now_ns, chance.random);
         }
         for at in 0..self.ends.len() {
             if self.ends[at].over {
                 continue;
             }
+            let end = &mut self.ends[at];
+            if let Some(number) = end.joint.number().filter(|_| end.breaks(now_ns)) {
+                end.breaks_at_ns = None;
+                chance.net.break_pair(number);
+                end.joint.broken();
+            }
             while self.ends[at].heard.front().is_some_and(|(due, _)| *due <= now_ns) {
                 let Some((_, say)) = self.ends[at].heard.pop_front() else { break };
                 let heard = self.ends[at].joint.heard(&say);
-                assert_eq!(heard, Ok(()), "a control broke the rules");
+                hold!(Control, heard.is_ok(), "{heard:?}");
             }
             while self.ends[at].card.front().is_some_and(|(due, ..)| *due <= now_ns) {
                 let Some((_, step, job)) = self.ends[at].card.pop_front() else { break };
-                self.ends[at].carry_out(step, &job, &mut nodes[..]);
+                let refuses = chance.refuses(step, self.ends.len());
+                self.ends[at].carry_out(step, &job, &mut nodes[..], refuses);
             }
             while let Some(act) = self.ends[at].joint.act() {
-                self.act(at, act, now_ns, nodes, random);
+                self.act(at, act, now_ns, nodes, chance);
             }
         }
     }
 
-    fn act(&mut self, at: usize, act: Act, now_ns: u64, nodes: &mut [Node], random: &mut Random) {
+    fn act(
+        &mut self,
+        at: usize,
+        act: Act,
+        now_ns: u64,
+        nodes: &mut [Node],
+        chance: &mut Chance<'_>,
+    ) {
         let other = if self.ends.len() == 1 { at } else { at ^ 1 };
+        if let Some(passage) = passage(&act) {
+            chance.counts.add(passage);
+        }
         match act {
             Act::Send(say) => {
                 if !self.lost {
                     let other = &mut self.ends[other];
                     let last = other.heard.back().map_or(0, |(due, _)| *due);
-                    let due = now_ns + random.below(self.delays.control_ns);
+                    let due = now_ns + chance.random.below(self.delays.control_ns);
                     other.heard.push_back((due.max(last), say));
                 }
             }
             Act::Card(step, job) => {
                 let end = &mut self.ends[at];
                 let last = end.card.back().map_or(0, |(due, ..)| *due);
-                let due = now_ns + random.below(self.delays.card_ns);
+                let due = now_ns + chance.random.below(self.delays.card_ns);
                 end.card.push_back((due.max(last), step, job));
             }
             Act::Tell(epoch, news) => {
@@ -264,7 +345,7 @@ impl Cable {
                 nodes[end.node].rails_mut().tell(Told { rail: end.rail, epoch, news });
             }
             Act::Release => self.ends[at].destroy(nodes),
-            Act::Fail(_) => self.lose(false, now_ns, random),
+            Act::Fail(_) => self.lose(false, now_ns, chance.random),
             Act::Over => self.ends[at].over = true,
         }
     }
@@ -275,10 +356,20 @@ impl End {
         !self.over && self.node == node && self.rail == rail
     }
 
-    fn carry_out(&mut self, step: Step, job: &Job, nodes: &mut [Node]) {
+    fn breaks(&self, now_ns: u64) -> bool {
+        self.breaks_at_ns.is_some_and(|at_ns| at_ns <= now_ns)
+    }
+
+    fn carry_out(&mut self, step: Step, job: &Job, nodes: &mut [Node], refuses: bool) {
         let node = &mut nodes[self.node];
         let settings = node.settings;
         let outcome = match job {
+            Job::Create { .. } if refuses => {
+                self.joint.created(None);
+                return;
+            }
+            Job::Endpoint { .. } if refuses => Outcome::Endpoint(None),
+            Job::Move { .. } if refuses => Outcome::Moved(false),
             Job::Create { caps } => {
                 self.create(*caps, node);
                 return;
@@ -310,8 +401,9 @@ impl End {
             self.joint.created(None);
             return;
         };
-        self.joint.created(Some((made.number, made.caps)));
-        if node.rails_mut().adopt(self.rail, made.pair, made.caps, self.on).is_err() {
+        let wanted = self.joint.created(Some((made.number, made.caps)));
+        let rails = node.rails_mut();
+        if wanted && rails.adopt(self.rail, made.pair, made.caps, self.on).is_err() {
             self.joint.refused();
         }
     }

@@ -5,15 +5,17 @@
 //! whenever no op is under way to it, however many ops there are elsewhere and in whatever order
 //! they are carried out. Counters are shared by all clients; what they must hold is a range.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::check::once::Open;
+use super::check::{data, fates, hold, untouched};
 use super::counts::{Count, Counts};
 use super::ground::{BUFFERS, Ground, SLOT_BYTES, SLOT_SIZE, SLOTS};
 use crate::abi::{
     CQE_MAYBE_DONE, CQE_MORE, CQE_NOTIFY, CQE_RETRYABLE, Cqe, Opcode, SQE_REVOKE, Sqe, errno,
 };
+use crate::fabric::qp::sim::Net;
 use crate::ids::RingId;
 use crate::random::Random;
 use crate::ring::{ClientEnd, Heap, Memory as _, Verdict, Word};
@@ -60,9 +62,17 @@ pub(super) struct Out {
     pub(super) number: u64,
 }
 
+/// The immediate of an op's notification: no other op has it.
+pub(super) fn immediate(row: usize, user_data: u64) -> u32 {
+    let number = u32::try_from(user_data).expect("few ops");
+    assert!(number < 1 << 24, "few ops");
+    u32::try_from(row).expect("few rows") << 24 | number
+}
+
 /// One client thread.
 #[derive(Debug)]
 pub(super) struct Client {
+    pub(super) net: Net,
     /// The engine it is attached to.
     pub(super) engine: usize,
     /// Its place among all clients: its row in every ground.
@@ -74,7 +84,9 @@ pub(super) struct Client {
     ground: u32,
     pub(super) end: ClientEnd<Arc<Heap>>,
     pub(super) targets: Vec<Target>,
-    out: BTreeMap<u64, Out>,
+    out: Open,
+    /// CQEs published that it was told of: what they end is not to be touched any more.
+    published: u32,
     pub(super) free: Vec<usize>,
     /// What the last READ left in a buffer.
     pub(super) landed: Vec<Option<Vec<u8>>>,
@@ -101,6 +113,7 @@ pub(super) struct Client {
 /// What a client is made with.
 #[derive(Debug)]
 pub(super) struct Place {
+    pub(super) net: Net,
     pub(super) engine: usize,
     pub(super) row: usize,
     pub(super) own: u32,
@@ -111,16 +124,18 @@ pub(super) struct Place {
 
 impl Client {
     pub(super) fn new(place: Place) -> Self {
-        let Place { engine, row, own, memory, ground, heap } = place;
+        let Place { net, engine, row, own, memory, ground, heap } = place;
         Self {
+            net,
             engine,
             row,
             own,
             memory,
             ground,
+            published: heap.first_index(),
             end: ClientEnd::new(heap),
             targets: Vec::new(),
-            out: BTreeMap::new(),
+            out: Open::default(),
             free: (0..BUFFERS).collect(),
             landed: vec![None; BUFFERS],
             next: 1,
@@ -174,7 +189,7 @@ impl Client {
             let drawn = self.draw(random, grounds);
             if let Some((sqe, out)) = drawn {
                 self.end.push(sqe.to_words());
-                self.out.insert(sqe.user_data, out);
+                self.out.begin(sqe.user_data, out);
                 counts.add(Count::Ops);
             }
         }
@@ -188,7 +203,7 @@ impl Client {
         let pushed = tail.load(Ordering::Relaxed);
         tail.store(pushed.wrapping_add(self.end.memory().sq_entries() + 1), Ordering::Release);
         self.bell = true;
-        for (_, out) in std::mem::take(&mut self.out) {
+        for out in self.out.abandon().into_values() {
             self.perhaps(&out, grounds);
         }
         self.armed = None;
@@ -222,7 +237,7 @@ impl Client {
         };
         self.end.push(sqe.to_words());
         self.bell |= self.end.publish();
-        self.out.insert(user_data, Out { number, ..Out::of(Opcode::Flush) });
+        self.out.begin(user_data, Out { number, ..Out::of(Opcode::Flush) });
         self.revoking = Some(user_data);
         true
     }
@@ -231,7 +246,7 @@ impl Client {
     pub(super) fn outlive(&mut self, grounds: &mut [Ground], counts: &mut Counts, trace: &mut u64) {
         if !self.broken {
             self.hear(grounds, counts, trace);
-            for (user_data, out) in std::mem::take(&mut self.out) {
+            for (user_data, out) in self.out.abandon() {
                 if matches!(out.opcode, Opcode::Arm | Opcode::Flush) {
                     continue;
                 }
@@ -240,6 +255,7 @@ impl Client {
                     Verdict::Done => (i32::try_from(out.bytes).unwrap_or(0), 0),
                     Verdict::NotStarted => {
                         counts.add(Count::VerdictNotStarted);
+                        self.judge_untried(&out, grounds);
                         (-errno::ECANCELED, CQE_RETRYABLE)
                     }
                     Verdict::Indeterminate => {
@@ -266,6 +282,7 @@ impl Client {
     pub(super) fn attach(&mut self, own: u32, ground: u32, heap: Arc<Heap>) {
         self.own = own;
         self.ground = ground;
+        self.published = heap.first_index();
         self.end = ClientEnd::new(heap);
         self.broken = false;
         self.deaf = false;
@@ -295,12 +312,42 @@ impl Client {
         self.bell |= self.end.publish();
         self.armed = Some(user_data);
         let number = self.end.pushed() - 1;
-        self.out.insert(user_data, Out { number, ..Out::of(Opcode::Arm) });
+        self.out.begin(user_data, Out { number, ..Out::of(Opcode::Arm) });
     }
 
     pub(super) fn number(&mut self) -> u64 {
         self.next += 1;
         self.next - 1
+    }
+
+    /// Looks at the CQEs that the engine has just published, as whoever watches the ring can: from
+    /// this moment on no card may touch what they end. When the client hears them is its own
+    /// affair.
+    pub(super) fn witness(&mut self, grounds: &[Ground]) {
+        let tail = self.end.memory().word(Word::CqTail).load(Ordering::Acquire);
+        while !self.broken && self.published != tail {
+            let words = self.end.memory().cqe(self.published);
+            let words = [0, 1, 2, 3].map(|at: usize| words[at].load(Ordering::Relaxed));
+            self.published = self.published.wrapping_add(1);
+            let cqe = Cqe::from_words(words);
+            if self.revoking == Some(cqe.user_data) {
+                self.net.forbid_all(grounds[self.row].memory());
+                self.quiet = Some(grounds[self.row].all());
+            } else if let Some(out) = self.out.get(cqe.user_data) {
+                self.close(out, grounds);
+            }
+        }
+    }
+
+    /// Nobody may touch what an op used.
+    fn close(&self, out: &Out, grounds: &[Ground]) {
+        if matches!(out.opcode, Opcode::Write | Opcode::Read | Opcode::FetchAdd) {
+            untouched::close(&self.net, &self.memory, out.buffer as u64 * SLOT_BYTES);
+        }
+        if out.slot != usize::MAX {
+            let ground = &grounds[self.targets[out.target].ground];
+            untouched::close(&self.net, ground.memory(), ground.slot(self.row, out.slot));
+        }
     }
 
     /// Hears the engine; checks each CQE against what was asked.
@@ -312,24 +359,23 @@ impl Client {
             let cqe = Cqe::from_words(words);
             if cqe.flags & CQE_NOTIFY != 0 {
                 self.heard += u64::try_from(cqe.res).expect("a count");
-                assert_eq!(Some(cqe.user_data), self.armed, "a notification for no ARM: {cqe:?}");
+                let asked = Some(cqe.user_data) == self.armed;
+                hold!(OneCqe, asked, "a notification for no ARM: {cqe:?}");
+                grounds[self.row].heard.hear(cqe.queued);
                 if cqe.flags & CQE_MORE == 0 {
                     self.armed = None;
-                    self.out.remove(&cqe.user_data);
+                    self.out.end(&cqe);
                 }
                 continue;
             }
-            let out = self.out.remove(&cqe.user_data);
-            let out = out.unwrap_or_else(|| panic!("a CQE for nothing, or a second one: {cqe:?}"));
-            assert!(!(out.skips && cqe.res >= 0), "a success that was to be skipped: {cqe:?}");
+            let out = self.out.end(&cqe);
             if self.armed == Some(cqe.user_data) {
                 self.armed = None;
                 continue;
             }
             if self.revoking == Some(cqe.user_data) {
                 self.revoking = None;
-                assert_eq!(cqe.res, 0, "a revocation that failed: {cqe:?}");
-                self.quiet = Some(grounds[self.row].all());
+                hold!(Data, cqe.res == 0, "a revocation that failed: {cqe:?}");
                 continue;
             }
             self.judge(out, &cqe, grounds, counts);
@@ -340,14 +386,13 @@ impl Client {
 
     /// A skipped success has no CQE: its fate tells.
     fn forget_skipped(&mut self, grounds: &mut [Ground], counts: &mut Counts) {
-        let skipped: Vec<u64> =
-            self.out.iter().filter(|(_, out)| out.skips).map(|(user_data, _)| *user_data).collect();
-        for user_data in skipped {
-            let Some(out) = self.out.get(&user_data).copied() else { continue };
-            if self.end.verdict(out.number) != Verdict::Done {
+        let skipped = self.out.iter().filter(|(_, out)| out.skips);
+        let skipped: Vec<_> = skipped.map(|(user_data, out)| (user_data, out.number)).collect();
+        for (user_data, number) in skipped {
+            if self.end.verdict(number) != Verdict::Done {
                 continue;
             }
-            self.out.remove(&user_data);
+            let Some(out) = self.out.skip(user_data) else { continue };
             counts.add(Count::Skipped);
             let res = i32::try_from(out.bytes).unwrap_or(0);
             let res = if matches!(out.opcode, Opcode::Nop) { 0 } else { res };
@@ -358,50 +403,48 @@ impl Client {
     fn judge(&mut self, out: Out, cqe: &Cqe, grounds: &mut [Ground], counts: &mut Counts) {
         self.ended += 1;
         counts.end(cqe);
+        data::consistent(&out, cqe);
+        if matches!(out.opcode, Opcode::Nop | Opcode::Cancel) {
+            return;
+        }
         let good = cqe.res >= 0;
         let maybe = cqe.flags & CQE_MAYBE_DONE != 0;
-        assert!(good || !(maybe && cqe.flags & CQE_RETRYABLE != 0), "both at once: {cqe:?}");
-        match out.opcode {
-            Opcode::Nop => return assert!(good || cqe.res == -errno::ECANCELED, "{cqe:?}"),
-            Opcode::Cancel => return,
-            _ => {}
-        }
+        self.close(&out, grounds);
         let target = &mut self.targets[out.target];
         let ground = &mut grounds[target.ground];
         self.free.push(out.buffer);
         let at = out.buffer as u64 * SLOT_BYTES;
         let mut buffer = vec![0; SLOT_SIZE];
         self.memory.read(at, &mut buffer);
-        if good {
-            assert_eq!(u32::try_from(cqe.res).ok(), Some(out.bytes), "bytes: {cqe:?} {out:?}");
-        }
-        match out.opcode {
-            Opcode::FetchAdd => {
-                let old = u64::from_le_bytes(buffer[..8].try_into().expect("8 bytes"));
-                ground.adds.end(good, maybe);
-                if good {
-                    let fresh = ground.olds.insert(old);
-                    assert!(fresh, "two adds were given the same old value {old}: {cqe:?}");
+        if out.opcode == Opcode::FetchAdd {
+            let old = u64::from_le_bytes(buffer[..8].try_into().expect("8 bytes"));
+            ground.adds.end(good, maybe);
+            if good {
+                data::fresh(&mut ground.olds, old);
+            }
+        } else {
+            let slot = ground.read(self.row, out.slot);
+            let before = target.slots[out.slot].left.as_deref();
+            data::moved(&out, cqe, before, &slot, &buffer);
+            if out.notify {
+                ground.notices.end(good, maybe);
+                if !good && !maybe {
+                    ground.heard.fail(immediate(self.row, cqe.user_data));
                 }
             }
-            opcode => {
-                let slot = ground.read(self.row, out.slot);
-                let bytes = out.bytes as usize;
-                if good {
-                    assert!(slot[..bytes] == buffer[..bytes], "bytes differ: {out:?} {cqe:?}");
-                }
-                if opcode == Opcode::Read || cqe.res == -errno::ETIME {
-                    let left = target.slots[out.slot].left.as_ref();
-                    let same = left.is_none_or(|left| *left == slot);
-                    assert!(same, "changed what it was only to read, or not to start: {cqe:?}");
-                }
-                if out.notify {
-                    ground.notices.end(good, maybe);
-                }
-                target.slots[out.slot] = Slot { busy: false, left: Some(slot) };
-            }
+            target.slots[out.slot] = Slot { busy: false, left: Some(slot) };
         }
         self.landed[out.buffer] = Some(buffer);
+    }
+
+    /// Its engine died before it was started: so says the fate table.
+    fn judge_untried(&self, out: &Out, grounds: &[Ground]) {
+        if matches!(out.opcode, Opcode::Write | Opcode::Read) {
+            let target = &self.targets[out.target];
+            let before = target.slots[out.slot].left.as_deref();
+            let now = grounds[target.ground].read(self.row, out.slot);
+            fates::not_started(out, before, &now);
+        }
     }
 
     /// Nobody may write to a buffer after the CQE of its op.
@@ -409,13 +452,13 @@ impl Client {
         let Some(landed) = &self.landed[buffer] else { return };
         let mut now = vec![0; SLOT_SIZE];
         self.memory.read(buffer as u64 * SLOT_BYTES, &mut now);
-        assert!(*landed == now, "buffer {buffer} was touched after its CQE");
+        untouched::same("buffer", buffer, landed, &now);
     }
 
     /// At the end: nothing was touched after its CQE, anywhere.
     pub(super) fn unmoved(&self, grounds: &[Ground]) {
         if let Some(quiet) = &self.quiet {
-            assert!(*quiet == grounds[self.row].all(), "a ground was touched after its revocation");
+            untouched::same("ground", self.row, quiet, &grounds[self.row].all());
         }
         if self.broken {
             return;
@@ -427,7 +470,7 @@ impl Client {
             for (at, slot) in target.slots.iter().enumerate() {
                 let Some(left) = slot.left.as_ref().filter(|_| !slot.busy) else { continue };
                 let now = grounds[target.ground].read(self.row, at);
-                assert!(*left == now, "slot {at} was touched after its CQE");
+                untouched::same("slot", at, left, &now);
             }
         }
     }

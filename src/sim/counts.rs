@@ -75,6 +75,18 @@ counts! {
     Delayed = "delayed" Fault;
     /// A completion comes a second time.
     Repeated = "completion_repeated" Fault;
+    /// Completions of success get lost, and their queue pair fails after them.
+    CompletionsLost = "completions_lost" Fault;
+    /// Completions come twice at once.
+    CompletionsTwice = "completions_twice" Fault;
+    /// A device has no memory for a post.
+    PostNoMemory = "post_enomem" Fault;
+    /// A device fails with all its queue pairs, and works again later.
+    DeviceFailed = "device_failed" Fault;
+    /// A port goes down for a while.
+    PortDown = "port_down" Fault;
+    /// A card does not do what its control asks.
+    CardRefused = "card_refused" Fault;
     /// An engine dies, with all its queue pairs.
     EngineDied = "engine_died" Fault;
     /// The connection between two controls is lost.
@@ -85,8 +97,6 @@ counts! {
     ClientSlow = "client_slow" Fault;
     /// A client breaks its ring.
     ClientHostile = "client_hostile" Fault;
-    /// A card's port is down for a while: everything sent is lost.
-    PortDown = "port_down" Fault;
     /// A region is revoked under way.
     Revoked = "revoked" Fault;
 
@@ -144,6 +154,79 @@ counts! {
     CreditMessages = "credit_messages" Passage;
     /// Answers of the control side to something that was not asked.
     StaleNews = "stale_news" Passage;
+
+    /// Entries made, before their work requests were posted.
+    EntryTentative = "entry_tentative" Passage;
+    /// Entries whose work requests were posted.
+    EntryPosted = "entry_posted" Passage;
+    /// Entries whose work requests were not taken.
+    EntryTakenBack = "entry_taken_back" Passage;
+    /// Entries whose work requests may have been taken.
+    EntryDoubtful = "entry_doubtful" Passage;
+    /// Entries that ended by their own completion.
+    EntryCompleted = "entry_completed" Passage;
+    /// Unsignalled entries that ended by the completion of a later one.
+    EntryReleased = "entry_released" Passage;
+    /// Entries that failed by their own completion.
+    EntryFailed = "entry_failed" Passage;
+    /// Entries that were flushed.
+    EntryDrained = "entry_drained" Passage;
+    /// Entries whose queue pair was reset before their end was known.
+    EntryOrphaned = "entry_orphaned" Passage;
+
+    /// Rails that got a queue pair.
+    RailAdopted = "rail_absent_connecting" Passage;
+    /// Rails that were connected for the first time.
+    RailConnected = "rail_connecting_trial" Passage;
+    /// Rails that failed before they were connected for the first time.
+    RailFailedEarly = "rail_connecting_degraded" Passage;
+    /// Rails whose peer was gone before they were connected for the first time.
+    RailEndedEarly = "rail_connecting_dead" Passage;
+    /// Rails that failed in use.
+    RailDegraded = "rail_ready_degraded" Passage;
+    /// Rails whose peer was gone while they were in use.
+    RailEnded = "rail_ready_dead" Passage;
+    /// Rails whose queue pair was reset, both ends being quiet.
+    RailReset = "rail_degraded_rebuilding" Passage;
+    /// Rails whose peer was gone while they were in doubt.
+    RailEndedDegraded = "rail_degraded_dead" Passage;
+    /// Rails that were connected again.
+    RailBack = "rail_rebuilding_trial" Passage;
+    /// Rails that were taken into use.
+    RailTrusted = "rail_trial_ready" Passage;
+    /// Rails that failed before they were taken into use again.
+    RailDistrusted = "rail_trial_degraded" Passage;
+    /// Rails whose peer was gone while they were on trial.
+    RailEndedOnTrial = "rail_trial_dead" Passage;
+    /// Rails that failed on their way back.
+    RailFailedAgain = "rail_rebuilding_degraded" Passage;
+    /// Rails whose peer was gone while they were on their way back.
+    RailEndedRebuilding = "rail_rebuilding_dead" Passage;
+    /// Rails whose queue pair was taken back.
+    RailReleased = "rail_dead_absent" Passage;
+
+    /// Ends that said that they can be connected.
+    JointReady = "joint_ready" Passage;
+    /// Ends that said that they are connected.
+    JointUp = "joint_up" Passage;
+    /// Ends that said that they are quiet.
+    JointQuiet = "joint_quiet" Passage;
+    /// Rails that were told that both ends are connected.
+    JointConnected = "joint_connected" Passage;
+    /// Rails that were told that the other end failed.
+    JointBroken = "joint_broken" Passage;
+    /// Rails that were told that both ends are quiet.
+    JointBothQuiet = "joint_both_quiet" Passage;
+    /// Rails that were told that their queue pair is reset.
+    JointReset = "joint_reset" Passage;
+    /// Rails that were told that their peer is gone.
+    JointGone = "joint_gone" Passage;
+    /// Queue pairs that were taken back to be destroyed.
+    JointReleased = "joint_released" Passage;
+    /// Connections that their controls gave up.
+    JointFailed = "joint_failed" Passage;
+    /// Ends of which nothing is left.
+    JointOver = "joint_over" Passage;
 }
 
 /// The sums of one world, or of many.

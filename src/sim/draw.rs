@@ -1,6 +1,7 @@
 //! What a client does next.
 
-use super::client::{Client, NOWHERE, Out};
+use super::check::untouched;
+use super::client::{Client, NOWHERE, Out, immediate};
 use super::ground::{Ground, SLOT_BYTES, SLOT_SIZE, SLOTS};
 use crate::abi::{CANCEL_BY_USER_DATA, Opcode, SQE_NOTIFY, SQE_SKIP_SUCCESS, Sqe};
 use crate::random::Random;
@@ -80,7 +81,9 @@ impl Client {
         };
         if out.slot != usize::MAX {
             self.targets[target].slots[slot].busy = true;
+            untouched::open(&self.net, ground.memory(), ground.slot(self.row, slot));
         }
+        untouched::open(&self.net, &self.memory, sqe.local_offset);
         self.free.pop();
         self.landed[buffer] = None;
         Some((sqe, out))
@@ -99,7 +102,7 @@ impl Client {
         }
         let seen = ground.read(self.row, out.slot);
         if let Some(left) = &slot.left {
-            assert!(*left == seen, "a slot was touched after its CQE: {out:?}");
+            untouched::same("slot", out.slot, left, &seen);
         }
         let bytes = match random.below(4) {
             0 => 8 * random.below32(3),
@@ -121,7 +124,7 @@ impl Client {
         }
         ground.notices.tried += 1;
         let flags = sqe.flags | SQE_NOTIFY;
-        let immediate = u32::try_from(sqe.user_data).ok()?;
+        let immediate = immediate(self.row, sqe.user_data);
         Some((Sqe { opcode, flags, immediate, ..sqe }, Out { notify: true, ..out }))
     }
 }

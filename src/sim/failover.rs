@@ -9,7 +9,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::cable::{Cable, Delays};
+use super::cable::{Cable, Chance, Delays};
+use super::counts::Counts;
 use super::loans::{Ends, Loan};
 use super::node::Node;
 use super::options::Options;
@@ -116,6 +117,7 @@ struct Stage {
     nodes: Vec<Node>,
     cables: Vec<Cable>,
     random: Random,
+    counts: Counts,
     end: ClientEnd<Arc<Heap>>,
     own: u32,
     import: u32,
@@ -198,6 +200,7 @@ impl Stage {
             nodes,
             cables,
             random: Random::new(5),
+            counts: Counts::default(),
             end: ClientEnd::new(heap),
             own: own.0,
             import: import.0,
@@ -266,7 +269,9 @@ impl Stage {
                 self.cables[0].wish(at, wish);
             }
         }
-        self.cables[0].step(now_ns, &mut self.nodes, &mut self.random);
+        let Self { random, net, counts, .. } = self;
+        let mut chance = Chance { random, net, counts, refusals: 0 };
+        self.cables[0].step(now_ns, &mut self.nodes, &mut chance);
     }
 
     /// Keeps as many ops under way as there are buffers.

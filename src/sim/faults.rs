@@ -11,7 +11,7 @@ use crate::random::Random;
 /// Draws faults of queue pairs for one step.
 pub(super) fn plant(
     net: &Net,
-    cables: &[Cable],
+    cables: &mut [Cable],
     rates: &Rates,
     random: &mut Random,
     counts: &mut Counts,
@@ -27,9 +27,9 @@ pub(super) fn plant(
     let number = live[random.index(live.len())];
     let mut now = |rate: u64| random.below(1_000) < rate;
     let struck = [now(rates.posts), now(rates.work), now(rates.pairs), now(rates.delays)];
-    let repeat = now(rates.completions);
+    let (repeat, lose) = (now(rates.completions), now(rates.losses));
     if struck[0] {
-        let errno = random.pick(&[errno::ENOMEM, errno::ENOMEM, errno::EINVAL]);
+        let errno = random.pick(&[errno::ENOMEM, errno::EINVAL]);
         let taken = random.below32(6);
         let (say, count) = match random.below(4) {
             0 => (Say::Missing, Count::PostCutMissing),
@@ -45,6 +45,7 @@ pub(super) fn plant(
         } else {
             net.plan_post(number, PostPlan { taken, say, errno });
             counts.add(count);
+            counts.many(Count::PostNoMemory, u64::from(errno == errno::ENOMEM));
         }
     }
     if struck[1] {
@@ -63,8 +64,13 @@ pub(super) fn plant(
         counts.add(Count::PairBroken);
     }
     if struck[3] {
-        net.delay(number, 100 + random.below(8_000));
+        // Now and then for longer than controls and cards need for all they do.
+        let most = random.pick(&[8_000, 8_000, 8_000, 60_000]);
+        net.delay(number, 100 + random.below(most));
         counts.add(Count::Delayed);
+    }
+    if lose {
+        miscount(number, net, cables, random, counts);
     }
     if repeat {
         let posted = net.posted(number);
@@ -76,5 +82,24 @@ pub(super) fn plant(
             net.inject(number, Wc { wr_id, number, status, kind, bytes, message, vendor_error });
             counts.add(Count::Repeated);
         }
+    }
+}
+
+/// Completions that do not come, or come twice.
+fn miscount(
+    number: u32,
+    net: &Net,
+    cables: &mut [Cable],
+    random: &mut Random,
+    counts: &mut Counts,
+) {
+    if random.below(2) == 0 {
+        net.lose_successes(number, 1 + random.below32(3));
+        let at_ns = net.now_ns() + 1_000 + random.below(20_000);
+        cables.iter_mut().for_each(|cable| cable.break_later(number, at_ns));
+        counts.add(Count::CompletionsLost);
+    } else {
+        net.repeat_completions(number, 1 + random.below32(3));
+        counts.add(Count::CompletionsTwice);
     }
 }

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
+use super::check::effects::{Heard, Tally};
 use crate::shm::Mapping;
 
 /// Bytes of a slot, and of a client's buffer: a few slices.
@@ -15,40 +15,6 @@ pub(super) const SLOTS: usize = 4;
 /// Buffers of a client: data ops under way.
 pub(super) const BUFFERS: usize = 16;
 
-/// How many were tried, and how they ended.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Tally {
-    pub(super) tried: u64,
-    pub(super) good: u64,
-    pub(super) maybe: u64,
-    pub(super) bad: u64,
-    /// Took effect, and it was forgotten where they did.
-    pub(super) lost: u64,
-}
-
-impl Tally {
-    pub(super) fn end(&mut self, good: bool, maybe: bool) {
-        match (good, maybe) {
-            (true, _) => self.good += 1,
-            (_, true) => self.maybe += 1,
-            _ => self.bad += 1,
-        }
-    }
-
-    /// Whoever counts them has died, after so many: no more are sure to be counted, of those under
-    /// way neither.
-    pub(super) fn forget(&mut self, counted: u64) {
-        let most = self.tried - self.maybe - self.bad;
-        self.lost = most.saturating_sub(counted);
-    }
-
-    /// True if so many took effect as their ends say.
-    pub(super) fn agrees(&self, count: u64) -> bool {
-        let least = self.good.saturating_sub(self.lost);
-        (least..=self.good + self.maybe).contains(&count)
-    }
-}
-
 /// A region that clients write to.
 #[derive(Debug)]
 pub(super) struct Ground {
@@ -59,9 +25,14 @@ pub(super) struct Ground {
     pub(super) olds: BTreeSet<u64>,
     /// Notifications to its owner.
     pub(super) notices: Tally,
+    pub(super) heard: Heard,
 }
 
 impl Ground {
+    pub(super) fn memory(&self) -> &Mapping {
+        &self.memory
+    }
+
     /// Bytes of a region for so many clients.
     pub(super) fn bytes(rows: usize) -> u64 {
         rows as u64 * SLOTS as u64 * SLOT_BYTES + SLOT_BYTES
@@ -74,6 +45,7 @@ impl Ground {
             adds: Tally::default(),
             olds: BTreeSet::new(),
             notices: Tally::default(),
+            heard: Heard::default(),
         }
     }
 
@@ -98,13 +70,5 @@ impl Ground {
         let mut bytes = vec![0; usize::try_from(self.memory.bytes()).unwrap_or(0)];
         self.memory.read(0, &mut bytes);
         bytes
-    }
-
-    /// The counter holds what the adds that took effect made of it.
-    pub(super) fn judge_adds(&self) {
-        let value = self.memory.word64(self.counter()).load(Ordering::Acquire);
-        assert!(self.adds.agrees(value), "the counter is {value} after {:?}", self.adds);
-        let beyond = self.olds.last().is_some_and(|old| *old >= value);
-        assert!(!beyond, "an add was given {:?}, the counter is {value}", self.olds.last());
     }
 }

@@ -8,13 +8,16 @@
 //!
 //! What must hold: each SQE gets one final CQE; what a CQE says is true of the bytes; nothing is
 //! touched after its CQE; atomics and notifications happen at most once, and as often as their
-//! ends say; depth is never exceeded; at the end every credit, record, loan and queue pair is
-//! back. A world in which something does not hold panics, and its seed is all that is needed to
-//! see it again: the same seed gives the same trace.
+//! ends say; depth is never exceeded; what is held is what is in flight; at the end nothing is.
+//! Each has a file of its own in `check`, and [`Invariant`] lists them. A world in which one does
+//! not hold ends with [`Broken`], whose seed is all that is needed to see it again: the same seed
+//! gives the same trace. That the checkers see what they are there for is shown by faults planted
+//! in the core itself: [`Plant`].
 
 #![allow(clippy::expect_used, reason = "a world stops at the first surprise")]
 
 mod cable;
+mod check;
 mod client;
 mod counts;
 mod draw;
@@ -24,12 +27,16 @@ mod ground;
 mod loans;
 mod node;
 mod options;
+mod plants;
 #[cfg(test)]
 mod tests;
 mod world;
 
+pub use check::{Broken, Invariant};
 pub use counts::{Count, Counts, Kind};
 pub use failover::{Failover, Phase, failover};
+
+pub use crate::plant::Plant;
 
 /// What came of a world.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,9 +49,36 @@ pub struct Report {
 
 /// Runs the world of a seed.
 ///
+/// # Errors
+/// [`Broken`] if something that must hold does not.
+///
+/// # Examples
+/// The same seed is the same world, and something went wrong in it that did no harm:
+/// ```
+/// use verbring::sim::{Count, run};
+///
+/// let report = run(7)?;
+/// assert_eq!(report.trace, run(7)?.trace);
+/// assert!(report.counts.of(Count::Ops) > 0);
+/// # Ok::<(), verbring::sim::Broken>(())
+/// ```
+pub fn run(seed: u64) -> Result<Report, Broken> {
+    check::watch(seed, None, || world::World::new(seed).run())
+}
+
+/// Runs the world of a seed with a fault planted in the core, which it should find.
+///
+/// # Errors
+/// [`Broken`] if something that must hold does not.
+///
 /// # Panics
-/// If something that must hold does not.
-#[must_use]
-pub fn run(seed: u64) -> Report {
-    world::World::new(seed).run()
+/// If this build cannot be planted in: see [`Plant::possible`].
+pub fn run_planted(seed: u64, plant: Plant) -> Result<Report, Broken> {
+    assert!(Plant::possible(), "nothing can be planted in this build: {}", plant.how());
+    #[cfg(verbring_plant)]
+    crate::plant::set(Some(plant));
+    let result = check::watch(seed, Some(plant), || world::World::new(seed).run());
+    #[cfg(verbring_plant)]
+    crate::plant::set(None);
+    result
 }

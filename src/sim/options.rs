@@ -7,7 +7,7 @@ use crate::fabric::qp::provider::Caps;
 use crate::fabric::qp::sim::SimConfig;
 use crate::random::Random;
 
-/// How often a fault is planted, per mille of the steps.
+/// How often a fault is planted, per mille of the steps; of a card, per mille of what it is asked.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Rates {
     pub(super) posts: u64,
@@ -19,7 +19,31 @@ pub(super) struct Rates {
     pub(super) control: u64,
     pub(super) clients: u64,
     pub(super) revokes: u64,
+    pub(super) losses: u64,
+    pub(super) devices: u64,
     pub(super) ports: u64,
+    pub(super) cards: u64,
+}
+
+impl Rates {
+    fn draw(random: &mut Random) -> Self {
+        let mut rate = |most: u64| if random.below(2) == 0 { 0 } else { 1 + random.below(most) };
+        Self {
+            posts: rate(20),
+            work: rate(10),
+            pairs: rate(6),
+            delays: rate(10),
+            completions: rate(10),
+            deaths: rate(2),
+            control: rate(2),
+            clients: rate(4),
+            revokes: rate(3),
+            losses: rate(6),
+            devices: rate(2),
+            ports: rate(6),
+            cards: rate(60),
+        }
+    }
 }
 
 /// One world's shape.
@@ -52,19 +76,7 @@ const MS: u64 = 1_000_000;
 
 impl Options {
     pub(super) fn draw(random: &mut Random) -> Self {
-        let mut rate = |most: u64| if random.below(2) == 0 { 0 } else { 1 + random.below(most) };
-        let rates = Rates {
-            posts: rate(20),
-            work: rate(10),
-            pairs: rate(6),
-            delays: rate(10),
-            completions: rate(10),
-            deaths: rate(2),
-            control: rate(2),
-            clients: rate(4),
-            revokes: rate(3),
-            ports: rate(6),
-        };
+        let rates = Rates::draw(random);
         let engines = 2 + random.index(2);
         let pieces = random.below(5) == 0;
         let depth = 1 + random.below32(24);

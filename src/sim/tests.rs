@@ -9,7 +9,10 @@ use crate::seeds::each_seed;
 fn whatever_goes_wrong_every_world_comes_to_its_end() {
     let worlds = std::env::var("VERBRING_WORLDS").map_or(2_000, |text| text.parse().unwrap());
     let sums = RefCell::new(Counts::default());
-    each_seed(worlds, |seed| sums.borrow_mut().merge(&run(seed).counts));
+    each_seed(worlds, |seed| match run(seed) {
+        Ok(report) => sums.borrow_mut().merge(&report.counts),
+        Err(broken) => panic!("{broken}\nreplay: {}", broken.replay()),
+    });
     let sums = sums.into_inner();
     for count in Count::ALL {
         println!("{:>12} {}", sums.of(*count), count.name());
@@ -22,7 +25,7 @@ fn whatever_goes_wrong_every_world_comes_to_its_end() {
 
 #[test]
 fn a_seed_gives_the_same_trace_each_time() {
-    each_seed(50, |seed| assert_eq!(run(seed), run(seed)));
+    each_seed(50, |seed| assert_eq!(run(seed).unwrap(), run(seed).unwrap()));
 }
 
 #[test]

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::Report;
-use super::cable::{Cable, Delays};
+use super::cable::{Cable, Chance, Delays};
+use super::check;
 use super::client::{Client, Place, Target};
 use super::counts::{Count, Counts};
 use super::faults;
@@ -11,15 +12,14 @@ use super::ground::{BUFFERS, Ground, SLOT_BYTES};
 use super::loans::{Ends, Loan, token_of};
 use super::node::Node;
 use super::options::Options;
-use crate::abi::Counter;
-use crate::engine::{Command, Event, Reply};
+use crate::engine::Event;
 use crate::fabric::qp::sim::Net;
 use crate::ids::{RegionId, SessionId};
 use crate::random::Random;
 use crate::shm::Mapping;
 
-/// Steps without faults in which everything must come to its end.
-const PATIENCE: u64 = 200_000;
+/// One step of so many is followed by a look at all that an engine holds.
+const LOOKS_EVERY: u64 = 24;
 
 /// A region that is written to: where it is.
 #[derive(Debug)]
@@ -88,7 +88,8 @@ impl World {
             let (ground, target) = node.region(session, Ground::bytes(rows));
             self.grounds.push(Ground::new(Arc::clone(&target), rows));
             self.places.push(Land { node: engine, region: ground, memory: target, revoked: false });
-            let place = Place { engine, row, own: own.0, memory, ground: ground.0, heap };
+            let net = self.net.clone();
+            let place = Place { net, engine, row, own: own.0, memory, ground: ground.0, heap };
             self.clients.push(Client::new(place));
         }
         for node in 0..self.options.engines {
@@ -163,9 +164,16 @@ impl World {
     fn plant(&mut self, now_ns: u64) {
         let rates = self.options.rates;
         let mut struck = |rate| self.random.below(1_000) < rate;
-        let [death, loss, client, revoke, port] =
-            [rates.deaths, rates.control, rates.clients, rates.revokes, rates.ports]
-                .map(&mut struck);
+        let [death, loss, client, revoke] =
+            [rates.deaths, rates.control, rates.clients, rates.revokes].map(&mut struck);
+        let [device, port] = [rates.devices, rates.ports].map(struck);
+        if device {
+            let node = self.random.index(self.nodes.len());
+            let card = self.random.index(self.options.cards.len());
+            self.nodes[node].controls[card].fail(now_ns + self.random.below(300_000));
+            self.cables.iter_mut().for_each(|cable| cable.device_failed(node, card));
+            self.counts.add(Count::DeviceFailed);
+        }
         if port {
             let node = self.random.index(self.nodes.len());
             let card = self.random.index(self.options.cards.len());
@@ -211,6 +219,7 @@ impl World {
     fn die(&mut self, node: usize) {
         self.counts.add(Count::EngineDied);
         let now_ns = self.net.now_ns();
+        self.count(node);
         for cable in self.cables.iter_mut().filter(|cable| cable.touches(node)) {
             for number in cable.numbers_at(node) {
                 self.net.kill(number);
@@ -230,6 +239,7 @@ impl World {
             let client = &mut self.clients[*at];
             client.outlive(&mut self.grounds, &mut self.counts, &mut self.trace);
             client.quiet = None;
+            self.net.allow_all(self.grounds[*at].memory());
             self.grounds[*at].notices.forget(client.heard);
             let session = session_of(*at);
             let heap = self.nodes[node].open(session, &self.options);
@@ -292,7 +302,7 @@ impl World {
             self.plant(self.net.now_ns());
             faults::plant(
                 &self.net,
-                &self.cables,
+                &mut self.cables,
                 &self.options.rates,
                 &mut self.random,
                 &mut self.counts,
@@ -308,7 +318,7 @@ impl World {
         while !self.quiet() {
             self.step(false);
             steps += 1;
-            assert!(steps < PATIENCE, "it hangs: {}", self.what_hangs());
+            check::ends::wait(steps, || self.what_hangs());
         }
         self.judge();
         Report { counts: self.counts, trace: self.trace }
@@ -328,6 +338,7 @@ impl World {
 
     fn step(&mut self, work: bool) {
         self.net.advance(1 + self.random.below(2 * self.options.step_ns));
+        check::untouched::by_cards(&self.net);
         let now_ns = self.net.now_ns();
         self.ports_up(now_ns);
         for client in &mut self.clients {
@@ -360,11 +371,31 @@ impl World {
             }
             self.hear(at, now_ns);
         }
+        for client in &mut self.clients {
+            client.witness(&self.grounds);
+        }
+        let refusals = if work { self.options.rates.cards } else { 0 };
+        let Self { random, net, counts, .. } = self;
+        let mut chance = Chance { random, net, counts, refusals };
         for cable in &mut self.cables {
-            cable.step(now_ns, &mut self.nodes, &mut self.random);
+            cable.step(now_ns, &mut self.nodes, &mut chance);
         }
         for loan in &mut self.loans {
             loan.step(now_ns, &mut self.nodes, &self.cables[loan.cable]);
+        }
+        check::depth::of(&self.net);
+        if self.random.below(LOOKS_EVERY) == 0 {
+            let at = self.random.index(self.nodes.len());
+            self.look(at);
+        }
+    }
+
+    /// Looks at all that an engine holds, and at what its card does.
+    fn look(&mut self, at: usize) {
+        check::credits::of(&mut self.nodes[at]);
+        check::fates::of(&self.nodes[at]);
+        for cable in self.cables.iter().filter(|cable| cable.touches(at)) {
+            check::entries::of(cable, &mut self.nodes, &self.net);
         }
     }
 
@@ -412,34 +443,28 @@ impl World {
             client.unmoved(&self.grounds);
         }
         for (ground, client) in self.grounds.iter().zip(&self.clients) {
-            ground.judge_adds();
-            let heard = client.heard;
-            assert!(
-                client.broken || ground.notices.agrees(heard),
-                "heard {heard} of {:?}",
-                ground.notices
-            );
+            check::effects::adds(ground);
+            if !client.broken {
+                check::effects::notices(ground, client.heard);
+            }
+        }
+        for cable in &self.cables {
+            check::credits::between(cable, &mut self.nodes, &self.net);
         }
         for at in 0..self.nodes.len() {
-            self.at_rest(at);
+            self.look(at);
+            let arms = self.clients.iter().filter(|client| client.engine == at && client.armed());
+            let arms = arms.count() as u64;
+            check::rest::of(&mut self.nodes[at], arms);
+            self.count(at);
         }
         self.counts.many(Count::LandedLate, self.net.landed_late());
-        assert_eq!(self.net.overfull(), 0, "posts beyond a send queue's depth");
     }
 
-    /// At rest an engine holds nothing but ARMs.
-    fn at_rest(&mut self, at: usize) {
-        let arms = self.clients.iter().filter(|client| client.engine == at && client.armed());
-        let arms = arms.count() as u64;
-        let node = &mut self.nodes[at];
-        let token = node.token();
-        let answer = node.ask(token, Command::Stats { session: None, token });
-        let Reply::Stats { counters, .. } = answer else {
-            panic!("STATS without an answer");
-        };
-        assert_eq!(counters[Counter::InFlight as usize], arms, "records at rest");
-        let counts = node.rails_mut().counts();
-        assert!(node.rails_mut().at_rest(), "queue pairs at rest: {counts:?}");
+    /// Counts what an engine's rails went through.
+    fn count(&mut self, at: usize) {
+        let counts = self.nodes[at].rails_mut().counts();
+        check::passages::count(&counts.passages, &mut self.counts);
         for (count, by) in [
             (Count::Works, counts.works),
             (Count::Doorbells, counts.doorbells),
@@ -456,6 +481,15 @@ impl World {
             (Count::Markers, counts.markers),
             (Count::CreditMessages, counts.credit_messages),
             (Count::StaleNews, counts.stale_news),
+            (Count::EntryTentative, counts.entered),
+            (Count::EntryPosted, counts.works),
+            (Count::EntryTakenBack, counts.taken_back),
+            (Count::EntryDoubtful, counts.doubtful),
+            (Count::EntryCompleted, counts.completed),
+            (Count::EntryReleased, counts.released),
+            (Count::EntryFailed, counts.failed),
+            (Count::EntryDrained, counts.drained),
+            (Count::EntryOrphaned, counts.orphaned),
         ] {
             self.counts.many(count, by);
         }

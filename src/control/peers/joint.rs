@@ -43,6 +43,7 @@ use thiserror::Error;
 
 use crate::fabric::qp::provider::{Caps, Endpoint, Link, Move, PathSettings};
 use crate::fabric::qp::{Ask, News, RECEIVES_KEPT};
+use crate::plant::{Plant, planted};
 
 /// What one end says of itself to the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +82,8 @@ pub(crate) enum Step {
     Reset(u32),
     /// ERROR, since the rail is lost.
     Hush,
+    /// RESET, since it cannot be moved to ERROR.
+    Still,
     /// RESET, for good.
     End,
     /// The queue pair's end.
@@ -457,7 +460,7 @@ impl Joint {
                 }
                 self.own.quiet = true;
                 self.acts.push_back(Act::Send(Say::Quiet { life }));
-                if self.peer().quiet {
+                if self.peer().quiet || planted(Plant::RetryBeforeQuiet) {
                     self.tell(News::Quiet);
                 }
             }
@@ -469,8 +472,12 @@ impl Joint {
                 // From there on the rail is in its next epoch.
                 self.epoch = self.epoch.wrapping_add(1);
             }
-            // If it cannot be moved to ERROR, RESET will do.
-            Step::Hush if self.end == End::Hushing => {
+            Step::Hush if self.end == End::Hushing && !well => {
+                let (number, moves) = (self.number, vec![Move::Reset]);
+                self.card(Step::Still, Job::Move { number, moves });
+            }
+            // A device that does neither delivers nothing, either.
+            Step::Hush | Step::Still if self.end == End::Hushing => {
                 self.say_quiet();
                 self.try_end();
             }

@@ -310,6 +310,7 @@ fn a_card_that_fails_takes_its_rail_along_and_nothing_else() {
     stage.card.say(0, CardDone::Event(1, AsyncEvent::DeviceFailed));
     stage.moves(1, false);
     assert_eq!(stage.moves(1, false), [Move::Error], "once more, for good");
+    assert_eq!(stage.moves(1, false), [Move::Reset], "that must do, then");
     // Nothing moves by it any more, and the other end must know.
     let quiet = Message::Joint(1, Say::Quiet { life: 0 });
     assert_eq!(other.hear(), Some(quiet.clone()));

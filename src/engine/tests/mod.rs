@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 mod abroad;
-mod audit;
 mod budget;
 mod cancel;
 mod codes;

@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use super::audit::audit;
 use super::watched::{Watch, Watched};
 use crate::abi::{
     CQE_NOTIFY, Class, Cqe, Detail, Opcode, Page, RIGHTS_ALL, SQE_NOTIFY, SQE_REVOKE,
@@ -255,7 +254,8 @@ where
         let turn = self.engine.turn(self.now_ns);
         self.listen();
         if self.audited {
-            audit(&self.engine);
+            self.engine.audit();
+            self.engine.audit_fates();
         }
         turn
     }

@@ -10,6 +10,7 @@ use super::provider::{Provider, Wc, WcKind, WcStatus, WrId};
 use super::rail::{RailState, Role, Stage};
 use super::status::{Fault, judge};
 use crate::fabric::Arrival;
+use crate::plant::{Plant, planted};
 
 impl<P: Provider> Rails<P> {
     /// Brings a completion to what it belongs to; one that belongs to nothing moves nothing.
@@ -27,7 +28,7 @@ impl<P: Provider> Rails<P> {
         let number = id.rail();
         let rail = &mut self.rails[usize::from(number)];
         let stamp = rail.stamps.get(usize::from(id.slot())).copied().unwrap_or_default();
-        let current = stamp.generation == id.generation();
+        let current = stamp.generation == id.generation() || planted(Plant::StaleHonoured);
         let Some(at) = rail.works.position(id.slot()).filter(|_| current) else {
             self.counts.stale += 1;
             let burnt = stamp.burnt == id.generation() && stamp.burnt != 0;
@@ -38,10 +39,20 @@ impl<P: Provider> Rails<P> {
             }
             return;
         };
+        self.counts.released += u64::from(at.wrapping_sub(rail.works.head()));
+        match status {
+            WcStatus::Success => self.counts.completed += 1,
+            WcStatus::Flushed => self.counts.drained += 1,
+            _ => self.counts.failed += 1,
+        }
         while rail.works.head() != at {
             let before = rail.works[rail.works.head()];
             let certain = status == WcStatus::Success || !before.signaled && !before.doubt;
             let status = if certain { WcStatus::Success } else { WcStatus::Flushed };
+            if !certain {
+                self.counts.released -= 1;
+                self.counts.drained += 1;
+            }
             rail.resolve(status);
         }
         rail.resolve(status);
@@ -68,7 +79,8 @@ impl<P: Provider> Rails<P> {
     /// that failed wait, and all behind them, until no device can touch their buffers.
     pub(super) fn settle(&mut self, number: u16) {
         let rail = &mut self.rails[usize::from(number)];
-        let certain = matches!(rail.state, RailState::Ready | RailState::Dead);
+        let certain = matches!(rail.state, RailState::Ready | RailState::Dead)
+            || planted(Plant::CqeBeforeQuiet);
         while !rail.taken.is_empty() {
             let head = rail.taken.head();
             let taken = &rail.taken[head];
@@ -133,7 +145,7 @@ impl super::rail::Rail {
                 assert!(held, "gave back more than was taken");
                 taken.in_flight -= 1;
                 taken.works -= 1;
-                self.used -= 1;
+                self.used -= u32::from(!planted(Plant::DepthKept));
                 self.data_posted -= 1;
                 if status != WcStatus::Success {
                     taken.fail(judge(status), work.role == Role::Data);

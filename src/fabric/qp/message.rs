@@ -8,6 +8,8 @@
 //! the others. Two are enough, since a peer that has not seen the first two halves come back has
 //! no credit left, and so cannot cause a third.
 
+use crate::plant::{Plant, planted};
+
 /// Receives beside those for notifications.
 pub const RECEIVES_KEPT: u32 = 2;
 
@@ -153,7 +155,7 @@ impl Credits {
     pub(super) fn hand_out(&mut self, current: bool) {
         self.kept -= 1;
         self.missing += 1;
-        self.settling += u32::from(current);
+        self.settling += u32::from(current && !planted(Plant::CreditKept));
     }
 
     /// A message that only returned credit was read.
@@ -192,6 +194,21 @@ impl Credits {
     /// Takes [`Credits::pay`] back: the message was not posted.
     pub(super) fn unpay(&mut self, credits: u32) {
         self.owed += credits;
+    }
+
+    #[cfg(any(test, feature = "sim"))]
+    pub(super) fn reserved(&self) -> u32 {
+        self.reserved
+    }
+
+    #[cfg(any(test, feature = "sim"))]
+    pub(super) fn audit(&self) -> super::CreditAudit {
+        super::CreditAudit {
+            granted: self.granted,
+            receives: self.receives,
+            used: self.kept + self.settling + self.owed,
+            missing: self.missing,
+        }
     }
 
     /// Nothing is reserved: no request waits with a notification.

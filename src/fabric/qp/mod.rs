@@ -20,6 +20,8 @@
 //! **Deliberately absent**: time sources, sockets, threads, and any allocation after `new`.
 //! **Tests**: `fabric::conformance`, and `tests` here with a model and planted faults.
 
+#[cfg(any(test, feature = "sim"))]
+mod audit;
 mod complete;
 #[cfg(any(test, feature = "sim"))]
 pub mod join;
@@ -41,6 +43,8 @@ use std::collections::VecDeque;
 
 use thiserror::Error;
 
+#[cfg(any(test, feature = "sim"))]
+pub use audit::CreditAudit;
 pub use memory::{CARDS_MAX, CardKeys, Memory};
 pub use message::RECEIVES_KEPT;
 pub use rail::{RailState, SENDS_KEPT};
@@ -53,6 +57,7 @@ use self::rail::Rail;
 use self::trial::Card;
 use super::{Arrival, Done, Fabric, Limits, Request, Room};
 use crate::abi::Page;
+use crate::plant::{Plant, planted};
 
 /// Sizes and times of a fabric of queue pairs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,6 +164,25 @@ pub enum AdoptError {
 pub struct Counts {
     /// Lists posted, or tried to.
     pub doorbells: u64,
+    /// Entries made, each before its work request is posted. Every one ends in one of the ways
+    /// below, or is open.
+    pub entered: u64,
+    /// Entries whose work request the device did not take.
+    pub taken_back: u64,
+    /// Entries of which the device did not say whether it took their work requests.
+    pub doubtful: u64,
+    /// Entries whose own completion said that they succeeded.
+    pub completed: u64,
+    /// Entries that succeeded by the completion of a later one.
+    pub released: u64,
+    /// Entries whose own completion said that they failed.
+    pub failed: u64,
+    /// Entries that were flushed, on their way to a reset.
+    pub drained: u64,
+    /// Entries that were still open when their queue pair was reset: nobody knows their end.
+    pub orphaned: u64,
+    /// How often rails went from one state to another: `passages[from][to]`, as numbers.
+    pub passages: [[u64; RailState::COUNT]; RailState::COUNT],
     /// Work requests posted.
     pub works: u64,
     /// Of these, signalled.
@@ -302,9 +326,10 @@ impl<P: Provider> Rails<P> {
         rail.card = card;
         rail.trust = trial::Trust::default();
         rail.completions = want;
-        rail.depth = self.config.depth.min(sends - SENDS_KEPT);
+        let given = if planted(Plant::DepthAsked) { u32::MAX } else { sends - SENDS_KEPT };
+        rail.depth = self.config.depth.min(given);
         rail.inline_bytes = self.config.inline_bytes.min(inline_bytes);
-        rail.state = RailState::Connecting;
+        rail.go(RailState::Connecting, &mut self.counts);
         let receives = self.config.receives.min(receives - RECEIVES_KEPT);
         self.provider.adopt(number, pair);
         self.begin(number, receives);
@@ -318,7 +343,7 @@ impl<P: Provider> Rails<P> {
             return None;
         }
         assert!(rail.taken.is_empty() && rail.works.is_empty(), "a dead rail with work");
-        rail.state = RailState::Absent;
+        rail.go(RailState::Absent, &mut self.counts);
         rail.shared = false;
         self.completions[usize::from(rail.card)] -= rail.completions;
         self.provider.release(number)

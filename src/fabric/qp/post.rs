@@ -14,6 +14,7 @@ use super::status::{EHOSTDOWN, Fault};
 use super::{Config, Memory, Rails};
 use crate::abi::errno;
 use crate::fabric::{Request, Verb};
+use crate::plant::{Plant, planted};
 
 /// Try again: the device's answer to a full queue, beside ENOMEM.
 const EAGAIN: i32 = 11;
@@ -133,23 +134,30 @@ impl<P: Provider> Rails<P> {
         self.list = list;
     }
 
-    /// Posts a marker on a rail that takes no requests any more; false if the device did not
-    /// take it.
+    /// Posts a marker on a rail that takes no requests any more. One of which the device does not
+    /// say whether it took it stays in its place, and is not posted a second time: there is room
+    /// for one. False if the device did not take it, or may not have.
     pub(super) fn post_marker(&mut self, number: u16) -> bool {
         let rail = &mut self.rails[usize::from(number)];
         let marker = rail.marker(number);
+        self.counts.entered += 1;
         let posted = self.provider.post(number, &[marker]);
         match posted {
             Ok(()) => self.counts.markers += 1,
             Err(bad) => {
-                self.rails[usize::from(number)].take_back();
+                let rail = &mut self.rails[usize::from(number)];
+                if bad.taken == Some(0) {
+                    rail.take_back();
+                    self.counts.taken_back += 1;
+                } else {
+                    let last = rail.works.tail().wrapping_sub(1);
+                    rail.works[last].doubt = true;
+                    self.counts.doubts += 1;
+                    self.counts.doubtful += 1;
+                    self.degrade(number);
+                }
                 if !starved(bad.errno) {
                     self.card_erred(number);
-                }
-                if bad.taken != Some(0) {
-                    // It may be posted for all that: another one would be one too many.
-                    self.counts.doubts += 1;
-                    self.degrade(number);
                 }
             }
         }
@@ -162,8 +170,9 @@ impl<P: Provider> Rails<P> {
         rail.works[last].signaled = true;
         rail.unsignaled = 0;
         let count = list.len();
-        list[count - 1].signaled = true;
+        list[count - 1].signaled |= !planted(Plant::NeverSignalled);
         self.counts.doorbells += 1;
+        self.counts.entered += count as u64;
         match self.provider.post(number, list) {
             Ok(()) => {
                 rail.starved = false;
@@ -193,13 +202,17 @@ impl<P: Provider> Rails<P> {
             if !starved(bad.errno) {
                 self.card_erred(number);
             }
+            self.counts.doubtful += u64::from(count);
             self.degrade(number);
             return;
         };
         self.counts.partial += 1;
         let mut refused = Work::NONE;
-        for _ in taken..count {
-            refused = rail.take_back();
+        for _ in if planted(Plant::PrefixForgotten) { 0 } else { taken }..count {
+            if !planted(Plant::RestPosted) {
+                refused = rail.take_back();
+                self.counts.taken_back += 1;
+            }
         }
         let starved = starved(bad.errno);
         rail.starved = starved;

@@ -9,6 +9,7 @@
 //! `depth` unless one request alone is larger; two more places are kept back, for one message
 //! that returns credit and one marker.
 
+use super::Counts;
 use super::message::Credits;
 use super::status::{EIO, Fault};
 use super::track::Track;
@@ -18,6 +19,7 @@ use crate::fabric::{
     DONE_FLUSHED, DONE_MAYBE, DONE_PLACED, DONE_RETURNED, Done, REQUEST_CHAIN, REQUEST_NOTIFY,
     Request, Room, Stop, Verb,
 };
+use crate::plant::{Plant, planted};
 
 /// Send queue entries beyond a rail's depth: for the credit message and for the marker.
 pub const SENDS_KEPT: u32 = 2;
@@ -39,6 +41,11 @@ pub enum RailState {
     Rebuilding,
     /// Its peer is gone: every request ends at once.
     Dead,
+}
+
+impl RailState {
+    /// How many there are.
+    pub const COUNT: usize = Self::Dead as usize + 1;
 }
 
 /// How far the posting of a request has come.
@@ -110,7 +117,8 @@ impl Taken {
     /// It may be carried out a second time without harm.
     pub(super) fn repeatable(&self) -> bool {
         let plain = matches!(self.request.verb, Verb::Write | Verb::Read);
-        plain && !(self.notifies() && self.stage == Stage::Whole)
+        let told = self.notifies() && self.stage == Stage::Whole;
+        (plain || planted(Plant::AtomicAgain)) && (!told || planted(Plant::NotifyAgain))
     }
 
     /// It was under way in two failures of which nobody knows the cause: it goes alone, so that a
@@ -322,6 +330,12 @@ impl Rail {
         }
     }
 
+    /// Passes to another state; every change is one of these, and counted.
+    pub(super) fn go(&mut self, to: RailState, counts: &mut Counts) {
+        counts.passages[self.state as usize][to as usize] += 1;
+        self.state = to;
+    }
+
     pub(super) fn room(&self) -> Room {
         let stop = match self.state {
             RailState::Absent | RailState::Connecting => Some(Stop::Connecting),
@@ -369,7 +383,8 @@ impl Rail {
         self.give_up(at, (Fault::Request, errno));
         self.taken[at].refused = true;
         let mut next = at.wrapping_add(1);
-        while self.taken.contains(next) && self.taken[next].chained() {
+        let cut = !planted(Plant::ChainUncut);
+        while cut && self.taken.contains(next) && self.taken[next].chained() {
             self.give_up(next, (Fault::Path, errno::ECANCELED));
             self.taken[next].refused = true;
             next = next.wrapping_add(1);

@@ -19,6 +19,7 @@ use super::Rails;
 use super::provider::{Provider, WcStatus, WrId};
 use super::rail::{RailState, Stage};
 use super::status::{EHOSTDOWN, Fault};
+use crate::plant::{Plant, planted};
 
 /// What the control side is asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,7 +177,7 @@ impl<P: Provider> Rails<P> {
         }
         self.distrust(number);
         let rail = &mut self.rails[usize::from(number)];
-        rail.state = RailState::Degraded;
+        rail.go(RailState::Degraded, &mut self.counts);
         rail.connect_due = false;
         rail.degraded_ns = self.now_ns;
         self.counts.degraded += 1;
@@ -274,7 +275,7 @@ impl<P: Provider> Rails<P> {
     fn rebuild(&mut self, number: u16) {
         self.converge(number, None);
         let rail = &mut self.rails[usize::from(number)];
-        rail.state = RailState::Rebuilding;
+        rail.go(RailState::Rebuilding, &mut self.counts);
         let receives = rail.credits.receives();
         self.begin(number, receives);
     }
@@ -285,7 +286,7 @@ impl<P: Provider> Rails<P> {
         self.wishes.retain(|wish| wish.rail != number);
         self.give_up_probing(number);
         let rail = &mut self.rails[usize::from(number)];
-        rail.state = RailState::Dead;
+        rail.go(RailState::Dead, &mut self.counts);
         rail.connect_due = false;
         rail.credits.restart(0);
     }
@@ -296,6 +297,7 @@ impl<P: Provider> Rails<P> {
     fn converge(&mut self, number: u16, verdict: Option<(Fault, i32)>) {
         let attempts_max = self.config.attempts_max;
         let rail = &mut self.rails[usize::from(number)];
+        self.counts.orphaned += u64::from(rail.works.len());
         rail.abandon();
         rail.credits.unreserve_all();
         let (first, end) = (rail.taken.head(), rail.taken.tail());
@@ -308,7 +310,7 @@ impl<P: Provider> Rails<P> {
             // Nothing of it can still happen, and to do it again is harmless.
             let spare = rail.shared && (taken.repeatable() || !taken.begun());
             let gone = verdict.filter(|_| !spare);
-            if !whole && taken.chained() && broken {
+            if !whole && taken.chained() && broken && !planted(Plant::ChainUncut) {
                 taken.failure = Some(super::rail::Rail::CANCELLED);
             } else if !whole && taken.failure.is_none() {
                 taken.failure = gone;

@@ -201,7 +201,7 @@ impl<P: Provider> Rails<P> {
         }
         let paused = self.cards[usize::from(rail.card)].paused;
         rail.trust.probe = paused || rail.shared && rail.trust.failed;
-        rail.state = RailState::Trial;
+        rail.go(RailState::Trial, &mut self.counts);
         self.try_out(number);
     }
 
@@ -236,7 +236,7 @@ impl<P: Provider> Rails<P> {
         if card.prober == Some(number) {
             *card = Card::default();
         }
-        rail.state = RailState::Ready;
+        rail.go(RailState::Ready, &mut self.counts);
         rail.stuck_since_ns = None;
         rail.trust =
             Trust { failures: rail.trust.failures, since_ns: self.now_ns, ..Trust::default() };

@@ -72,6 +72,7 @@ impl SimProvider {
             let Some(place) = place.filter(|place| place.local) else {
                 return Err(errno::EINVAL);
             };
+            world.touch(number as usize, &place, bytes, false);
             payload = read(&place, wr.bytes);
         }
         let pair = &mut world.pairs[number as usize];
@@ -182,6 +183,17 @@ impl SimControl {
         Self { net, device }
     }
 
+    /// The device fails: its queue pairs go to ERROR, and none is connected until then.
+    pub fn fail(&self, until_ns: u64) {
+        let mut world = self.net.world();
+        world.devices[self.device].fails_until_ns = until_ns;
+        for number in 0..world.pairs.len() {
+            if world.pairs[number].device == self.device && !world.pairs[number].destroyed {
+                world.fail_pair(number);
+            }
+        }
+    }
+
     /// Takes the device's port down, or up again. While it is down nothing reaches it, and what
     /// it has sent is lost, answers too: its queue pairs learn of that by time-outs. What stays
     /// on the device goes on.
@@ -240,6 +252,8 @@ impl ProviderControl for SimControl {
             receive_plans: std::collections::VecDeque::new(),
             work_plans: std::collections::VecDeque::new(),
             losing: 0,
+            lose: 0,
+            repeat: 0,
             posted: Vec::new(),
         });
         Ok(Created { pair: number, number, caps })
@@ -272,6 +286,7 @@ impl ProviderControl for SimControl {
     fn modify(&mut self, number: u32, to: &Move) -> Result<(), ProviderError> {
         let index = self.known(number)?;
         let mut world = self.net.world();
+        let fails = world.now_ns < world.devices[self.device].fails_until_ns;
         let pair = &mut world.pairs[index];
         let have = pair.state;
         let refuse = |want| Err(ProviderError::State { number, have, want });
@@ -290,6 +305,7 @@ impl ProviderControl for SimControl {
             }
             Move::Init(_) if have == PairState::Reset => pair.state = PairState::Init,
             Move::Init(_) => return refuse(PairState::Init),
+            Move::ReadyToReceive(_) if fails => return refuse(PairState::ReadyToReceive),
             Move::ReadyToReceive(link) if have == PairState::Init && link.own.psn == pair.psn => {
                 pair.link = Some(*link);
                 pair.state = PairState::ReadyToReceive;

@@ -21,6 +21,7 @@
 //! **Deliberately absent**: any chance of its own. What is random is drawn by the test.
 
 mod device;
+mod watch;
 mod wire;
 
 use std::cell::{Ref, RefCell, RefMut};
@@ -29,6 +30,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 pub use device::{SimControl, SimProvider};
+pub use watch::Touch;
 
 use super::provider::{
     Access, Caps, DeviceLimits, Link, MESSAGE_BYTES, PairState, Wc, WcKind, WcStatus, Wr,
@@ -124,6 +126,7 @@ struct World {
     ghosts: Vec<Ghost>,
     landed_late: u64,
     overfull: u64,
+    forbidden: watch::Forbidden,
 }
 
 /// A packet whose sender has given it up.
@@ -145,6 +148,8 @@ struct Device {
     armed: bool,
     /// Its port is down.
     down: bool,
+    /// Until then no queue pair can be connected.
+    fails_until_ns: u64,
 }
 
 #[derive(Debug)]
@@ -171,6 +176,9 @@ struct Pair {
     work_plans: VecDeque<WorkPlan>,
     /// Completions that will be lost.
     losing: u32,
+    /// Completions of success that get lost from now on, and those that come twice.
+    lose: u32,
+    repeat: u32,
     /// Every work request that was really posted, oldest first.
     posted: Vec<Wr>,
 }
@@ -240,6 +248,7 @@ impl Net {
             overrun: false,
             armed: false,
             down: false,
+            fails_until_ns: 0,
         });
         device
     }
@@ -297,13 +306,34 @@ impl Net {
         self.look().overfull
     }
 
-    /// Takes back every plan that has not struck yet.
+    /// Devices whose completion queue overran.
+    #[must_use]
+    pub fn overruns(&self) -> usize {
+        self.look().devices.iter().filter(|device| device.overrun).count()
+    }
+
+    /// The next completions of success of a queue pair get lost, until it fails. A device that
+    /// loses any is broken, so that failure is to follow.
+    pub fn lose_successes(&self, number: u32, count: u32) {
+        self.pair(number).lose = count;
+    }
+
+    /// The next completions of a queue pair's work come twice, at once.
+    pub fn repeat_completions(&self, number: u32, count: u32) {
+        self.pair(number).repeat = count;
+    }
+
+    /// Takes back every plan that has not struck yet, and lets devices and ports work.
     pub fn calm(&self) {
         for pair in &mut self.world().pairs {
             pair.post_plans.clear();
             pair.receive_plans.clear();
             pair.work_plans.clear();
             pair.losing = 0;
+            (pair.lose, pair.repeat) = (0, 0);
+        }
+        for device in &mut self.world().devices {
+            device.fails_until_ns = 0;
         }
     }
 
@@ -361,6 +391,19 @@ impl Net {
         self.look().pairs[number as usize].occupied_most
     }
 
+    /// Entries of its send queue that are in use: work requests posted, of which no completion at
+    /// or behind them was polled.
+    #[must_use]
+    pub fn occupied(&self, number: u32) -> Vec<u64> {
+        self.look().pairs[number as usize].occupied.iter().copied().collect()
+    }
+
+    /// Receives posted on a queue pair that no message has used.
+    #[must_use]
+    pub fn receives(&self, number: u32) -> u32 {
+        u32::try_from(self.look().pairs[number as usize].receives.len()).unwrap_or(u32::MAX)
+    }
+
     /// Work requests posted on a queue pair that have not completed.
     #[must_use]
     pub fn pending(&self, number: u32) -> usize {
@@ -383,6 +426,17 @@ impl Net {
 impl World {
     /// Puts a completion into a device's queue.
     fn complete(&mut self, device: usize, wc: Wc) {
+        if wc.kind == WcKind::Work {
+            let pair = &mut self.pairs[wc.number as usize];
+            if wc.status == WcStatus::Success && pair.lose > 0 {
+                pair.lose -= 1;
+                return;
+            }
+            if pair.repeat > 0 {
+                pair.repeat -= 1;
+                self.devices[device].completions.push_back(wc);
+            }
+        }
         let device = &mut self.devices[device];
         device.armed = false;
         if device.completions.len() >= device.completions_max {
@@ -414,6 +468,8 @@ impl World {
     fn fail_pair(&mut self, number: usize) {
         let pair = &mut self.pairs[number];
         let (device, dead) = (pair.device, pair.dead);
+        // This is the failure that losses end in.
+        pair.lose = 0;
         if pair.state == PairState::Error || pair.state == PairState::Reset {
             return;
         }

@@ -109,7 +109,10 @@ impl World {
         if wr.bytes > 0 && wr.verb != WrVerb::Send && !wr.inline {
             match self.admitted(device, wr.lkey, wr.address, u64::from(wr.bytes)) {
                 Some(place) if place.local => {
-                    payload = (wr.verb == WrVerb::Write).then(|| read(&place, wr.bytes));
+                    if wr.verb == WrVerb::Write {
+                        self.touch(number, &place, u64::from(wr.bytes), false);
+                        payload = Some(read(&place, wr.bytes));
+                    }
                 }
                 _ => phase = Phase::Answered(self.now_ns, WcStatus::LocalProtection),
             }
@@ -251,6 +254,7 @@ impl World {
         {
             return Some(WcStatus::RemoteInvalid);
         }
+        self.touch(peer, &place, u64::from(wr.bytes), wr.verb != WrVerb::Read);
         match wr.verb {
             WrVerb::Write => place.mapping.write(place.offset, payload),
             WrVerb::Read => *payload = read(&place, wr.bytes),
@@ -281,6 +285,7 @@ impl World {
         if status == WcStatus::Success && wr.verb.answers() && wr.bytes > 0 {
             let place = self.admitted(device, wr.lkey, wr.address, u64::from(wr.bytes));
             if let Some(place) = place {
+                self.touch(number, &place, u64::from(wr.bytes), true);
                 place.mapping.write(place.offset, &sent.payload);
             }
         }

@@ -5,27 +5,43 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 
 use crate::abi::{Class, FATE_ACCEPTED, FATE_FREE, FATE_POSTED, FATE_SHIFT, Opcode};
-use crate::engine::Engine;
-use crate::engine::tables::{Ring, Share};
 use crate::fabric::Fabric;
 use crate::ids::RingId;
 use crate::ledger::{Aside, LANE, List, NIL, RING, Record, State};
 use crate::ring::{Memory, Word};
 
-/// Panics if an engine's sums, lists and tables do not tell one story.
-pub(super) fn audit<F: Fabric, M: Memory>(engine: &Engine<F, M>) {
-    let open: BTreeSet<u32> = open(engine).collect();
-    assert_eq!(open.len(), engine.ledger.open_count() as usize, "open records");
-    credits(engine, &open);
-    lists(engine, &open);
-    references(engine, &open);
-    shares(engine, &open);
-    for ring in engine.rings.iter().flatten() {
-        slots_and_fates(engine, ring, &open);
+use super::Engine;
+use super::tables::{Ring, Share};
+
+impl<F: Fabric, M: Memory> Engine<F, M> {
+    /// Counts afresh, between two turns, what is held for what is in flight.
+    ///
+    /// # Panics
+    /// If the engine's sums, lists and tables do not tell one story.
+    pub fn audit(&self) {
+        let open: BTreeSet<u32> = open(self).collect();
+        assert_eq!(open.len(), self.ledger.open_count() as usize, "open records");
+        credits(self, &open);
+        lists(self, &open);
+        references(self, &open);
+        shares(self, &open);
+        for ring in self.rings.iter().flatten() {
+            slots(self, ring, &open);
+        }
+        assert!(self.dirty.is_empty(), "rings left unpublished");
+        let parked = self.rings.iter().flatten().filter(|ring| ring.polled).count();
+        assert_eq!(self.polled.len(), parked, "the poll set");
     }
-    assert!(engine.dirty.is_empty(), "rings left unpublished");
-    let parked = engine.rings.iter().flatten().filter(|ring| ring.polled).count();
-    assert_eq!(engine.polled.len(), parked, "the poll set");
+
+    /// Reads every fate table between two turns, as a client would.
+    ///
+    /// # Panics
+    /// If one says something else than its ops.
+    pub fn audit_fates(&self) {
+        for ring in self.rings.iter().flatten() {
+            fates(self, ring);
+        }
+    }
 }
 
 fn open<F: Fabric, M>(engine: &Engine<F, M>) -> impl Iterator<Item = u32> + '_ {
@@ -148,7 +164,7 @@ fn shares<F: Fabric, M>(engine: &Engine<F, M>, open: &BTreeSet<u32>) {
         records[session] += 1;
         owners[engine.sessions[session].owner as usize] += 1;
         let list = std::iter::successors(some(record.op.list), |&at| some(engine.pages.next(at)));
-        blocks[session] += u32::try_from(list.count()).unwrap();
+        blocks[session] += u32::try_from(list.count()).unwrap_or(u32::MAX);
     }
     for (place, session) in engine.sessions.iter().enumerate() {
         assert_eq!(session.records, records[place], "records of session {place}");
@@ -163,13 +179,8 @@ fn shares<F: Fabric, M>(engine: &Engine<F, M>, open: &BTreeSet<u32>) {
     assert_eq!(engine.pages.free_count(), engine.block_share.free, "free page blocks");
 }
 
-/// A ring's promised CQ slots are those that its ops may still fill, and its fate table is what
-/// its ops say.
-fn slots_and_fates<F: Fabric, M: Memory>(
-    engine: &Engine<F, M>,
-    ring: &Ring<M>,
-    open: &BTreeSet<u32>,
-) {
+/// A ring's promised CQ slots are those that its ops may still fill.
+fn slots<F: Fabric, M: Memory>(engine: &Engine<F, M>, ring: &Ring<M>, open: &BTreeSet<u32>) {
     let mine: Vec<u32> = walk::<RING, F, M>(engine, ring.ops.head()).collect();
     let records: Vec<&Record> = mine.iter().map(|&slot| &engine.ledger[slot]).collect();
     assert!(records.is_sorted_by(|a, b| a.number < b.number), "a ring's ops in order");
@@ -185,13 +196,18 @@ fn slots_and_fates<F: Fabric, M: Memory>(
         assert_eq!(ring.end.reserved(), records.iter().map(slots).sum::<u32>(), "promised slots");
         assert_eq!(ring.fates.len() + mine.len(), memory.cq_entries() as usize, "fate entries");
     }
+}
+
+/// A ring's fate table is what its ops say.
+fn fates<F: Fabric, M: Memory>(engine: &Engine<F, M>, ring: &Ring<M>) {
+    let memory = ring.end.memory();
     let taken = memory.word(Word::SqHead).load(Ordering::Acquire);
     let taken = taken.wrapping_sub(memory.first_index());
     assert_eq!(u64::from(taken), ring.next_number & 0xffff_ffff, "sq_head");
     let load = |place| memory.fate(place)[1].load(Ordering::Acquire);
     let stage = |place| load(place) & ((1 << FATE_SHIFT) - 1);
     assert!(ring.fates.iter().all(|&place| stage(place) == FATE_FREE), "a free fate entry");
-    for &slot in &mine {
+    for slot in walk::<RING, F, M>(engine, ring.ops.head()) {
         let record = &engine.ledger[slot];
         let posted = record.state == State::Posted;
         let stage = if posted { FATE_POSTED } else { FATE_ACCEPTED };

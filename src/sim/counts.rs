@@ -184,8 +184,6 @@ counts! {
     RailEndedEarly = "rail_connecting_dead" Passage;
     /// Rails that failed in use.
     RailDegraded = "rail_ready_degraded" Passage;
-    /// Rails whose peer was gone while they were in use.
-    RailEnded = "rail_ready_dead" Passage;
     /// Rails whose queue pair was reset, both ends being quiet.
     RailReset = "rail_degraded_rebuilding" Passage;
     /// Rails whose peer was gone while they were in doubt.
@@ -196,8 +194,6 @@ counts! {
     RailTrusted = "rail_trial_ready" Passage;
     /// Rails that failed before they were taken into use again.
     RailDistrusted = "rail_trial_degraded" Passage;
-    /// Rails whose peer was gone while they were on trial.
-    RailEndedOnTrial = "rail_trial_dead" Passage;
     /// Rails that failed on their way back.
     RailFailedAgain = "rail_rebuilding_degraded" Passage;
     /// Rails whose peer was gone while they were on their way back.

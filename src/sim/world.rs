@@ -13,6 +13,7 @@ use super::loans::{Ends, Loan, token_of};
 use super::node::Node;
 use super::options::Options;
 use crate::engine::Event;
+use crate::fabric::Fabric;
 use crate::fabric::qp::sim::Net;
 use crate::ids::{RegionId, SessionId};
 use crate::random::Random;
@@ -424,7 +425,10 @@ impl World {
     fn quiet(&mut self) -> bool {
         self.clients.iter().all(|client| client.open() == 0)
             && self.net.is_still()
-            && self.nodes.iter_mut().all(|node| node.rails_mut().at_rest())
+            && self.nodes.iter_mut().map(Node::rails_mut).all(|rails| {
+                // A rail that waits to be probed is not at its end yet.
+                rails.at_rest() && !rails.restless()
+            })
     }
 
     fn what_hangs(&self) -> String {

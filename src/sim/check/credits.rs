@@ -23,7 +23,8 @@ pub(in crate::sim) fn between(cable: &Cable, nodes: &mut [Node], net: &Net) {
     let ends = cable.ends.iter().map(|end| nodes[end.node].rails_mut().credit_audit(end.rail));
     let Some(ends) = ends.collect::<Option<Vec<CreditAudit>>>() else { return };
     for (at, own) in ends.iter().enumerate() {
-        let peer = ends[(at + 1) % ends.len()];
+        // Rails of one connection lie one behind the other.
+        let peer = ends[if ends.len() == 1 { at } else { at ^ 1 }];
         let (granted, used, receives) = (own.granted, peer.used, peer.receives);
         hold!(
             Credits,

@@ -7,20 +7,18 @@ use crate::fabric::qp::RailState::{
 };
 use crate::sim::counts::{Count, Counts};
 
-/// Every edge of the diagram.
-pub(in crate::sim) const EDGES: [(RailState, RailState, Count); 15] = [
+/// Every edge of the diagram. A rail in use whose peer is gone is told first that it is broken.
+pub(in crate::sim) const EDGES: [(RailState, RailState, Count); 13] = [
     (Absent, Connecting, Count::RailAdopted),
     (Connecting, Trial, Count::RailConnected),
     (Connecting, Degraded, Count::RailFailedEarly),
     (Connecting, Dead, Count::RailEndedEarly),
     (Ready, Degraded, Count::RailDegraded),
-    (Ready, Dead, Count::RailEnded),
     (Degraded, Rebuilding, Count::RailReset),
     (Degraded, Dead, Count::RailEndedDegraded),
     (Rebuilding, Trial, Count::RailBack),
     (Trial, Ready, Count::RailTrusted),
     (Trial, Degraded, Count::RailDistrusted),
-    (Trial, Dead, Count::RailEndedOnTrial),
     (Rebuilding, Degraded, Count::RailFailedAgain),
     (Rebuilding, Dead, Count::RailEndedRebuilding),
     (Dead, Absent, Count::RailReleased),

@@ -85,10 +85,12 @@ fn f30_a_key_that_ends_under_load_costs_only_those_that_name_it() {
         assert_eq!((taken, done.len()), (30, 30));
         let refused = |n| Done::new(n, errno::EACCES);
         for (end, n) in done.iter().zip(0..) {
-            let good = *end == Done::new(n, 0);
-            assert!(good || n % 3 == 0 && *end == refused(n), "{end:?} after {after_ns} ns");
+            // It may have been repeated, for a neighbour's sake.
+            let end = Done { attempts: 0, ..*end };
+            let good = end == Done::new(n, 0);
+            assert!(good || n % 3 == 0 && end == refused(n), "{end:?} after {after_ns} ns");
         }
-        assert_eq!(done[27], refused(27), "the key had ended by then");
+        assert_eq!(Done { attempts: 0, ..done[27] }, refused(27), "the key had ended by then");
         assert_eq!(two.near.state(0), RailState::Ready);
         assert!(two.near.at_rest());
     }

@@ -175,7 +175,7 @@ pub struct Record {
     pub cursor: u32,
     /// All of it is with the fabric or done.
     pub posted_whole: bool,
-    /// Each part of it was posted once; what was handed back may still be left.
+    /// Each part of it was posted once, to a peer; what was handed back may still be left.
     pub laid: bool,
     /// Bytes placed.
     pub done_bytes: u64,
@@ -299,8 +299,15 @@ impl Record {
     }
 
     /// Notes that the fabric posted a request again, so many times.
-    #[cold]
+    #[inline]
     pub fn repeated(&mut self, times: u8) {
+        if times > 0 {
+            self.repeats(times);
+        }
+    }
+
+    #[cold]
+    fn repeats(&mut self, times: u8) {
         let retries = (self.trouble >> RETRIES) + u32::from(times);
         self.trouble = self.trouble & !(0xff << RETRIES) | retries.min(0xff) << RETRIES;
     }
@@ -365,7 +372,7 @@ impl Ledger {
 
     /// Opens a record for the op that was written to [`Ledger::vacant`]; `None` if all are in use.
     /// What [`Record`] has beside the op and the arguments, but for `fate`, `number`, `sequence`,
-    /// `checked`, `line`, `rail`, `aside` and `returned`, begins at zero.
+    /// `checked`, `line`, `rail`, `aside`, `laid` and `returned`, begins at zero.
     #[inline]
     pub fn open(
         &mut self,
@@ -387,7 +394,6 @@ impl Ledger {
         record.block = record.op.list;
         record.cursor = 0;
         record.posted_whole = false;
-        record.laid = false;
         record.done_bytes = 0;
         record.failure = None;
         record.taken_ns = now_ns;

@@ -11,6 +11,7 @@ use crate::plant::{Plant, planted};
 use crate::ring::{Bell, EngineEnd, Memory};
 
 use super::Engine;
+use super::record::{keep_record, outcome};
 use super::tables::Phase;
 
 impl<F: Fabric, M: Memory> Engine<F, M> {
@@ -28,16 +29,19 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             let (target, immediate) = (record.op.target, record.op.immediate);
             self.notify(target, immediate);
         }
-        let outcome = self.outcome(slot);
-        self.write_final(slot, outcome);
-        self.keep_record(slot, outcome);
+        self.write_final(slot);
         self.leave(slot);
     }
 
-    /// Writes the final CQE, or drops it if that was asked for.
+    /// Leaves what is known of an op in its session's flight recorder, and writes its final CQE, or
+    /// drops that if it was asked for. Whoever pops it finds the entry.
     #[inline]
-    fn write_final(&mut self, slot: u32, outcome: Outcome) {
+    fn write_final(&mut self, slot: u32) {
         let record = &self.ledger[slot];
+        let outcome = outcome(record, &self.fabric);
+        if let Some(recorder) = &mut self.recorders[record.session.0 as usize] {
+            keep_record(recorder, record, outcome, self.now_ns);
+        }
         let Some(ring) = self.rings[record.ring.0 as usize].as_mut() else { return };
         let failed = record.failure.is_some();
         if ring.faulted {
@@ -195,7 +199,11 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             entry.end.count(RingCounter::Completed, 1);
             entry.frees.push(fate);
             self.disarm(slot, local);
-            self.keep_record(slot, Outcome { res: delivered, flags: 0, detail: cqe.detail });
+            let record = &self.ledger[slot];
+            if let Some(recorder) = &mut self.recorders[record.session.0 as usize] {
+                let outcome = Outcome { res: delivered, flags: 0, detail: cqe.detail };
+                keep_record(recorder, record, outcome, self.now_ns);
+            }
             self.leave(slot);
             self.let_go();
         }

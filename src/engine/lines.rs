@@ -147,6 +147,7 @@ impl Abroad {
         if line == 0 {
             return false;
         }
+        record.laid = false;
         self.lines[usize::from(line)].lanes.push(ledger, slot);
         self.queued |= 1 << line;
         true

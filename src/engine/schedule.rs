@@ -12,7 +12,7 @@ use crate::sched::credits::Grant;
 use super::intake::order_fates;
 use super::pages::{BLOCK_PAGES, PagePool};
 use super::rails::note_failure;
-use super::tables::{RegionKind, Slice};
+use super::tables::{Closed, RegionKind, Slice};
 use super::validate::current;
 use super::{Engine, STEPS_PER_TURN, SWEEP_EVERY_NS};
 
@@ -25,47 +25,47 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         }
         let mut done = std::mem::take(&mut self.done);
         self.fabric.poll(self.now_ns, &mut done);
-        self.bring_home(done)
+        if self.abroad() { self.bring_home::<true>(done) } else { self.bring_home::<false>(done) }
     }
 
     /// [`Engine::reap`] once more, of the rails to peers alone: nothing is copied in it.
     pub(super) fn reap_abroad(&mut self) -> u32 {
         let mut done = std::mem::take(&mut self.done);
         self.fabric.poll_rails(self.now_ns, &mut done);
-        self.bring_home(done)
+        self.bring_home::<true>(done)
     }
 
     /// Ends what completed; returns how many requests that were.
     #[inline]
-    fn bring_home(&mut self, mut done: Vec<Done>) -> u32 {
-        let abroad = self.abroad();
+    fn bring_home<const ABROAD: bool>(&mut self, mut done: Vec<Done>) -> u32 {
         let reaped = u32::try_from(done.len()).unwrap_or(u32::MAX);
         for completion in &done {
-            // A completion for a post that is not open is stale: it moves nothing.
-            if completion.flags & DONE_RETURNED != 0 {
+            if ABROAD && completion.flags & DONE_RETURNED != 0 {
                 self.bring_back(*completion);
                 continue;
             }
-            let Some((slot, slice, grant)) = self.posts.close(completion.ticket) else { continue };
+            // A completion for a post that is not open is stale: it moves nothing.
+            let Some(Closed { slot, bytes, rail, grant }) = self.posts.close(completion.ticket)
+            else {
+                continue;
+            };
             let record = &mut self.ledger[slot];
-            if abroad && slice.rail != 0 {
-                self.abroad.give(slice.rail, grant);
+            if ABROAD && rail != 0 {
+                self.abroad.give(rail, grant);
             } else {
                 self.window.give(grant);
             }
             record.in_fabric -= 1;
-            if completion.attempts > 0 {
-                record.repeated(completion.attempts);
-            }
+            record.repeated(completion.attempts);
             if completion.errno == 0 {
-                record.done_bytes += u64::from(slice.bytes);
+                record.done_bytes += u64::from(bytes);
             } else {
-                note_failure(record, slice.bytes, *completion);
+                note_failure(record, bytes, *completion);
             }
             if record.in_fabric == 0 {
                 if record.posted_whole || record.failure.is_some() {
                     self.end(slot);
-                } else if abroad {
+                } else if ABROAD {
                     self.abroad.rejoin(&mut self.ledger, slot);
                 }
             }
@@ -218,7 +218,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let op = &record.op;
         let rail = if ABROAD { record.rail } else { 0 };
         let slice = Slice { bytes, cursor: record.cursor, page: record.page, rail };
-        let Some(ticket) = self.posts.open(slot, slice, grant) else {
+        let Some(ticket) = self.posts.open::<ABROAD>(slot, slice, grant) else {
             unreachable!("more credits than posts");
         };
         let offsets = if op.pages == 0 {
@@ -242,8 +242,11 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         }
         let whole = record.cursor >= record.op.bytes && record.op.pages == 0;
         if whole || self.advance(slot) {
-            self.ledger[slot].laid = true;
-            self.ledger[slot].posted_whole = true;
+            let record = &mut self.ledger[slot];
+            record.posted_whole = true;
+            if ABROAD {
+                record.laid = true;
+            }
             self.leave_lane::<ABROAD>(slot);
         }
     }
@@ -278,10 +281,10 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 
     /// Undoes [`Engine::post_slice`] for the youngest request of an op.
     fn take_back(&mut self, request: &Request) {
-        if self.posts.is_again(request.ticket) {
+        if request.rail != 0 && self.posts.is_again(request.ticket) {
             return self.put_back_returned(request.ticket);
         }
-        let Some((slot, Slice { bytes, .. }, grant)) = self.posts.close(request.ticket) else {
+        let Some(Closed { slot, bytes, grant, .. }) = self.posts.close(request.ticket) else {
             return;
         };
         let record = &mut self.ledger[slot];

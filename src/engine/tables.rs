@@ -325,6 +325,15 @@ pub(super) struct Post {
     pub(super) next: u32,
 }
 
+/// What a post that has ended was.
+#[derive(Debug)]
+pub(super) struct Closed {
+    pub(super) slot: u32,
+    pub(super) bytes: u32,
+    pub(super) rail: u16,
+    pub(super) grant: Grant,
+}
+
 /// The part of an op that a post is.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Slice {
@@ -372,38 +381,50 @@ impl Posts {
         self.free.len() > self.kept as usize
     }
 
+    /// Opens a post. What stays on this host is never handed back, and needs no place in its op.
     #[inline]
-    pub(super) fn open(&mut self, slot: u32, slice: Slice, grant: Grant) -> Option<u64> {
+    pub(super) fn open<const ABROAD: bool>(
+        &mut self,
+        slot: u32,
+        slice: Slice,
+        grant: Grant,
+    ) -> Option<u64> {
         let place = self.free.pop()?;
         let post = &mut self.posts[place as usize];
         let generation = post.generation.wrapping_add(1);
         post.generation = generation;
         post.slot = slot;
-        post.slice = slice;
+        post.slice.bytes = slice.bytes;
+        post.slice.rail = slice.rail;
+        if ABROAD {
+            (post.slice.cursor, post.slice.page) = (slice.cursor, slice.page);
+            post.again = false;
+        }
         post.grant = Some(grant);
-        post.again = false;
         Some(u64::from(generation) << 32 | u64::from(place))
     }
 
     #[inline]
-    pub(super) fn close(&mut self, ticket: u64) -> Option<(u32, Slice, Grant)> {
+    pub(super) fn close(&mut self, ticket: u64) -> Option<Closed> {
         let place = (ticket & 0xffff_ffff) as u32;
         let post = self.posts.get_mut(place as usize)?;
         if u64::from(post.generation) != ticket >> 32 {
             return None;
         }
         let grant = post.grant.take()?;
+        let Slice { bytes, rail, .. } = post.slice;
         self.free.push(place);
-        Some((post.slot, post.slice, grant))
+        Some(Closed { slot: post.slot, bytes, rail, grant })
     }
 
     /// A post comes back undone, and keeps its place: the place, and what it had.
     pub(super) fn hand_back(&mut self, ticket: u64) -> Option<(u32, u32, Slice, Grant)> {
         let place = (ticket & 0xffff_ffff) as u32;
-        let (slot, slice, grant) = self.close(ticket)?;
+        let Closed { slot, grant, .. } = self.close(ticket)?;
         self.free.pop();
-        self.posts[place as usize].again = true;
-        Some((place, slot, slice, grant))
+        let post = &mut self.posts[place as usize];
+        post.again = true;
+        Some((place, slot, post.slice, grant))
     }
 
     /// Posts once more what was handed back; its ticket.
@@ -517,14 +538,14 @@ mod tests {
             let (mut open, mut closed) = (Vec::new(), Vec::new());
             for (slot, (begin, at)) in (0..).zip(steps) {
                 if begin && open.len() < 8 {
-                    let ticket = posts.open(slot, seven, window.take(7).unwrap()).unwrap();
+                    let ticket = posts.open::<true>(slot, seven, window.take(7).unwrap()).unwrap();
                     prop_assert!(!closed.contains(&ticket) && !open.contains(&(ticket, slot)));
                     open.push((ticket, slot));
                 } else if !open.is_empty() {
                     let (ticket, slot) = open.swap_remove(at % open.len());
-                    let (was, bytes, grant) = posts.close(ticket).unwrap();
-                    prop_assert_eq!((was, bytes.bytes), (slot, 7));
-                    window.give(grant);
+                    let was = posts.close(ticket).unwrap();
+                    prop_assert_eq!((was.slot, was.bytes, was.rail), (slot, 7, 0));
+                    window.give(was.grant);
                     closed.push(ticket);
                 }
                 for ticket in &closed {

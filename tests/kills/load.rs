@@ -67,7 +67,9 @@ pub(crate) struct Ground {
 impl Ground {
     fn new(session: &Session, chance: &mut Chance, name: &str) -> Result<Self, ControlError> {
         // Enough for some ten milliseconds.
-        let (large_percent, bytes) = chance.one_of(&[(0, 4 << 20), (4, 4 << 20), (40, 16 << 20)]);
+        // Large ops are under way for long: a kill finds them posted.
+        let kinds = [(0, 4 << 20), (4, 4 << 20), (40, 16 << 20), (40, 16 << 20), (40, 16 << 20)];
+        let (large_percent, bytes) = chance.one_of(&kinds);
         let region = || {
             let memfd = shm::create(c"verbring-kills", bytes, false)?;
             session.region_from_memfd(memfd, bytes)
@@ -244,11 +246,15 @@ impl RawLoad {
             let more = self.push(chance, count);
             if warm {
                 warm_after = u64::MAX;
-                if chance.percent(80) {
+                match chance.below(10) {
+                    0..6 => self.await_posted(),
                     // Until the engine is at it; if it is dead, the next call tells.
-                    let _ = self.ring.wait(1, Some(Duration::from_millis(1)));
+                    6..9 => {
+                        let _ = self.ring.wait(1, Some(Duration::from_millis(1)));
+                        dwell(chance);
+                    }
+                    _ => dwell(chance),
                 }
-                dwell(chance);
                 begun();
             }
             if let Err(over) = self.pop() {
@@ -258,6 +264,17 @@ impl RawLoad {
             let waits = !more || (self.owed > 0 && chance.percent(10));
             if waits && let Err(over) = self.ring.wait(1, None) {
                 return over;
+            }
+        }
+    }
+
+    /// Looks until an op is posted, whose end would be in doubt; or for some time.
+    fn await_posted(&mut self) {
+        let end = self.ring.pushed();
+        for look in 0..10_000 {
+            let number = end.saturating_sub(1 + look % 64);
+            if self.ring.verdict(number) == Verdict::Indeterminate {
+                break;
             }
         }
     }

@@ -9,7 +9,7 @@ use crate::abi::{
 };
 use crate::engine::Limits;
 use crate::fabric::qp::provider::{PathSettings, WrVerb};
-use crate::fabric::qp::{Config, RailState};
+use crate::fabric::qp::{Config, News, RailState, Told};
 use crate::ids::RegionId;
 use crate::seeds::{Random, each_seed};
 
@@ -298,4 +298,41 @@ fn with_both_rails_down_for_good_ops_end_in_bounded_time() {
     let end = ends(&mut two, 1)[0];
     assert_eq!(outcome(&end), failed(errno::EHOSTDOWN, CQE_RETRYABLE, Detail::Peer));
     two.worlds[0].expect_rest();
+}
+
+/// Tells side 0 that a rail of its own has ended for good.
+fn end(two: &mut Two, rail: u16) {
+    let news = News::Gone;
+    rails_of(&mut two.worlds[0]).tell(Told { rail, epoch: 1, news });
+    assert_eq!(two.state(0, rail), RailState::Dead);
+}
+
+/// A rail that has left takes nothing that others may carry: who lacks their credit steps aside.
+#[test]
+fn with_one_rail_gone_who_lacks_credit_holds_nobody_back() {
+    let (mut two, ids, _) = joined(LIMITS);
+    end(&mut two, 1);
+    two.stopped = Some(1);
+    for _ in 0..2 * CONFIG.receives {
+        two.push(0, Sqe { flags: SQE_NOTIFY, ..transfer(Opcode::Write, ids, 0, 8) });
+    }
+    let plain = two.push(0, transfer(Opcode::Write, ids, 1024, 512));
+    two.steps(100);
+    let cqes = two.pop(0);
+    assert!(cqes.iter().any(|cqe| cqe.user_data == plain && cqe.res == 512), "{cqes:?}");
+    assert!(cqes.len() < 1 + 2 * CONFIG.receives as usize, "credit was wanting");
+    two.steps(100);
+    assert!(!two.worlds[0].turn().worked(), "it sleeps until there is credit");
+}
+
+/// While the rails that are left are mended, the engine sleeps.
+#[test]
+fn with_one_rail_gone_and_the_other_down_the_engine_sleeps() {
+    let (mut two, ids, _) = joined(LIMITS);
+    end(&mut two, 1);
+    two.served = false;
+    two.net.break_pair(two.join.number(2, 0));
+    two.push(0, transfer(Opcode::Write, ids, 0, 8));
+    two.steps(200);
+    assert!(!two.worlds[0].turn().worked(), "nothing moves");
 }

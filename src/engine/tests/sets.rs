@@ -7,7 +7,7 @@ use crate::abi::{
     CQE_MAYBE_DONE, CQE_NOTIFY, CQE_RETRYABLE, Cqe, Detail, Opcode, Page, RIGHTS_ALL, SQE_NOTIFY,
     Sqe, WAIT_RAIL, errno,
 };
-use crate::engine::Limits;
+use crate::engine::{Command, Limits};
 use crate::fabric::qp::provider::{PathSettings, WrVerb};
 use crate::fabric::qp::{Config, News, RailState, Told};
 use crate::ids::RegionId;
@@ -335,4 +335,27 @@ fn with_one_rail_gone_and_the_other_down_the_engine_sleeps() {
     two.push(0, transfer(Opcode::Write, ids, 0, 8));
     two.steps(200);
     assert!(!two.worlds[0].turn().worked(), "nothing moves");
+}
+
+/// What is handed back after its import was withdrawn is over: it waits for no rail.
+#[test]
+fn what_comes_back_to_a_withdrawn_import_ends_at_once() {
+    let (mut two, ids, _) = joined(LIMITS);
+    let other = two.region(1);
+    let far = two.offer_set(1, other, RIGHTS_ALL, BOTH);
+    // One on each rail, and behind one of them what is to go.
+    let stays = [0, 1].map(|n| two.push(0, transfer(Opcode::Write, ids, n * 256, 100)));
+    let goes = two.push(0, transfer(Opcode::Write, (ids.0, far), 0, 100));
+    two.steps(1);
+    [1, 2].into_iter().for_each(|rail| cut(&two, rail, true));
+    let token = two.told(0, |token| Command::Withdraw { region: far, token });
+    two.steps(2_000);
+    let cqes = two.pop(0);
+    assert!(two.done(0, token), "withdrawn, though another op waits: {cqes:?}");
+    let revoked = failed(errno::ESTALE, 0, Detail::Revoked);
+    let over: Vec<_> = cqes.iter().map(|cqe| (cqe.user_data, outcome(cqe))).collect();
+    assert_eq!(over, [(goes, revoked)]);
+    [1, 2].into_iter().for_each(|rail| cut(&two, rail, false));
+    let ends = ends(&mut two, 2);
+    assert!(ends.iter().all(|cqe| stays.contains(&cqe.user_data) && cqe.res == 100), "{ends:?}");
 }

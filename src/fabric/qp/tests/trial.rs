@@ -228,3 +228,20 @@ fn a_probe_whose_completion_never_comes_is_made_again() {
     assert_eq!((counts.probes, counts.probes_failed), (2, 1), "{counts:?}");
     succeed(&mut two, &[write(9, 0)]);
 }
+
+/// What was said of a number before it was a rail's is not said of the rail.
+#[test]
+fn a_rail_shares_nothing_with_those_that_had_its_number() {
+    let mut two = two(1, BACKOFF);
+    two.near.share(0b110);
+    let rail = two.join.open([&mut two.near, &mut two.far], &CONFIG).unwrap();
+    assert_eq!(rail, 1);
+    two.near.share(0b10);
+    while two.near.state(1) != RailState::Ready {
+        pass(&mut two, 500);
+    }
+    two.net.break_pair(two.join.number(1, 0));
+    assert_eq!(two.near.post(&[write(0, 1)]), 1);
+    let done = pass(&mut two, 300_000);
+    assert_eq!(done, [Done { attempts: 1, ..Done::new(0, 0) }]);
+}

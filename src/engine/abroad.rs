@@ -34,9 +34,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         assert!(rails.iter().all(named), "an import by a rail that cannot be");
         for set in rails {
             self.abroad.join(set);
-            if set.count_ones() > 1 {
-                self.fabric.share(set);
-            }
+            self.fabric.share(set);
         }
         let epoch = self.regions[id.index() as usize].epoch.wrapping_add(1);
         self.add_region(id, session, bytes, RegionKind::Peer { epoch, rights, rails });

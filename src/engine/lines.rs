@@ -236,25 +236,19 @@ impl Abroad {
         }
     }
 
-    /// The op of a line to serve next, given the rails that take something, and those of them
-    /// that have credit.
+    /// The op of a line to serve next, given what its rails take.
     #[inline]
-    pub(super) fn first(
-        &self,
-        ledger: &Ledger,
-        line: u16,
-        takes: u64,
-        credits: u64,
-    ) -> Option<u32> {
+    pub(super) fn first(&self, ledger: &Ledger, line: u16, open: Open) -> Option<u32> {
         let line = &self.lines[usize::from(line)];
         if line.aside == 0 {
             return line.lanes.first();
         }
-        self.first_of_all(ledger, line, takes, credits)
+        self.first_of_all(ledger, line, open)
     }
 
-    fn first_of_all(&self, ledger: &Ledger, line: &Line, takes: u64, credits: u64) -> Option<u32> {
-        let starved = if credits != 0 { line.starved.first() } else { None };
+    fn first_of_all(&self, ledger: &Ledger, line: &Line, open: Open) -> Option<u32> {
+        let Open { takes, credits, .. } = open;
+        let starved = if open.credit() { line.starved.first() } else { None };
         let alone = each_bit(line.set & takes).filter_map(|rail| {
             let way = &self.ways[usize::from(rail)];
             let slot = way.lanes.first()?;
@@ -342,6 +336,29 @@ impl Abroad {
             (&line.starved, Aside::Credit),
             (&self.ways[usize::from(rail)].lanes, Aside::Rail),
         ]
+    }
+}
+
+/// Rails of a line that take something, a bit each.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Open {
+    /// All that do. One that is over does, to end at once what no other rail may take.
+    pub(super) takes: u64,
+    /// Of these, those that have credit.
+    pub(super) credits: u64,
+    /// Those that what any rail may take does not go by: they are over, and others are not.
+    pub(super) shunned: u64,
+}
+
+impl Open {
+    /// What any rail may take has one to go by.
+    pub(super) fn any(self) -> bool {
+        self.takes & !self.shunned != 0
+    }
+
+    /// And there is credit for it.
+    fn credit(self) -> bool {
+        self.credits & !self.shunned != 0
     }
 }
 

@@ -26,7 +26,7 @@ use crate::ledger::{Aside, Failure, NIL, Record, State};
 use crate::plant::{Plant, planted};
 use crate::ring::Memory;
 
-use super::lines::{Abroad, SET_MAX, closed, each_bit, is_atomic};
+use super::lines::{Abroad, Open, SET_MAX, closed, each_bit, is_atomic};
 use super::tables::{Phase, RegionKind, Slice};
 use super::{Engine, STEPS_PER_TURN};
 
@@ -120,14 +120,15 @@ impl Fan {
         self.over() || self.ways().iter().any(|way| !closed(way.room.stop) && !way.dead())
     }
 
-    /// Rails that take one more, and of these those that have credit, a bit each.
-    fn open(&self) -> (u64, u64) {
-        let (mut takes, mut credits) = (0, 0);
+    /// Rails that take one more.
+    fn open(&self) -> Open {
+        let (mut open, over) = (Open::default(), self.over());
         for way in self.ways().iter().filter(|way| way.takes()) {
-            takes |= 1 << way.rail;
-            credits |= u64::from(way.has_credit()) << way.rail;
+            open.takes |= 1 << way.rail;
+            open.credits |= u64::from(way.has_credit()) << way.rail;
+            open.shunned |= u64::from(way.dead() && !over) << way.rail;
         }
-        (takes, credits)
+        open
     }
 }
 
@@ -215,8 +216,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let mut batch = std::mem::take(&mut self.batch);
         let mut steps = STEPS_PER_TURN;
         loop {
-            let (takes, credits) = fan.open();
-            let first = self.abroad.first(&self.ledger, line, takes, credits);
+            let first = self.abroad.first(&self.ledger, line, fan.open());
             let Some(slot) = first.filter(|_| steps > 0) else { break };
             if let Some(failure) = self.spoiled(slot) {
                 if *ends == 0 {
@@ -419,11 +419,12 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             let room = self.fabric.room(rail);
             room.requests > 0 || room.stop == Some(Stop::Dead)
         });
+        let open = Open { takes: set, ..Open::default() };
         match record.wait {
             _ if !takes => WAIT_RAIL,
             _ if record.aside == Aside::Credit => WAIT_CREDIT,
             wait if ahead == 0
-                && self.abroad.first(&self.ledger, record.line, set, 0) == Some(slot) =>
+                && self.abroad.first(&self.ledger, record.line, open) == Some(slot) =>
             {
                 wait
             }
@@ -478,16 +479,22 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 
     /// True if an op of a line may be taken, by a rail that works or by one whose peer is gone.
     fn line_busy(&self, line: u16) -> bool {
-        let (mut takes, mut credits) = (0, 0);
+        let (mut open, mut over) = (Open::default(), true);
         for rail in each_bit(self.abroad.set(line)) {
             let room = self.fabric.room(rail);
+            let dead = room.stop == Some(Stop::Dead);
+            over &= dead;
             if !closed(room.stop) {
-                takes |= 1 << rail;
-                let credit = room.notifies > 0 || room.stop == Some(Stop::Dead);
-                credits |= u64::from(credit) << rail;
+                open.takes |= 1 << rail;
+                open.credits |= u64::from(room.notifies > 0 || dead) << rail;
+                open.shunned |= u64::from(dead) << rail;
             }
         }
-        takes != 0 && self.abroad.first(&self.ledger, line, takes, credits).is_some()
+        if over {
+            open.shunned = 0;
+        }
+        // What one rail alone may take, and one that is over ends, has been ended in this turn.
+        open.any() && self.abroad.first(&self.ledger, line, open).is_some()
     }
 
     /// True if a ring that is wound up has more to do than to wait for ops.

@@ -40,6 +40,11 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         record.returned_last = place;
         record.wait = WAIT_RAIL;
         self.queue_returned(slot, false);
+        if self.spoiled(slot).is_some() {
+            // It is not to wait for a rail, behind others that do. What else is heard of it now is
+            // heard first: its notification may have been sent.
+            self.purge();
+        }
     }
 
     /// Has an op of which something was handed back wait among those.

@@ -242,7 +242,8 @@ pub trait Fabric {
     fn set_home(&mut self, _region: u32, _memory: Self::Memory) {}
 
     /// These rails lead to the same place: what one of them fails to do is handed back, for another
-    /// to do, and it takes nothing more until it has shown that it works.
+    /// to do, and it takes nothing more until it has shown that it works. One that is named alone
+    /// shares with none, whatever was said of its number before.
     fn share(&mut self, _rails: u64) {}
 
     /// True if a later poll may move something though nothing completes until then: time itself

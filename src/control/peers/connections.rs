@@ -646,7 +646,7 @@ impl Server {
             [connection.until_ns, withdrawn, wanted, pulse, lease].into_iter().flatten().min()
         };
         let connections = self.peers.connections.iter().filter_map(|(_, it)| due(it)).min();
-        let first = [connections, self.retry_due_ns()].into_iter().flatten().min()?;
+        let first = [connections, self.rails_due_ns()].into_iter().flatten().min()?;
         Some(first.saturating_sub(clock::now_ns()).div_ceil(1_000_000))
     }
 
@@ -675,6 +675,9 @@ impl Server {
             } else if over(first, HAVE_WITHIN_NS) || pulse == Due::Lost {
                 found.push((key, "it does not answer"));
             }
+        }
+        for key in self.unquiet(now_ns) {
+            found.push((key, "one of its rails does not fall quiet"));
         }
         for key in silent {
             info!(connection = key, "the lease of a lost peer is over");

@@ -538,6 +538,16 @@ impl Joint {
         self.try_end();
     }
 
+    /// Our end is quiet, and the peer's is still to be: the rail keeps its requests until then.
+    /// Of a connection that is lost it is asked otherwise ([`Joint::silent`]).
+    pub(crate) fn awaits_quiet(&self) -> bool {
+        match self.end {
+            End::No => self.own.quiet && !self.peer_was_quiet(),
+            End::Hushing => self.leaves && self.own.quiet && !self.silent,
+            _ => false,
+        }
+    }
+
     /// It is lost, and our queue pair delivers nothing more of what the peer has sent.
     pub(crate) fn hushed(&self) -> bool {
         let never = matches!(self.pair, Pair::Creating | Pair::None | Pair::Refused);

@@ -126,6 +126,8 @@ struct RailPlace {
     rebuilt: bool,
     /// It could not be connected, and others carry what it would.
     put_off: PutOff,
+    /// Until when the peer's end must be quiet, as this one is.
+    quiet_by_ns: Option<u64>,
 }
 
 /// How far a connection has come.

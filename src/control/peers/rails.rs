@@ -17,6 +17,10 @@ use crate::fabric::qp::{AdoptError, News, Told, Wish};
 use crate::fabric::verbs::{AsyncEvent, VerbsPair};
 use crate::host::link::Order;
 
+/// How long a peer may take to have its end of a rail quiet, once this one is, ns. While others of
+/// a set work nothing else ends the wait, and with it that of the ops that the rail has.
+const QUIET_WITHIN_NS: u64 = if cfg!(test) { 2_000_000_000 } else { 30_000_000_000 };
+
 impl Server {
     /// Makes the rail that leads back to this host, if there is a card.
     pub(in crate::control) fn join_home(&mut self) {
@@ -35,6 +39,7 @@ impl Server {
             pair: None,
             rebuilt: false,
             put_off: PutOff::default(),
+            quiet_by_ns: None,
         });
         self.drive_rail(rail);
     }
@@ -107,7 +112,13 @@ impl Server {
                 Act::Over => self.rail_over(rail, whose),
             }
         }
-        if let Some(Whose::Connection(key, _)) = self.rail(rail).map(|place| place.whose) {
+        let Some(place) = self.rail(rail) else { return };
+        if !place.joint.awaits_quiet() {
+            place.quiet_by_ns = None;
+        } else if place.quiet_by_ns.is_none() {
+            place.quiet_by_ns = Some(clock::now_ns().saturating_add(QUIET_WITHIN_NS));
+        }
+        if let Whose::Connection(key, _) = place.whose {
             self.look_after(key);
         }
     }
@@ -246,9 +257,24 @@ impl Server {
         }
     }
 
-    /// When the first of these has.
-    pub(super) fn retry_due_ns(&self) -> Option<u64> {
-        self.peers.rails.iter().flatten().filter_map(|place| place.put_off.due_ns()).min()
+    /// Connections of which a rail has waited too long for its other end to fall quiet.
+    pub(super) fn unquiet(&mut self, now_ns: u64) -> Vec<usize> {
+        let mut found = Vec::new();
+        for place in self.peers.rails.iter_mut().flatten() {
+            let over = place.quiet_by_ns.take_if(|by_ns| now_ns >= *by_ns).is_some();
+            if over && let Whose::Connection(key, _) = place.whose {
+                found.push(key);
+            }
+        }
+        found
+    }
+
+    /// When there is something to be done about a rail that waits.
+    pub(super) fn rails_due_ns(&self) -> Option<u64> {
+        let due = |place: &RailPlace| {
+            [place.put_off.due_ns(), place.quiet_by_ns].into_iter().flatten().min()
+        };
+        self.peers.rails.iter().flatten().filter_map(due).min()
     }
 
     /// A rail wishes something.

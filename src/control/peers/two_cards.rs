@@ -272,6 +272,24 @@ fn a_rail_is_lost_and_comes_back_while_the_other_stays() {
     stage.settled(&other);
 }
 
+/// A rail whose other end never falls quiet keeps its ops: the connection does not outlast it.
+#[test]
+fn a_rail_whose_other_end_does_not_fall_quiet_ends_the_connection() {
+    let stage = Stage::new("unquiet", 2, 5);
+    let (other, tokens) = stage.greet(2, 2);
+    for (card, token) in (0..).zip(tokens) {
+        stage.makes(card, token);
+        stage.joins(&other, card, 0);
+    }
+    stage.card.say(0, CardDone::Event(1, AsyncEvent::PairFailed(NUMBER)));
+    assert_eq!(stage.moves(1, true), [Move::Error]);
+    assert_eq!(other.hear(), Some(Message::Joint(1, Say::Quiet { life: 0 })));
+    // It is there, and the other rail works.
+    stage.settled(&other);
+    assert_eq!(stage.moves(0, true), [Move::Error], "the connection is lost");
+    other.is_left("in time");
+}
+
 /// However often a rail cannot be connected, the connection outlasts it.
 #[test]
 fn a_rail_that_cannot_be_connected_is_tried_again_while_the_other_works() {

@@ -7,9 +7,9 @@ use crate::abi::{
     CQE_MAYBE_DONE, CQE_NOTIFY, CQE_RETRYABLE, Cqe, Detail, Opcode, Page, RIGHTS_ALL, SQE_NOTIFY,
     Sqe, WAIT_RAIL, errno,
 };
-use crate::engine::Limits;
+use crate::engine::{Command, Limits};
 use crate::fabric::qp::provider::{PathSettings, WrVerb};
-use crate::fabric::qp::{Config, RailState};
+use crate::fabric::qp::{Config, News, RailState, Told};
 use crate::ids::RegionId;
 use crate::seeds::{Random, each_seed};
 
@@ -59,12 +59,12 @@ fn ends(two: &mut Two, count: usize) -> Vec<Cqe> {
     cqes
 }
 
-/// Keeps so many ops under way until `total` ended; how many each rail carried.
-fn flood(two: &mut Two, ids: (RegionId, RegionId), total: usize) -> [usize; 2] {
+/// Keeps `many` ops under way until `total` ended; how many each rail carried.
+fn flood(two: &mut Two, ids: (RegionId, RegionId), many: usize, total: usize) -> [usize; 2] {
     let mut carried = [0; 2];
     let (mut pushed, mut over) = (0, 0);
     while over < total {
-        while pushed < over + 48 && pushed < total {
+        while pushed < over + many && pushed < total {
             two.push(0, transfer(Opcode::Write, ids, 64 * (pushed as u64 % 100), 64));
             pushed += 1;
         }
@@ -80,11 +80,16 @@ fn flood(two: &mut Two, ids: (RegionId, RegionId), total: usize) -> [usize; 2] {
 #[test]
 fn equal_rails_share_and_a_slow_one_gets_less() {
     let (mut two, ids, _) = joined(LIMITS);
-    let [a, b] = flood(&mut two, ids, 2_000);
-    assert!(a.abs_diff(b) <= 200, "{a} and {b}");
+    // Also where neither is ever full: one op at a time goes by them in turn.
+    for (many, off) in [(48, 200), (6, 100), (1, 2)] {
+        let [a, b] = flood(&mut two, ids, many, 2_000);
+        assert!(a.abs_diff(b) <= off, "{a} and {b} of {many} at a time");
+    }
     two.net.delay(two.join.number(2, 0), 6_000);
-    let [a, b] = flood(&mut two, ids, 2_000);
-    assert!(b > 0 && b * 2 < a, "{a} and {b}");
+    for many in [48, 6] {
+        let [a, b] = flood(&mut two, ids, many, 2_000);
+        assert!(b > 0 && b * 2 < a, "{a} and {b} of {many} at a time");
+    }
     two.settle();
     two.expect_rest();
 }
@@ -149,7 +154,7 @@ fn what_a_failed_rail_had_under_way_goes_by_the_other() {
     cut(&two, 1, false);
     two.settle();
     assert_eq!([1, 2].map(|rail| two.state(0, rail)), [RailState::Ready; 2]);
-    let [a, b] = flood(&mut two, ids, 400);
+    let [a, b] = flood(&mut two, ids, 48, 400);
     assert!(a.abs_diff(b) <= 40, "{a} and {b}");
     let counts = rails_of(&mut two.worlds[0]).counts();
     assert!(counts.probes > counts.probes_failed, "{counts:?}");
@@ -201,6 +206,9 @@ fn notifications_follow_all_bytes_over_rails_that_fail() {
     each_seed(60, |seed| {
         let mut random = Random::new(seed);
         let (mut two, ids, target) = joined(LIMITS);
+        // What goes by the other rail would not come in order by itself.
+        let slow = 1 + u16::try_from(random.below(2)).unwrap();
+        two.net.delay(two.join.number(slow, 0), 1_000 + random.below(20_000));
         two.push(1, arm(target, 30));
         for cell in 0..16_u32 {
             let (at, bytes) = (u64::from(cell) * 2048, 1 + random.below32(2000));
@@ -290,4 +298,64 @@ fn with_both_rails_down_for_good_ops_end_in_bounded_time() {
     let end = ends(&mut two, 1)[0];
     assert_eq!(outcome(&end), failed(errno::EHOSTDOWN, CQE_RETRYABLE, Detail::Peer));
     two.worlds[0].expect_rest();
+}
+
+/// Tells side 0 that a rail of its own has ended for good.
+fn end(two: &mut Two, rail: u16) {
+    let news = News::Gone;
+    rails_of(&mut two.worlds[0]).tell(Told { rail, epoch: 1, news });
+    assert_eq!(two.state(0, rail), RailState::Dead);
+}
+
+/// A rail that has left takes nothing that others may carry: who lacks their credit steps aside.
+#[test]
+fn with_one_rail_gone_who_lacks_credit_holds_nobody_back() {
+    let (mut two, ids, _) = joined(LIMITS);
+    end(&mut two, 1);
+    two.stopped = Some(1);
+    for _ in 0..2 * CONFIG.receives {
+        two.push(0, Sqe { flags: SQE_NOTIFY, ..transfer(Opcode::Write, ids, 0, 8) });
+    }
+    let plain = two.push(0, transfer(Opcode::Write, ids, 1024, 512));
+    two.steps(100);
+    let cqes = two.pop(0);
+    assert!(cqes.iter().any(|cqe| cqe.user_data == plain && cqe.res == 512), "{cqes:?}");
+    assert!(cqes.len() < 1 + 2 * CONFIG.receives as usize, "credit was wanting");
+    two.steps(100);
+    assert!(!two.worlds[0].turn().worked(), "it sleeps until there is credit");
+}
+
+/// While the rails that are left are mended, the engine sleeps.
+#[test]
+fn with_one_rail_gone_and_the_other_down_the_engine_sleeps() {
+    let (mut two, ids, _) = joined(LIMITS);
+    end(&mut two, 1);
+    two.served = false;
+    two.net.break_pair(two.join.number(2, 0));
+    two.push(0, transfer(Opcode::Write, ids, 0, 8));
+    two.steps(200);
+    assert!(!two.worlds[0].turn().worked(), "nothing moves");
+}
+
+/// What is handed back after its import was withdrawn is over: it waits for no rail.
+#[test]
+fn what_comes_back_to_a_withdrawn_import_ends_at_once() {
+    let (mut two, ids, _) = joined(LIMITS);
+    let other = two.region(1);
+    let far = two.offer_set(1, other, RIGHTS_ALL, BOTH);
+    // One on each rail, and behind one of them what is to go.
+    let stays = [0, 1].map(|n| two.push(0, transfer(Opcode::Write, ids, n * 256, 100)));
+    let goes = two.push(0, transfer(Opcode::Write, (ids.0, far), 0, 100));
+    two.steps(1);
+    [1, 2].into_iter().for_each(|rail| cut(&two, rail, true));
+    let token = two.told(0, |token| Command::Withdraw { region: far, token });
+    two.steps(2_000);
+    let cqes = two.pop(0);
+    assert!(two.done(0, token), "withdrawn, though another op waits: {cqes:?}");
+    let revoked = failed(errno::ESTALE, 0, Detail::Revoked);
+    let over: Vec<_> = cqes.iter().map(|cqe| (cqe.user_data, outcome(cqe))).collect();
+    assert_eq!(over, [(goes, revoked)]);
+    [1, 2].into_iter().for_each(|rail| cut(&two, rail, false));
+    let ends = ends(&mut two, 2);
+    assert!(ends.iter().all(|cqe| stays.contains(&cqe.user_data) && cqe.res == 100), "{ends:?}");
 }

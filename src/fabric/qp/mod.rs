@@ -507,8 +507,11 @@ impl<P: Provider> Fabric for Rails<P> {
     }
 
     fn share(&mut self, rails: u64) {
+        let several = rails.count_ones() > 1;
         for (rail, number) in self.rails.iter_mut().zip(0..) {
-            rail.shared |= rails.checked_shr(number).unwrap_or(0) & 1 != 0;
+            if rails.checked_shr(number).unwrap_or(0) & 1 != 0 {
+                rail.shared = several;
+            }
         }
     }
 

@@ -143,7 +143,8 @@ impl<P: Provider> Rails<P> {
             let rail = &mut self.rails[usize::from(number)];
             let head = rail.works.head();
             let moved = std::mem::replace(&mut rail.seen_head, head) != head;
-            if moved || rail.works.is_empty() || rail.state != RailState::Ready {
+            let posts = matches!(rail.state, RailState::Ready | RailState::Trial);
+            if moved || rail.works.is_empty() || !posts {
                 rail.seen_looks = 0;
                 continue;
             }

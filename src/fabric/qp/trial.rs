@@ -209,7 +209,8 @@ impl<P: Provider> Rails<P> {
     pub(super) fn try_out(&mut self, number: u16) {
         let rail = &mut self.rails[usize::from(number)];
         if rail.marker_posted {
-            return;
+            // Only time tells that its completion will not come.
+            return self.attend(number);
         }
         let card = &mut self.cards[usize::from(rail.card)];
         if self.now_ns < rail.trust.since_ns || !card.admits(number, self.now_ns) {
@@ -218,6 +219,7 @@ impl<P: Provider> Rails<P> {
             self.trusted(number);
         } else if self.post_marker(number) {
             self.counts.probes += 1;
+            self.attend(number);
         } else if self.rails[usize::from(number)].state == RailState::Trial {
             // As a post that stops: it is tried again, and in the end rebuilt.
             let rail = &mut self.rails[usize::from(number)];

@@ -204,3 +204,44 @@ fn only_a_cards_own_errors_in_a_row_pause_it() {
     let counts = two.near.counts();
     assert_eq!((counts.card_errors, counts.pauses), (4, 0), "{counts:?}");
 }
+
+/// A probe whose end is never told is no reason to wait for ever.
+#[test]
+fn a_probe_whose_completion_never_comes_is_made_again() {
+    let config = Config { recovery: BACKOFF, lost_ns: 200_000, drain_ns: 100_000, ..CONFIG };
+    let mut two = Two::new(Shape { rails: 2, config, path: PATH, ..Shape::DEFAULT });
+    two.near.share(0b11);
+    let number = two.join.number(0, 0);
+    two.net.break_pair(number);
+    assert_eq!(two.near.post(&[write(0, 0)]), 1);
+    while two.near.counts().probes == 0 {
+        pass(&mut two, 500);
+    }
+    assert_eq!(two.near.state(0), RailState::Trial);
+    two.net.lose_completions(number, 1);
+    pass(&mut two, 10_000);
+    assert_eq!((two.near.state(0), two.net.pending(number)), (RailState::Trial, 0));
+    assert!(two.near.restless(), "only time tells that it is lost");
+    pass(&mut two, 3 * config.lost_ns);
+    assert_eq!(two.near.state(0), RailState::Ready);
+    let counts = two.near.counts();
+    assert_eq!((counts.probes, counts.probes_failed), (2, 1), "{counts:?}");
+    succeed(&mut two, &[write(9, 0)]);
+}
+
+/// What was said of a number before it was a rail's is not said of the rail.
+#[test]
+fn a_rail_shares_nothing_with_those_that_had_its_number() {
+    let mut two = two(1, BACKOFF);
+    two.near.share(0b110);
+    let rail = two.join.open([&mut two.near, &mut two.far], &CONFIG).unwrap();
+    assert_eq!(rail, 1);
+    two.near.share(0b10);
+    while two.near.state(1) != RailState::Ready {
+        pass(&mut two, 500);
+    }
+    two.net.break_pair(two.join.number(1, 0));
+    assert_eq!(two.near.post(&[write(0, 1)]), 1);
+    let done = pass(&mut two, 300_000);
+    assert_eq!(done, [Done { attempts: 1, ..Done::new(0, 0) }]);
+}

@@ -440,8 +440,12 @@ impl World {
     /// What must hold at the end.
     fn judge(&mut self) {
         // What was told last is still to be heard.
-        for _ in 0..200 {
+        let mut steps = 0;
+        // A rail may be connected again, and probed, in that while.
+        while steps < 200 || !self.quiet() {
             self.step(false);
+            steps += 1;
+            check::ends::wait(steps, || self.what_hangs());
         }
         for client in &self.clients {
             client.unmoved(&self.grounds);

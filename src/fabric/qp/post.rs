@@ -101,6 +101,11 @@ impl<P: Provider> Rails<P> {
             rail.taken.pop_back();
             back += 1;
         }
+        let youngest = rail.taken.tail().wrapping_sub(1);
+        if rail.taken.contains(youngest) {
+            // What will be chained to it goes along, though others were in between for a while.
+            rail.chain_broken |= rail.taken[youngest].refused;
+        }
         self.live -= u32::try_from(back).unwrap_or(u32::MAX);
         self.settle(number);
         back

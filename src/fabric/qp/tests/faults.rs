@@ -145,6 +145,26 @@ fn f02_a_device_without_memory_is_tried_again_and_in_the_end_rebuilt() {
     assert!(two.near.at_rest());
 }
 
+/// What was not posted behind a refused link goes back, and leaves that link the youngest: what is
+/// chained to it afterwards goes along with it, though others had stood in between.
+#[test]
+fn f03_a_link_that_comes_after_the_refused_one_is_cut_though_others_went_back() {
+    let mut two = two();
+    let chain = |n| Request { flags: REQUEST_CHAIN, ..write(n) };
+    two.net.plan_post(two.join.number(0, 0), plan(1, Say::Right, errno::EINVAL));
+    assert_eq!(two.near.post(&[write(0), chain(1), write(2), write(3)]), 2, "the rest goes back");
+    let last = Request { flags: REQUEST_CHAIN | REQUEST_NOTIFY, immediate: 7, ..write(4) };
+    assert_eq!(two.near.post(&[last]), 1);
+    let mut done = ends(&mut two, 3);
+    done.sort_by_key(|end| end.ticket);
+    let told: Vec<_> = done.iter().map(|end| (end.ticket, end.errno)).collect();
+    assert_eq!(told, [(0, 0), (1, errno::EINVAL), (4, errno::ECANCELED)]);
+    let mut arrivals = Vec::with_capacity(4);
+    two.far.arrivals(&mut arrivals);
+    assert_eq!(arrivals, [], "the owner was told of bytes that never came");
+    assert!(two.near.at_rest());
+}
+
 #[test]
 fn f03_a_request_that_is_refused_fails_alone_and_its_chain_with_it() {
     let mut two = two();

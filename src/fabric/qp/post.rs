@@ -48,7 +48,7 @@ impl<P: Provider> Rails<P> {
         let works = works(&self.regions, &self.config, rail.card, request);
         let mut taken = Taken::new(*request, 0);
         taken.broken_before = rail.chain_broken;
-        let broken = taken.chained() && rail.chain_broken;
+        let broken = taken.chained() && rail.chain_broken && !planted(Plant::ChainUncut);
         let works = match rail.state {
             RailState::Dead => Err((Fault::Path, EHOSTDOWN)),
             RailState::Ready if broken => Err((Fault::Path, errno::ECANCELED)),

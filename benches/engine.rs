@@ -18,6 +18,7 @@ use verbring::engine::{Command, Engine, Limits, Ring};
 use verbring::fabric::{Done, Fabric, Request};
 use verbring::ids::{RegionId, RingId, SessionId};
 use verbring::ring::{ClientEnd, EngineEnd, Heap};
+use verbring::sched::{Contract, Policy};
 use verbring::telemetry::Recorder;
 
 #[global_allocator]
@@ -45,6 +46,7 @@ const LIMITS: Limits = Limits {
     intake_budget: 64,
     ring_idle_ns: u64::MAX,
     cut_off_ns: u64::MAX,
+    policy: Policy::DEFAULT,
 };
 
 /// Completes every request at the next poll, and moves nothing.
@@ -111,12 +113,7 @@ impl World {
         let own = RegionId::new(1, 0);
         let ring = Box::new(Ring::new(RingId(0), session, Arc::clone(&heap), false));
         for command in [
-            Command::AddSession {
-                session,
-                owner: 0,
-                ops_max: ENTRIES,
-                ceiling: verbring::abi::Class::High,
-            },
+            Command::AddSession { session, owner: 0, contract: Contract::of_ops(ENTRIES) },
             Command::AddRegion { region: own, session, bytes: REGION_BYTES, memory: (), token: 1 },
             Command::AddImport {
                 region: RegionId::new(1, 1),

@@ -456,6 +456,10 @@ enum vr_counter {
 #define VR_WAIT_NOTIFY 7u       /* a peer's notification (ARM) */
 #define VR_WAIT_RAIL 8u         /* its rail takes nothing now */
 #define VR_WAIT_CREDIT 9u       /* its peer has no receive free for its notification */
+#define VR_WAIT_WINDOW_WRS 10u  /* the window's work requests are in use */
+#define VR_WAIT_PEER 11u        /* the window towards its peer is in use */
+#define VR_WAIT_TURN 12u        /* other users, sessions or peers of its lane have their turn */
+#define VR_WAIT_CAP 13u         /* its uid has as many bytes of class high posted as it may */
 
 struct vr_head { /* starts every request */
     uint16_t kind;

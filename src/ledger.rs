@@ -203,6 +203,8 @@ pub struct Record {
     pub rail: u16,
     /// What it has stepped aside for in its line.
     pub aside: Aside,
+    /// Who made it: 0 a user, 1 the engine itself.
+    pub origin: u8,
     /// The first of its posts that were handed back, or [`NIL`]: none is left when
     /// the record is closed.
     pub returned: u32,
@@ -356,6 +358,7 @@ impl Ledger {
             trouble: 0,
             rail: 0,
             aside: Aside::No,
+            origin: 0,
             returned: NIL,
             returned_last: NIL,
         };
@@ -402,6 +405,7 @@ impl Ledger {
         record.wait = 0;
         record.posts = 0;
         record.trouble = 0;
+        record.origin = 0;
         Some((slot, record))
     }
 

@@ -67,6 +67,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "plant",
             "ring",
             "fabric",
+            "sched",
             "engine",
             "control::peers::joint",
         ],

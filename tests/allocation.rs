@@ -12,12 +12,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use verbring::abi::{
-    CANCEL_BY_NUMBER, CQE_MORE, Class, Cqe, Opcode, RIGHTS_ALL, SQE_NOTIFY, SQE_SKIP_SUCCESS, Sqe,
+    CANCEL_BY_NUMBER, CQE_MORE, Cqe, Opcode, RIGHTS_ALL, SQE_NOTIFY, SQE_SKIP_SUCCESS, Sqe,
 };
 use verbring::engine::{Command, Engine, Limits, Reply, Ring, Wind};
 use verbring::fabric::Local;
 use verbring::ids::{RegionId, RingId, SessionId};
 use verbring::ring::{ClientEnd, Heap};
+use verbring::sched::{Contract, Policy};
 use verbring::shm::Mapping;
 
 struct Counting;
@@ -76,6 +77,7 @@ const LIMITS: Limits = Limits {
     intake_budget: 8,
     ring_idle_ns: 20_000,
     cut_off_ns: 1_000_000,
+    policy: Policy::DEFAULT,
 };
 
 type Memory = Arc<Heap>;
@@ -118,8 +120,7 @@ impl World {
             let command = Command::AddSession {
                 session: SessionId(session),
                 owner: session,
-                ops_max: 100,
-                ceiling: Class::High,
+                contract: Contract::of_ops(100),
             };
             inside(|| world.engine.command(command));
             for ring in [2 * session, 2 * session + 1] {

@@ -15,6 +15,7 @@ use verbring::engine::{Command, Engine as Core, Event, Limits, Ring};
 use verbring::fabric::Local;
 use verbring::ids::{RingId, SessionId};
 use verbring::ring::{ClientEnd, Fault, Heap, Memory, Word};
+use verbring::sched::{Contract, Policy};
 use verbring::{Engine, Import, RawRing, Region, Rights, RingOptions, Session};
 
 const FIRST: u32 = u32::MAX - 3;
@@ -34,12 +35,13 @@ fn core() -> (Core<Local, Arc<Heap>>, [Arc<Heap>; 2]) {
         intake_budget: 16,
         ring_idle_ns: u64::MAX,
         cut_off_ns: u64::MAX,
+        policy: Policy::DEFAULT,
     };
     let mut core = Core::new(limits, Local::new(4, 8, 1 << 16));
     let memories = [0, 1].map(|_| Arc::new(Heap::new(8, 8, FIRST)));
     for (at, memory) in (0..2).zip(&memories) {
         let session = SessionId(at);
-        core.command(Command::AddSession { session, owner: at, ops_max: 64, ceiling: Class::High });
+        core.command(Command::AddSession { session, owner: at, contract: Contract::of_ops(64) });
         let ring = Box::new(Ring::new(RingId(at), session, Arc::clone(memory), false));
         core.command(Command::AddRing { ring, token: 0 });
     }

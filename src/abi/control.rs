@@ -646,3 +646,11 @@ pub const WAIT_NOTIFY: u16 = 7;
 pub const WAIT_RAIL: u16 = 8;
 /// WHY wait: its peer has no receive free for its notification.
 pub const WAIT_CREDIT: u16 = 9;
+/// WHY wait: the window's work requests are in use.
+pub const WAIT_WINDOW_WRS: u16 = 10;
+/// WHY wait: the window towards its peer is in use.
+pub const WAIT_PEER: u16 = 11;
+/// WHY wait: other users, sessions or peers of its lane have their turn.
+pub const WAIT_TURN: u16 = 12;
+/// WHY wait: its uid has as many bytes of class high posted as it may.
+pub const WAIT_CAP: u16 = 13;

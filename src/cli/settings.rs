@@ -18,6 +18,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 use verbring::abi::Class;
 use verbring::host::{Config, VERBS_DEVICES_MAX, VerbsDevice, VerbsUse};
+use verbring::sched::Mode as Order;
 
 use super::class_name;
 
@@ -339,6 +340,8 @@ enum Form {
     Devices,
     /// One number for all classes, or one for each.
     PerClass,
+    /// Which op goes next.
+    Order,
     Use,
     Class,
 }
@@ -388,6 +391,7 @@ impl Setting {
                 range(u8::MAX.into())
             ),
             Form::Use => "off, auto or require".to_string(),
+            Form::Order => "weighted, strict, fifo, tent or direct".to_string(),
             Form::Class => "high, medium or low".to_string(),
         }
     }
@@ -399,7 +403,7 @@ impl Form {
         match self {
             Self::Number(_) | Self::Bytes(_) | Self::Cpu | Self::Places | Self::PerClass => true,
             Self::Mode => radix == 8,
-            Self::Path | Self::Devices | Self::Use | Self::Class => false,
+            Self::Path | Self::Devices | Self::Use | Self::Order | Self::Class => false,
         }
     }
 
@@ -418,6 +422,7 @@ impl Form {
             Self::Devices => "DEVICE[:PORT][,DEVICE[:PORT]...]",
             Self::PerClass => "NUMBER[,NUMBER,NUMBER]",
             Self::Use => "USE",
+            Self::Order => "ORDER",
             Self::Class => "CLASS",
         }
     }
@@ -480,6 +485,10 @@ fn read_mode(text: &OsStr) -> Option<u32> {
     let digits = text.strip_prefix("0o").unwrap_or(text);
     digits.starts_with(|first: char| first.is_digit(8)).then_some(())?;
     u32::from_str_radix(digits, 8).ok()
+}
+
+fn read_order(text: &OsStr) -> Option<Order> {
+    text.to_str()?.parse().ok()
 }
 
 fn read_class(text: &OsStr) -> Option<Class> {
@@ -597,6 +606,7 @@ macro_rules! table {
     (@read Devices $field:expr) => { show_list(&$field) };
     (@read PerClass $field:expr) => { show_per_class($field) };
     (@read Use $field:expr) => { Shown::Text(use_name($field).to_string()) };
+    (@read Order $field:expr) => { Shown::Text($field.to_string()) };
     (@read Class $field:expr) => { Shown::Text(class_name($field).to_string()) };
     (@write Number $field:expr, $text:ident) => { store(&mut $field, read_number($text)) };
     (@write Bytes $field:expr, $text:ident) => { store(&mut $field, read_bytes($text)) };
@@ -607,6 +617,7 @@ macro_rules! table {
     (@write Devices $field:expr, $text:ident) => { store(&mut $field, read_devices($text)) };
     (@write PerClass $field:expr, $text:ident) => { store(&mut $field, read_per_class($text)) };
     (@write Use $field:expr, $text:ident) => { store(&mut $field, read_use($text)) };
+    (@write Order $field:expr, $text:ident) => { store(&mut $field, read_order($text)) };
     (@write Class $field:expr, $text:ident) => { store(&mut $field, read_class($text)) };
 }
 
@@ -622,7 +633,27 @@ table! {
     "regions_max" Number(u32) regions_max, "Regions and imports at once, over all sessions";
     "window_ops" Number(u32) window_ops, "Ops in flight on the device";
     "window_bytes" Bytes(u64) window_bytes, "Bytes in flight on the device; at least one slice";
-    "slice_bytes" Bytes(u32) slice_bytes, "A large op moves in slices of this many bytes";
+    "window_wrs" Number(u32) window_wrs, "Work requests in flight on the device";
+    "slice_bytes" Bytes(u32) slice_bytes,
+        "A large op moves in slices of at most this many bytes";
+    "slice_us" Number(u32) slice_us,
+        "Microseconds that a slice is to take at the measured rate; 0 leaves slices whole";
+    "mode" Order mode, "Which op goes next: weighted, strict, fifo, tent or direct";
+    "class_weights" PerClass class_weights, "Weighted: shares of high, medium and low";
+    "min_share" Number(u16) min_share,
+        "Strict: thousandths of all bytes that medium and low each get at the least";
+    "floor_bytes" Bytes(u32) floor_bytes, "A work request counts as at least so many bytes";
+    "aging_medium_us" Number(u32) aging_medium_us,
+        "Microseconds after which a queued medium op counts as high; 0 for never";
+    "aging_low_us" Number(u32) aging_low_us,
+        "Microseconds after which a queued low op counts as high; 0 for never";
+    "reserve_ops" Number(u32) reserve_ops, "Part of window_ops for the engine's own work";
+    "reserve_bytes" Bytes(u64) reserve_bytes, "Part of window_bytes for the engine's own work";
+    "peer_ops" Number(u32) peer_ops, "Ops in flight towards one peer; 0 for the card's bound";
+    "peer_wrs" Number(u32) peer_wrs,
+        "Work requests in flight towards one peer; 0 for the card's bound";
+    "peer_bytes" Bytes(u64) peer_bytes,
+        "Bytes in flight towards one peer; 0 for the card's bound";
     "intake_budget" Number(u32) intake_budget, "SQEs taken from one ring in one turn";
     "recorder_entries" Number(u32) recorder_entries,
         "Ended ops that a session's flight recorder holds, a power of two; 0 for none";
@@ -637,6 +668,10 @@ table! {
         "The card's device and port, or several; auto is what verbring devices calls chosen";
     "verbs_gid" Places verbs_gid,
         "Place in the ports' tables of GIDs; auto is what verbring devices calls chosen";
+    "verbs_window_ops" Number(u32) verbs_window_ops, "Ops in flight on one card";
+    "verbs_window_wrs" Number(u32) verbs_window_wrs, "Work requests in flight on one card";
+    "verbs_window_bytes" Bytes(u64) verbs_window_bytes,
+        "Bytes in flight on one card; at least one slice";
     "verbs_depth" Number(u32) verbs_depth, "Work requests in flight on one rail";
     "verbs_receives" Number(u32) verbs_receives,
         "Notifications that a peer may send on one rail before any is handed out";
@@ -658,6 +693,10 @@ table! {
     "quota.regions" Number(u32) quota.regions, "Regions and imports at once of one uid";
     "quota.region_bytes" Bytes(u64) quota.region_bytes, "Bytes in regions of one uid";
     "quota.ops" Number(u32) quota.ops, "Ops in flight of one uid";
+    "quota.op_bytes" Bytes(u64) quota.op_bytes, "Bytes that ops in flight of one uid ask for";
+    "quota.high_bytes" Bytes(u64) quota.high_bytes,
+        "Bytes of class high that one uid has posted at once";
+    "quota.weight" Number(u8) quota.weight, "Share of one uid beside others of the same class";
     "quota.control_per_s" Number(u32) quota.control_per_s,
         "Control messages a second of one uid; more are answered later";
     "quota.class_ceiling" Class quota.class_ceiling,
@@ -822,7 +861,7 @@ mod tests {
         );
         assert_eq!(
             refusal("[windows]\n"),
-            format!("FILE:1: unknown key windows; {nearest} window_ops")
+            format!("FILE:1: unknown key windows; {nearest} window_wrs")
         );
     }
 

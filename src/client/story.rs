@@ -71,6 +71,10 @@ pub fn wait_words(wait: u16) -> Option<&'static str> {
         abi::WAIT_NOTIFY => "a notification",
         abi::WAIT_RAIL => "its rail",
         abi::WAIT_CREDIT => "its peer's credit for a notification",
+        abi::WAIT_WINDOW_WRS => "room in the window, in work requests",
+        abi::WAIT_PEER => "room in the window towards its peer",
+        abi::WAIT_TURN => "its turn beside other users, sessions or peers",
+        abi::WAIT_CAP => "the cap on its uid's bytes of class high",
         _ => return None,
     })
 }

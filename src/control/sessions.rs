@@ -144,8 +144,7 @@ impl Server {
         self.order(Command::AddSession {
             session: place(key),
             owner,
-            ops_max: self.config.quota.ops,
-            ceiling: self.config.quota.class_ceiling,
+            contract: self.config.quota.contract(),
         });
         info!(session = key, uid, pid = peer.pid(), "session attached");
     }

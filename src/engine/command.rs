@@ -5,6 +5,7 @@ use crate::fabric::Fabric;
 use crate::ids::{RecordId, RegionId, RingId, SessionId};
 use crate::ledger::NIL;
 use crate::ring::{Fault, Memory};
+use crate::sched::Contract;
 use crate::telemetry::Recorder;
 
 use super::Engine;
@@ -20,12 +21,10 @@ pub enum Command<Mem, M> {
     AddSession {
         /// Its place.
         session: SessionId,
-        /// The uid's place: sessions with the same one share `ops_max`.
+        /// The uid's place: sessions with the same one share its contract.
         owner: u32,
-        /// Ops in flight of that uid.
-        ops_max: u32,
-        /// Its most urgent class.
-        ceiling: Class,
+        /// What that uid may have.
+        contract: Contract,
     },
     /// From now on leaves what is known of each of a session's ops, once it is over, in its flight
     /// recorder. Not answered; the recorder's memory is to outlive the session.
@@ -251,9 +250,10 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     /// Takes one command; [`Engine::accepts`] has said that it can.
     pub fn command(&mut self, command: Command<F::Memory, M>) {
         match command {
-            Command::AddSession { session, owner, ops_max, ceiling } => {
+            Command::AddSession { session, owner, contract } => {
                 let place = &mut self.sessions[session.0 as usize];
                 assert!(!place.live, "opened a session twice");
+                let Contract { ops_max, ceiling, .. } = contract;
                 *place = Session { live: true, owner, ceiling, ..Session::NONE };
                 self.owners[owner as usize].ops_max = ops_max;
             }

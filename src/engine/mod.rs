@@ -42,6 +42,7 @@ use crate::fabric::{Done, Fabric, Request};
 use crate::ids::{RegionId, RingId};
 use crate::ledger::{LANE, Ledger, List};
 use crate::ring::Memory;
+use crate::sched::Policy;
 use crate::sched::credits::Window;
 use crate::sched::lanes::Lanes;
 use crate::telemetry::Recorder;
@@ -84,6 +85,8 @@ pub struct Limits {
     pub ring_idle_ns: u64,
     /// Nanoseconds without any rail to a peer that works, after which ops that wait for one end.
     pub cut_off_ns: u64,
+    /// Which op goes next, and what bounds hold beside the windows.
+    pub policy: Policy,
 }
 
 impl Limits {

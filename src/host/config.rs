@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use crate::abi::{self, Class};
 use crate::fabric::qp::CARDS_MAX;
+use crate::sched::{Bounds, Contract, Mode, Policy};
 
 /// Settings of one engine. `Config::default()` suits a shared two-core machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,8 +34,36 @@ pub struct Config {
     pub window_ops: u32,
     /// Bytes in flight on the device; at least one slice.
     pub window_bytes: u64,
-    /// A large op moves in slices of this many bytes; 4 KiB to 64 MiB.
+    /// Work requests (slices and pages) in flight on the device; 1 to 16,384.
+    pub window_wrs: u32,
+    /// A large op moves in slices of at most this many bytes; 4 KiB to 64 MiB.
     pub slice_bytes: u32,
+    /// Microseconds that a slice is to take at the measured rate of its device: slices are made
+    /// smaller for it, down to 4 KiB; 0 to 1,000,000, where 0 leaves them as they are.
+    pub slice_us: u32,
+    /// Which op goes next.
+    pub mode: Mode,
+    /// Shares of high, medium and low in the bytes that are moved; 1 to 64 each.
+    pub class_weights: [u8; 3],
+    /// In mode strict: what medium and low each get at the least while they have work, in
+    /// thousandths of what is moved; 0 to 250.
+    pub min_share: u16,
+    /// A work request counts as at least so many bytes; 0 to 64 KiB.
+    pub floor_bytes: u32,
+    /// Microseconds after which a queued op of class medium counts as high; 0 for never.
+    pub aging_medium_us: u32,
+    /// Microseconds after which a queued op of class low counts as high; 0 for never.
+    pub aging_low_us: u32,
+    /// Part of `window_ops` that is kept for the engine's own work; less than that.
+    pub reserve_ops: u32,
+    /// Part of `window_bytes` that is kept for the engine's own work; at least a slice is left.
+    pub reserve_bytes: u64,
+    /// Ops in flight towards one peer; 0 sets no bound but the card's.
+    pub peer_ops: u32,
+    /// Work requests in flight towards one peer; 0 sets no bound but the card's.
+    pub peer_wrs: u32,
+    /// Bytes in flight towards one peer; 0 sets no bound but the card's, else at least one slice.
+    pub peer_bytes: u64,
     /// SQEs taken from one ring in one turn; 1 to 1,024.
     pub intake_budget: u32,
     /// Ended ops that a session's flight recorder holds, 64 bytes each: a power of two from 16 to
@@ -59,6 +88,12 @@ pub struct Config {
     /// Place in the port's table of GIDs, one for all devices or one for each; without any, what
     /// `verbring devices` calls chosen.
     pub verbs_gid: Vec<u8>,
+    /// Ops in flight on one card, over all its rails; 1 to 65,536.
+    pub verbs_window_ops: u32,
+    /// Work requests in flight on one card, over all its rails; 1 to 65,536.
+    pub verbs_window_wrs: u32,
+    /// Bytes in flight on one card, over all its rails; at least one slice.
+    pub verbs_window_bytes: u64,
     /// Work requests posted and not completed on one rail; 1 to 8,192. The device may give less.
     pub verbs_depth: u32,
     /// Notifications that a peer may send on one rail before any is handed out; 1 to 4,096.
@@ -101,6 +136,12 @@ pub struct Quota {
     pub region_bytes: u64,
     /// Ops in flight.
     pub ops: u32,
+    /// Bytes that ops in flight ask for; one op may ask for more, alone.
+    pub op_bytes: u64,
+    /// Bytes of class high that are posted at once; one request may have more, alone.
+    pub high_bytes: u64,
+    /// Share beside other uids of the same class; 1 to 64.
+    pub weight: u8,
     /// Control messages a second; more are answered later, not refused.
     pub control_per_s: u32,
     /// Most urgent class.
@@ -170,6 +211,19 @@ pub const VERBS_DEVICES_MAX: usize = CARDS_MAX;
 #[error("not DEVICE or DEVICE:PORT, with a port from 1 to 255")]
 pub struct NoVerbsDevice;
 
+impl Quota {
+    /// What the core is told of it.
+    pub(crate) fn contract(&self) -> Contract {
+        Contract {
+            ops_max: self.ops,
+            bytes_max: self.op_bytes,
+            high_bytes_max: self.high_bytes,
+            weight: self.weight,
+            ceiling: self.class_ceiling,
+        }
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -183,7 +237,20 @@ impl Default for Config {
             regions_max: 4_096,
             window_ops: 64,
             window_bytes: 256 << 10,
+            window_wrs: 128,
             slice_bytes: 128 << 10,
+            slice_us: 100,
+            mode: Mode::Weighted,
+            class_weights: [4, 2, 1],
+            min_share: 10,
+            floor_bytes: 512,
+            aging_medium_us: 0,
+            aging_low_us: 0,
+            reserve_ops: 0,
+            reserve_bytes: 0,
+            peer_ops: 0,
+            peer_wrs: 0,
+            peer_bytes: 0,
             intake_budget: 64,
             recorder_entries: 1_024,
             spin_us: 50,
@@ -194,6 +261,9 @@ impl Default for Config {
             verbs: VerbsUse::Auto,
             verbs_device: Vec::new(),
             verbs_gid: Vec::new(),
+            verbs_window_ops: 256,
+            verbs_window_wrs: 512,
+            verbs_window_bytes: 2 << 20,
             verbs_depth: 128,
             verbs_receives: 64,
             verbs_timeout: 14,
@@ -217,6 +287,9 @@ impl Default for Quota {
             regions: 4_096,
             region_bytes: 16 << 30,
             ops: 16_384,
+            op_bytes: 1 << 40,
+            high_bytes: 1 << 40,
+            weight: 1,
             control_per_s: 20_000,
             class_ceiling: Class::High,
         }
@@ -243,7 +316,11 @@ impl Config {
     pub fn check(&self) -> Result<(), ConfigError> {
         let quota = &self.quota;
         let service_level = self.verbs_service_level.into_iter().max().unwrap_or_default();
-        let ranges: [(&'static str, u64, u64, u64); 26] = [
+        let slice_bytes = u64::from(self.slice_bytes);
+        let least_weight = self.class_weights.into_iter().min().unwrap_or_default();
+        let most_weight = self.class_weights.into_iter().max().unwrap_or_default();
+        let peer_bytes = if self.peer_bytes == 0 { slice_bytes } else { self.peer_bytes };
+        let ranges: [(&'static str, u64, u64, u64); 41] = [
             ("records", self.records.into(), 64, 1 << 24),
             ("list_blocks", self.list_blocks.into(), 64, 1 << 20),
             ("sessions_max", self.sessions_max.into(), 1, 4_096),
@@ -252,6 +329,26 @@ impl Config {
             ("window_ops", self.window_ops.into(), 1, 4_096),
             ("slice_bytes", self.slice_bytes.into(), 4_096, 64 << 20),
             ("window_bytes", self.window_bytes, self.slice_bytes.into(), 1 << 40),
+            ("window_wrs", self.window_wrs.into(), 1, 16_384),
+            ("slice_us", self.slice_us.into(), 0, 1_000_000),
+            ("class_weights", least_weight.into(), 1, 64),
+            ("class_weights", most_weight.into(), 1, 64),
+            ("min_share", self.min_share.into(), 0, 250),
+            ("floor_bytes", self.floor_bytes.into(), 0, 64 << 10),
+            (
+                "reserve_ops",
+                self.reserve_ops.into(),
+                0,
+                u64::from(self.window_ops.saturating_sub(1)),
+            ),
+            ("reserve_bytes", self.reserve_bytes, 0, self.window_bytes.saturating_sub(slice_bytes)),
+            ("peer_bytes", peer_bytes, slice_bytes, u64::MAX),
+            ("verbs_window_ops", self.verbs_window_ops.into(), 1, 65_536),
+            ("verbs_window_wrs", self.verbs_window_wrs.into(), 1, 65_536),
+            ("verbs_window_bytes", self.verbs_window_bytes, slice_bytes, 1 << 40),
+            ("quota.op_bytes", quota.op_bytes, 1, 1 << 50),
+            ("quota.high_bytes", quota.high_bytes, 1, 1 << 50),
+            ("quota.weight", quota.weight.into(), 1, 64),
             ("intake_budget", self.intake_budget.into(), 1, 1_024),
             ("spin_us", self.spin_us.into(), 0, 1_000_000),
             ("ring_idle_ms", self.ring_idle_ms.into(), 1, 60_000),
@@ -292,6 +389,33 @@ impl Config {
 }
 
 impl Config {
+    /// How the engine is to share its devices.
+    pub(super) fn policy(&self) -> Policy {
+        let ns = |us: u32| u64::from(us) * 1_000;
+        let bound = |value: u32| if value == 0 { u32::MAX } else { value };
+        Policy {
+            mode: self.mode,
+            weights: self.class_weights,
+            floor_bytes: self.floor_bytes,
+            min_share: [0, self.min_share, self.min_share],
+            aging_ns: [ns(self.aging_medium_us), ns(self.aging_low_us)],
+            window_wrs: self.window_wrs,
+            card: Bounds {
+                ops: self.verbs_window_ops,
+                wrs: self.verbs_window_wrs,
+                bytes: self.verbs_window_bytes,
+            },
+            peer: Bounds {
+                ops: bound(self.peer_ops),
+                wrs: bound(self.peer_wrs),
+                bytes: if self.peer_bytes == 0 { u64::MAX } else { self.peer_bytes },
+            },
+            reserve_ops: self.reserve_ops,
+            reserve_bytes: self.reserve_bytes,
+            slice_ns: ns(self.slice_us),
+        }
+    }
+
     fn check_devices(&self) -> Result<(), ConfigError> {
         let (devices, gids) = (&self.verbs_device, &self.verbs_gid);
         let twice = (1..devices.len()).any(|at| devices[..at].iter().any(|it| it.is(&devices[at])));

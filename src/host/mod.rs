@@ -223,8 +223,9 @@ impl Engine {
             intake_budget: config.intake_budget,
             ring_idle_ns: u64::from(config.ring_idle_ms) * 1_000_000,
             cut_off_ns: CUT_OFF_NS,
+            policy: config.policy(),
         };
-        let local = Local::new(config.regions_max, config.window_ops, config.slice_bytes);
+        let local = Local::new(config.regions_max, config.window_wrs, config.slice_bytes);
         let core = engine::Engine::new(limits, Pair::new(local, rails));
         let spin_ns = u64::from(config.spin_us) * 1_000;
         EngineThread::new(core, Arc::clone(&self.link), config.rings_max, spin_ns)

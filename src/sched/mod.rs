@@ -4,3 +4,6 @@
 
 pub mod credits;
 pub mod lanes;
+pub mod policy;
+
+pub use policy::{Bounds, Contract, Mode, Policy};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::loans::token_of;
 use super::options::Options;
-use crate::abi::{Class, RIGHTS_ALL};
+use crate::abi::RIGHTS_ALL;
 use crate::engine::{Command, Engine, Event, Reply, Ring};
 use crate::fabric::qp::provider::{Access, Key, PathSettings, ProviderControl, Registration};
 use crate::fabric::qp::sim::{Net, SimControl, SimProvider};
@@ -13,6 +13,7 @@ use crate::fabric::qp::{self, CardKeys, Rails, Wish};
 use crate::fabric::{Held, Local, Pair};
 use crate::ids::{RegionId, RingId, SessionId};
 use crate::ring::Heap;
+use crate::sched::Contract;
 use crate::shm::Mapping;
 
 pub(super) type Core = Engine<Pair<SimProvider>, Arc<Heap>>;
@@ -128,7 +129,7 @@ impl Node {
     pub(super) fn open(&mut self, session: SessionId, options: &Options) -> Arc<Heap> {
         let ops_max = options.limits.records;
         let command =
-            Command::AddSession { session, owner: session.0, ops_max, ceiling: Class::High };
+            Command::AddSession { session, owner: session.0, contract: Contract::of_ops(ops_max) };
         self.engine.command(command);
         let heap = Arc::new(Heap::new(options.sq_entries, options.cq_entries, u32::MAX - 20));
         let token = self.token();

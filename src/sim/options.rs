@@ -6,6 +6,7 @@ use crate::fabric::qp;
 use crate::fabric::qp::provider::Caps;
 use crate::fabric::qp::sim::SimConfig;
 use crate::random::Random;
+use crate::sched::Policy;
 
 /// How often a fault is planted, per mille of the steps; of a card, per mille of what it is asked.
 #[derive(Clone, Copy, Debug, Default)]
@@ -106,6 +107,7 @@ impl Options {
             intake_budget: 1 + random.below32(16),
             ring_idle_ns: 100_000,
             cut_off_ns: random.pick(&[MS / 4, 20 * MS]),
+            policy: Policy::STRICT,
         };
         let rails = draw_rails(random, depth, device.limits.message_bytes_max, &limits);
         Self {

@@ -14,6 +14,7 @@ use crate::fabric::{Fabric, Local};
 use crate::ids::{RegionId, RingId, SessionId};
 use crate::ledger::State;
 use crate::ring::{ClientEnd, Fault, Heap, Memory as _, Word};
+use crate::sched::{Contract, Policy};
 use crate::shm::Mapping;
 
 /// Nanoseconds from one turn to the next.
@@ -33,6 +34,7 @@ pub(super) const LIMITS: Limits = Limits {
     intake_budget: 8,
     ring_idle_ns: 1_000_000,
     cut_off_ns: 30_000_000_000,
+    policy: Policy::STRICT,
 };
 
 /// A client thread: one ring.
@@ -126,7 +128,8 @@ where
         ceiling: Class,
     ) -> SessionId {
         let session = SessionId(session);
-        self.engine.command(Command::AddSession { session, owner, ops_max, ceiling });
+        let contract = Contract { ceiling, ..Contract::of_ops(ops_max) };
+        self.engine.command(Command::AddSession { session, owner, contract });
         session
     }
 

@@ -205,6 +205,8 @@ pub struct Record {
     pub aside: Aside,
     /// Who made it: 0 a user, 1 the engine itself.
     pub origin: u8,
+    /// It waited for so long that it is scheduled as if its class were high.
+    pub aged: bool,
     /// The first of its posts that were handed back, or [`NIL`]: none is left when
     /// the record is closed.
     pub returned: u32,
@@ -359,6 +361,7 @@ impl Ledger {
             rail: 0,
             aside: Aside::No,
             origin: 0,
+            aged: false,
             returned: NIL,
             returned_last: NIL,
         };
@@ -375,7 +378,7 @@ impl Ledger {
 
     /// Opens a record for the op that was written to [`Ledger::vacant`]; `None` if all are in use.
     /// What [`Record`] has beside the op and the arguments, but for `fate`, `number`, `sequence`,
-    /// `checked`, `line`, `rail`, `aside`, `laid` and `returned`, begins at zero.
+    /// `checked`, `line`, `rail`, `aside`, `aged`, `laid` and `returned`, begins at zero.
     #[inline]
     pub fn open(
         &mut self,

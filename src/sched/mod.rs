@@ -14,6 +14,8 @@ pub mod policy;
 mod rows;
 mod scheduler;
 mod tent;
+#[cfg(all(test, not(verbring_loom)))]
+mod tests;
 mod tree;
 mod turns;
 

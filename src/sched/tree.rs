@@ -153,7 +153,7 @@ impl Tree {
     pub(super) fn enter_first(&mut self, flow: u32) {
         let mut node = self.leaves + flow;
         self.settle(node, true, true);
-        while self.at(node).place == Place::Ring {
+        while node >= CLASSES && self.at(node).place == Place::Ring {
             let parent = self.at(node).parent;
             if self.at(parent).first != node {
                 self.unlink(node, parent);

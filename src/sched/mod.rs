@@ -11,6 +11,7 @@ mod owners;
 pub mod policy;
 mod rows;
 mod scheduler;
+mod solo;
 mod tent;
 #[cfg(all(test, not(verbring_loom)))]
 mod tests;

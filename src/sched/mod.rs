@@ -3,11 +3,13 @@
 //! [`Scheduler`] keeps the queued ops of a device and says which goes next; the windows of
 //! [`credits`] say whether it may. The mode of a [`Policy`] decides the order.
 
+pub mod ahead;
 pub mod credits;
 mod fair;
 mod flows;
 pub mod lanes;
 mod owners;
+pub mod pace;
 pub mod policy;
 mod rows;
 mod scheduler;

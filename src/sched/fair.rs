@@ -5,7 +5,7 @@ use crate::ids::SessionId;
 use crate::ledger::{Ledger, NIL};
 
 use super::Policy;
-use super::flows::{Extent, Flows, LANES, high_of, lane_of};
+use super::flows::{Extent, Flows, LANES, class_of, high_of};
 use super::owners::Owners;
 use super::scheduler::{Place, Shape};
 use super::tree::Tree;
@@ -51,7 +51,7 @@ impl Fair {
         let flow = self.flows.of(&ledger[slot]);
         let idle = self.flows.push(ledger, slot, flow, false);
         if idle {
-            self.tree.enter(flow);
+            self.tree.enter(class_of(&ledger[slot]), flow);
         }
         idle
     }
@@ -59,7 +59,7 @@ impl Fair {
     pub(super) fn push_front(&mut self, ledger: &mut Ledger, slot: u32) {
         let flow = self.flows.of(&ledger[slot]);
         self.flows.push(ledger, slot, flow, true);
-        self.tree.enter_first(flow);
+        self.tree.enter_first(class_of(&ledger[slot]), flow);
     }
 
     #[inline]
@@ -69,7 +69,7 @@ impl Fair {
             if self.tree.is_held(flow) {
                 self.unlist(flow);
             }
-            self.tree.leave(flow);
+            self.tree.leave(class_of(&ledger[slot]), flow);
         }
     }
 
@@ -90,19 +90,21 @@ impl Fair {
 
     #[inline]
     pub(super) fn charge(&mut self, ledger: &Ledger, slot: u32, bytes: u32) {
-        self.charge_aside(ledger, slot, bytes);
-        self.tree.charge(self.flows.of(&ledger[slot]), self.cost(bytes));
+        let (record, cost) = (&ledger[slot], self.cost(bytes));
+        let class = class_of(record);
+        self.turns.charge(class, cost);
+        self.tree.charge(class, self.flows.of(record), cost);
     }
 
     #[inline]
     pub(super) fn charge_aside(&mut self, ledger: &Ledger, slot: u32, bytes: u32) {
-        self.turns.charge(lane_of(&ledger[slot]) as usize / 2, self.cost(bytes));
+        self.turns.charge(class_of(&ledger[slot]), self.cost(bytes));
     }
 
     pub(super) fn refund(&mut self, ledger: &Ledger, slot: u32, bytes: u32) {
         let cost = self.cost(bytes);
-        self.turns.refund(lane_of(&ledger[slot]) as usize / 2, cost);
-        self.tree.refund(self.flows.of(&ledger[slot]), cost);
+        self.turns.refund(class_of(&ledger[slot]), cost);
+        self.tree.refund(class_of(&ledger[slot]), self.flows.of(&ledger[slot]), cost);
     }
 
     pub(super) fn beside(
@@ -112,7 +114,7 @@ impl Fair {
         room_bytes: u64,
         slice_bytes: u32,
     ) -> Option<u32> {
-        let blocked = lane_of(&ledger[slot]) as usize / 2;
+        let blocked = class_of(&ledger[slot]);
         let others = (0..3).filter(|&class| class != blocked);
         let fits = |slot: &u32| {
             let record = &ledger[*slot];
@@ -127,7 +129,7 @@ impl Fair {
         if self.tree.is_held(flow) {
             return;
         }
-        self.tree.hold(flow, true);
+        self.tree.hold(class_of(&ledger[slot]), flow, true);
         let line = self.line(flow);
         let last = self.parked[line][1];
         let (next, previous) = self.tree.links(flow);
@@ -166,7 +168,7 @@ impl Fair {
             && flow != NIL
         {
             self.unlist(flow);
-            self.tree.hold(flow, false);
+            self.tree.hold(self.flows.class(flow), flow, false);
         }
     }
 
@@ -190,9 +192,9 @@ impl Fair {
             record.wait
         } else if high_of(record).is_some_and(|session| owners.is_capped(session)) {
             WAIT_CAP
-        } else if !self.tree.is_first(flow) {
+        } else if !self.tree.is_first(class_of(record), flow) {
             WAIT_TURN
-        } else if class.is_some_and(|class| class != lane_of(record) as usize / 2) {
+        } else if class.is_some_and(|class| class != class_of(record)) {
             WAIT_CLASS
         } else {
             WAIT_NONE

@@ -18,6 +18,12 @@ pub(super) fn lane_of(record: &Record) -> u32 {
     class * 2 + u32::from(record.origin)
 }
 
+/// The class that an op is scheduled as, from 0.
+#[inline]
+pub(super) fn class_of(record: &Record) -> usize {
+    lane_of(record) as usize / 2
+}
+
 /// Into how many flows ops are told apart; 1 for what does not matter.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Extent {
@@ -79,6 +85,11 @@ impl Flows {
         let line = if lines == 1 { 0 } else { u32::from(record.line) };
         debug_assert!(session < sessions && line < lines);
         (self.lane(record) * sessions + session) * lines + line
+    }
+
+    /// The class of a flow, from 0.
+    pub(super) fn class(&self, flow: u32) -> usize {
+        (flow / (self.extent.sessions * self.extent.lines)) as usize / 2
     }
 
     /// The list of an op.

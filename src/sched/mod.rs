@@ -13,6 +13,7 @@ pub mod pace;
 pub mod policy;
 mod rows;
 mod scheduler;
+mod solo;
 mod tent;
 #[cfg(all(test, not(verbring_loom)))]
 mod tests;

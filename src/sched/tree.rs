@@ -12,6 +12,7 @@
 use crate::ledger::NIL;
 
 use super::flows::{Extent, LANES};
+use super::solo::Solo;
 
 /// Where a node is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +56,10 @@ pub(super) struct Tree {
     floor: u32,
     /// Classes that have something to serve, a bit each.
     ready: u8,
+    /// By class: its one flow, while the tree of that class is not in use.
+    solo: [Solo; CLASSES as usize],
+    /// Owners that are capped.
+    capped: u32,
 }
 
 /// Nodes of classes, one each, then those of lanes.
@@ -87,12 +92,14 @@ impl Tree {
             _ => sessions_from + (node - inner) / lines,
         };
         let nodes = (0..count).map(|node| Node { parent: parent(node), ..blank }).collect();
-        Self { nodes, sessions, leaves: inner, floor, ready: 0 }
+        let solo = [Solo::NONE; CLASSES as usize];
+        Self { nodes, sessions, leaves: inner, floor, ready: 0, solo, capped: 0 }
     }
 
     /// Puts a session, which has no ops, under an owner.
     pub(super) fn adopt(&mut self, session: u32, owner: u32, weight: u8) {
         for lane in 0..LANES {
+            self.unfold(lane as usize / 2);
             let above = OWNERS + lane * self.sessions + owner;
             let node = OWNERS + (LANES + lane) * self.sessions + session;
             assert!(self.at(node).place == Place::Out, "adopted a session that has ops");
@@ -123,6 +130,9 @@ impl Tree {
         if self.ready >> class & 1 == 0 {
             return None;
         }
+        if self.solo[class].flow() != NIL {
+            return Some(self.solo[class].flow());
+        }
         let mut node = self.nodes[class].first;
         while node < self.leaves {
             node = self.at(node).first;
@@ -131,7 +141,10 @@ impl Tree {
     }
 
     /// True if a flow is that to serve next of its class.
-    pub(super) fn is_first(&self, flow: u32) -> bool {
+    pub(super) fn is_first(&self, class: usize, flow: u32) -> bool {
+        if self.solo[class].flow() != NIL {
+            return self.solo[class].flow() == flow;
+        }
         let mut node = self.leaves + flow;
         while self.at(node).parent != NIL {
             let parent = self.at(node).parent;
@@ -143,17 +156,35 @@ impl Tree {
         true
     }
 
-    /// A flow got its first op.
+    /// True if a class has no flows, and may have one without its tree.
     #[inline]
-    pub(super) fn enter(&mut self, flow: u32) {
+    fn is_vacant(&self, class: usize) -> bool {
+        self.solo[class].flow() == NIL
+            && self.nodes[class].place == Place::Out
+            && (class > 0 || self.capped == 0)
+    }
+
+    /// A flow of a class got its first op.
+    #[inline]
+    pub(super) fn enter(&mut self, class: usize, flow: u32) {
+        if self.is_vacant(class) {
+            self.solo[class] = Solo::new(flow, self.floor);
+            self.ready |= 1 << class;
+            return;
+        }
+        self.unfold(class);
         self.settle(self.leaves + flow, true, false);
     }
 
     /// A flow, whose first op is back, is in turn again.
-    pub(super) fn enter_first(&mut self, flow: u32) {
+    pub(super) fn enter_first(&mut self, class: usize, flow: u32) {
+        if self.solo[class].flow() == flow || self.is_vacant(class) {
+            return self.enter_alone(class, flow);
+        }
+        self.unfold(class);
         let mut node = self.leaves + flow;
         self.settle(node, true, true);
-        while self.at(node).place == Place::Ring && self.at(node).parent != NIL {
+        while node >= CLASSES && self.at(node).place == Place::Ring {
             let parent = self.at(node).parent;
             if self.at(parent).first != node {
                 self.unlink(node, parent);
@@ -163,16 +194,48 @@ impl Tree {
         }
     }
 
-    /// A flow lost its last op.
+    fn enter_alone(&mut self, class: usize, flow: u32) {
+        if self.solo[class].flow() == NIL {
+            self.enter(class, flow);
+        }
+    }
+
+    /// Brings the tree of a class to where it would be if its one flow had used it.
     #[inline]
-    pub(super) fn leave(&mut self, flow: u32) {
+    fn unfold(&mut self, class: usize) {
+        if self.solo[class].flow() != NIL {
+            self.unfold_one(class);
+        }
+    }
+
+    fn unfold_one(&mut self, class: usize) {
+        let solo = std::mem::replace(&mut self.solo[class], Solo::NONE);
+        let mut node = self.leaves + solo.flow();
+        self.settle(node, true, false);
+        while self.at(node).parent != NIL {
+            let at = self.at_mut(node);
+            at.balance = solo.balance(at.weight).cast_signed();
+            node = at.parent;
+            self.at_mut(node).quantum = solo.quantum();
+        }
+    }
+
+    /// A flow of a class lost its last op.
+    #[inline]
+    pub(super) fn leave(&mut self, class: usize, flow: u32) {
+        if self.solo[class].flow() == flow {
+            self.solo[class] = Solo::NONE;
+            self.ready &= !(1 << class);
+            return;
+        }
         let leaf = self.leaves + flow;
         self.at_mut(leaf).held = false;
         self.settle(leaf, false, false);
     }
 
     /// A flow that has ops leaves the turn, or comes back.
-    pub(super) fn hold(&mut self, flow: u32, held: bool) {
+    pub(super) fn hold(&mut self, class: usize, flow: u32, held: bool) {
+        self.unfold(class);
         let leaf = self.leaves + flow;
         self.at_mut(leaf).held = held;
         self.settle(leaf, true, false);
@@ -185,6 +248,9 @@ impl Tree {
 
     /// All that an owner has of class high leaves the turn, or comes back.
     pub(super) fn cap(&mut self, owner: u32, capped: bool) {
+        self.unfold(0);
+        let was = self.at(OWNERS + owner).held;
+        self.capped = self.capped + u32::from(capped) - u32::from(was);
         for lane in 0..2 {
             let node = OWNERS + lane * self.sessions + owner;
             self.at_mut(node).held = capped;
@@ -277,7 +343,13 @@ impl Tree {
 
     /// A flow was served.
     #[inline]
-    pub(super) fn charge(&mut self, flow: u32, cost: u32) {
+    pub(super) fn charge(&mut self, class: usize, flow: u32, cost: u32) {
+        if self.solo[class].flow() == flow {
+            if !self.solo[class].charge(cost) {
+                self.raise(class, cost);
+            }
+            return;
+        }
         let mut node = self.leaves + flow;
         loop {
             let parent = self.at(node).parent;
@@ -299,6 +371,17 @@ impl Tree {
         }
     }
 
+    /// The one flow of a class was charged more than ever.
+    #[cold]
+    fn raise(&mut self, class: usize, cost: u32) {
+        let mut node = self.leaves + self.solo[class].flow();
+        while node >= OWNERS + LANES * self.sessions {
+            node = self.at(node).parent;
+        }
+        let weight = self.at(node).weight;
+        self.solo[class].raise(cost, weight);
+    }
+
     /// Brings a node of a ring to its end.
     #[inline]
     fn rotate(&mut self, node: u32, parent: u32) {
@@ -312,7 +395,8 @@ impl Tree {
     }
 
     /// What a flow was charged did not happen. What has no ops left has forgotten it.
-    pub(super) fn refund(&mut self, flow: u32, cost: u32) {
+    pub(super) fn refund(&mut self, class: usize, flow: u32, cost: u32) {
+        self.unfold(class);
         let mut node = self.leaves + flow;
         while self.at(node).parent != NIL {
             let parent = self.at(node).parent;

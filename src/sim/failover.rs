@@ -20,6 +20,7 @@ use crate::fabric::qp::{self, RailState, Recovery};
 use crate::ids::{RingId, SessionId};
 use crate::random::Random;
 use crate::ring::{ClientEnd, Heap};
+use crate::sched::{Contract, Policy};
 use crate::shm::Mapping;
 
 const MS: u64 = 1_000_000;

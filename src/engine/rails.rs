@@ -14,8 +14,8 @@
 //! **Deliberately absent**: why a rail takes nothing, and how it is mended (`fabric::qp`).
 
 use crate::abi::{
-    CQE_FLUSHED, CQE_MAYBE_DONE, CQE_RETRYABLE, Counter, Detail, SQE_NOTIFY, WAIT_CREDIT,
-    WAIT_FABRIC, WAIT_RAIL, errno,
+    CQE_FLUSHED, CQE_MAYBE_DONE, CQE_RETRYABLE, Detail, SQE_NOTIFY, WAIT_CREDIT, WAIT_FABRIC,
+    WAIT_RAIL, errno,
 };
 use crate::fabric::{
     DONE_FLUSHED, DONE_MAYBE, DONE_PLACED, Done, Fabric, REQUEST_CHAIN, REQUEST_NOTIFY, Request,
@@ -398,10 +398,10 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 
     /// Notes what an op waits for; it counts as deferred when that changes.
     fn note_wait(&mut self, slot: u32, wait: u16) {
-        let record = &mut self.ledger[slot];
+        let record = &self.ledger[slot];
+        self.held[1] = Some(record.op.class);
         if record.wait != wait {
-            record.lacks(wait);
-            self.sessions[record.session.0 as usize].count(Counter::Defers, 1);
+            self.defer(slot, wait);
         }
     }
 

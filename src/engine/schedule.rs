@@ -1,8 +1,6 @@
 //! From lanes to the fabric, and back: credits, slices, posts, completions.
 
-use crate::abi::{
-    CQE_RETRYABLE, Counter, Detail, Opcode, SQE_NOTIFY, WAIT_FABRIC, WAIT_NONE, errno,
-};
+use crate::abi::{CQE_RETRYABLE, Detail, Opcode, SQE_NOTIFY, WAIT_FABRIC, WAIT_RAIL, errno};
 use crate::fabric::{DONE_RETURNED, Done, Fabric, Request, Verb};
 use crate::ledger::{Failure, NIL, Op, State};
 use crate::plant::{Plant, planted};
@@ -100,6 +98,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 
     /// Takes an op out of its lane.
     pub(super) fn unqueue(&mut self, slot: u32) {
+        self.leaves_queue(slot);
         if self.abroad() && self.ledger[slot].line != 0 {
             self.leave_lane::<true>(slot);
         } else {
@@ -196,8 +195,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let grant = match self.window.take(bytes) {
             Ok(grant) => grant,
             Err(wait) => {
-                record.lacks(wait);
-                self.sessions[record.session.0 as usize].count(Counter::Defers, 1);
+                self.defer(slot, wait);
                 return false;
             }
         };
@@ -230,16 +228,16 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         record.cursor += bytes;
         record.in_fabric += 1;
         record.posts = record.posts.saturating_add(1);
-        record.wait = WAIT_FABRIC;
         if record.state == State::Queued {
             record.state = State::Posted;
-            record.posted_ns = self.now_ns;
+            record.starts(self.now_ns, self.held[usize::from(ABROAD)]);
             if let Some(ring) = &self.rings[record.ring.0 as usize]
                 && !planted(Plant::PostBeforeEntry)
             {
                 ring.end.fate_posted(record.fate, record.number);
             }
         }
+        record.wait = WAIT_FABRIC;
         let whole = record.cursor >= record.op.bytes && record.op.pages == 0;
         if whole || self.advance(slot) {
             let record = &mut self.ledger[slot];
@@ -276,6 +274,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         for request in batch[taken..].iter().rev() {
             self.take_back(request);
         }
+        self.tell_started(&batch[..taken]);
         u32::try_from(taken).unwrap_or(u32::MAX)
     }
 
@@ -310,7 +309,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         }
         let record = &mut self.ledger[slot];
         record.cursor -= bytes;
-        record.wait = WAIT_NONE;
+        record.wait = if request.rail == 0 { WAIT_FABRIC } else { WAIT_RAIL };
         if record.in_fabric == 0 && record.done_bytes == 0 && record.page == 0 && record.cursor == 0
         {
             record.state = State::Queued;

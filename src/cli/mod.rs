@@ -16,6 +16,7 @@ mod serve;
 mod settings;
 mod sim;
 mod stat;
+mod why;
 
 use std::fmt;
 use std::io::{self, ErrorKind, Write};
@@ -33,6 +34,7 @@ use serve::Serve;
 use settings::BadSetting;
 use sim::Sim;
 use stat::Stat;
+use why::AskWhy;
 
 /// Runs the command line and reports how that ended.
 pub(crate) fn run() -> ExitCode {
@@ -79,6 +81,8 @@ enum Verb {
     Stat(Stat),
     /// Prints what became of ops: of a live engine, or of a dead one through a client.
     Ledger(Ledger),
+    /// Prints what one op waits for, or why it waited.
+    Why(AskWhy),
     /// Prints what an engine serves, and how much of it this user may have.
     Probe(ProbeEngine),
     /// Prints what could move bytes on this machine, what would, and why.
@@ -104,6 +108,7 @@ impl Verb {
             Self::Demo(demo) => demo.run(),
             Self::Stat(stat) => stat.run(),
             Self::Ledger(ledger) => ledger.run(),
+            Self::Why(why) => why.run(),
             Self::Probe(probe) => probe.run(),
             Self::Devices(devices) => devices.run(),
             Self::Sim(sim) => sim.run(),

@@ -29,16 +29,19 @@ mod record;
 mod returned;
 mod schedule;
 mod search;
+mod started;
 mod tables;
 mod tent;
 #[cfg(all(test, not(verbring_loom)))]
 mod tests;
+mod untaken;
 mod validate;
+mod why;
 mod winding;
 
 use std::collections::VecDeque;
 
-use crate::abi::{Counter, PAGES_MAX};
+use crate::abi::{Class, Counter, PAGES_MAX};
 use crate::fabric::{Done, Fabric, Request};
 use crate::ids::{RegionId, RingId};
 use crate::ledger::{LANE, Ledger, List};
@@ -190,6 +193,9 @@ pub struct Engine<F: Fabric, M> {
     /// When its last pass began.
     swept_ns: u64,
     sequence: u64,
+    /// The class of the op that could not go on last, and held others back: on this host, and
+    /// towards peers.
+    held: [Option<Class>; 2],
     /// Regions withdrawn so far, by revocation or removal: an op that was checked at the same
     /// count need not be checked again.
     withdrawn: u64,
@@ -282,6 +288,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             sweep_from: 0,
             swept_ns: 0,
             sequence: 0,
+            held: [None; 2],
             withdrawn: 0,
             turns: 0,
             strays: 0,

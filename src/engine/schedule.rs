@@ -1,8 +1,7 @@
 //! From lanes to the fabric, and back: credits, slices, posts, completions.
 
 use crate::abi::{
-    CQE_RETRYABLE, Counter, Detail, Opcode, SQE_NOTIFY, WAIT_FABRIC, WAIT_NONE, WAIT_WINDOW_BYTES,
-    errno,
+    CQE_RETRYABLE, Detail, Opcode, SQE_NOTIFY, WAIT_FABRIC, WAIT_RAIL, WAIT_WINDOW_BYTES, errno,
 };
 use crate::fabric::{DONE_RETURNED, Done, Fabric, Request, Verb};
 use crate::ledger::{Aside, Failure, NIL, Op, Record, State};
@@ -116,6 +115,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 
     /// Takes an op out of its lane.
     pub(super) fn unqueue(&mut self, slot: u32) {
+        self.leaves_queue(slot);
         if self.abroad() && self.ledger[slot].line != 0 {
             self.leave_lane::<true>(slot);
         } else {
@@ -163,9 +163,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 count += 1;
                 continue;
             };
-            self.ledger[slot].lacks(wait);
-            let session = self.ledger[slot].session;
-            self.sessions[session.0 as usize].count(Counter::Defers, 1);
+            self.defer(slot, wait);
             match self.beside(slot, wait) {
                 Some(other) if self.post_slice(other, place).is_ok() => count += 1,
                 _ => break,
@@ -287,16 +285,16 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         record.cursor += bytes;
         record.in_fabric += 1;
         record.posts = record.posts.saturating_add(1);
-        record.wait = WAIT_FABRIC;
         if record.state == State::Queued {
             record.state = State::Posted;
-            record.posted_ns = self.now_ns;
+            record.starts(self.now_ns, self.held[usize::from(ABROAD)]);
             if let Some(ring) = &self.rings[record.ring.0 as usize]
                 && !planted(Plant::PostBeforeEntry)
             {
                 ring.end.fate_posted(record.fate, record.number);
             }
         }
+        record.wait = WAIT_FABRIC;
         let whole = record.cursor >= record.op.bytes && record.op.pages == 0;
         if whole || self.advance(slot) {
             let record = &mut self.ledger[slot];
@@ -333,6 +331,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         for request in batch[taken..].iter().rev() {
             self.take_back(request);
         }
+        self.tell_started(&batch[..taken]);
         u32::try_from(taken).unwrap_or(u32::MAX)
     }
 
@@ -369,7 +368,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         }
         let record = &mut self.ledger[slot];
         record.cursor -= bytes;
-        record.wait = WAIT_NONE;
+        record.wait = if request.rail == 0 { WAIT_FABRIC } else { WAIT_RAIL };
         if record.in_fabric == 0 && record.done_bytes == 0 && record.page == 0 && record.cursor == 0
         {
             record.state = State::Queued;

@@ -256,6 +256,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 let Contract { ops_max, ceiling, .. } = contract;
                 *place = Session { live: true, owner, ceiling, ..Session::NONE };
                 self.owners[owner as usize].ops_max = ops_max;
+                self.meter.begin_session(session);
             }
             Command::SetRecorder { session, recorder } => {
                 self.recorders[session.0 as usize] = Some(recorder);
@@ -402,6 +403,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         }
         *session = Session::NONE;
         self.recorders[id.0 as usize] = None;
+        self.meter.end_session(id);
         self.replies.push_back(Reply::Done { token });
     }
 

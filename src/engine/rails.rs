@@ -401,6 +401,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let record = &mut self.ledger[slot];
         if record.wait != wait {
             record.lacks(wait);
+            self.meter.deferred(record, wait);
             self.sessions[record.session.0 as usize].count(Counter::Defers, 1);
         }
     }

@@ -20,6 +20,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let Some((place, slot, slice, grant)) = self.posts.hand_back(done.ticket) else { return };
         self.abroad.give(slice.rail, grant);
         let record = &mut self.ledger[slot];
+        self.meter.returned(record, slice.rail);
         record.in_fabric -= 1;
         if self.abroad.last(slice.rail) == Some(record.id()) {
             // What follows is not to depend on it.

@@ -49,6 +49,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             else {
                 continue;
             };
+            self.meter.answered(rail, bytes, *completion);
             let record = &mut self.ledger[slot];
             if ABROAD && rail != 0 {
                 self.abroad.give(rail, grant);
@@ -197,6 +198,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             Ok(grant) => grant,
             Err(wait) => {
                 record.lacks(wait);
+                self.meter.deferred(record, wait);
                 self.sessions[record.session.0 as usize].count(Counter::Defers, 1);
                 return false;
             }
@@ -234,6 +236,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         if record.state == State::Queued {
             record.state = State::Posted;
             record.posted_ns = self.now_ns;
+            self.meter.dispatched(record);
             if let Some(ring) = &self.rings[record.ring.0 as usize]
                 && !planted(Plant::PostBeforeEntry)
             {
@@ -273,6 +276,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         // Every entry of this batch is marked posted before any of it can take effect.
         order_fates::<M>();
         let taken = self.fabric.post(batch);
+        self.meter.posted(batch, taken);
         for request in batch[taken..].iter().rev() {
             self.take_back(request);
         }
@@ -315,6 +319,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         {
             record.state = State::Queued;
             record.posted_ns = 0;
+            self.meter.requeued(record);
             let (id, fate, number, record) =
                 (record.ring, record.fate, record.number, self.ledger.id(slot));
             self.ring(id).end.fate_accepted(fate, record.0, number);

@@ -26,6 +26,7 @@ mod script;
 mod sets;
 mod sleep;
 mod streams;
+mod telemetry;
 mod two;
 mod watched;
 mod why;

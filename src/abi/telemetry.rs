@@ -155,8 +155,8 @@ pub fn bucket_of(time_ns: u64) -> u32 {
     // What is longer than the histogram goes into its last bucket.
     let units = (time_ns / HISTOGRAM_UNIT_NS as u64).min(u32::MAX as u64);
     let octave = (units | STEPS).ilog2() - STEP_BITS;
-    // The leading bit of `units` counts for one octave more.
-    octave * HISTOGRAM_STEPS + (units >> octave) as u32
+    // The leading bit of `units` counts for one octave more. What is left has four bits.
+    octave * HISTOGRAM_STEPS + (units >> octave & 15) as u32
 }
 
 /// The first nanosecond of a bucket, and of the one behind it, in histograms with units and steps
@@ -227,6 +227,7 @@ const _: () = {
     assert!(size_of::<TelemetryHeader>() == 72 && offset_of!(TelemetryHeader, boot_id) == 48);
     assert!((BLOCK_COUNTERS + 2 * HISTOGRAM_BUCKETS) * 8 == BLOCK_STRIDE);
     assert!(Tally::Waits as u32 + WAIT_REASONS == BLOCK_COUNTERS);
+    assert!(HISTOGRAM_STEPS == 8);
     // Units of a histogram have 32 bits: 29 octaves behind the first buckets.
     assert!(HISTOGRAM_BUCKETS == HISTOGRAM_STEPS * (32 - HISTOGRAM_STEPS.trailing_zeros() + 1));
 };

@@ -16,6 +16,7 @@ mod serve;
 mod settings;
 mod sim;
 mod stat;
+mod watch;
 
 use std::fmt;
 use std::io::{self, ErrorKind, Write};

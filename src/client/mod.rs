@@ -370,6 +370,12 @@ impl Session {
         self.wire().engine_gone()
     }
 
+    /// Returns whether the engine is dead, or has ended this session; never waits.
+    #[must_use]
+    pub fn over(&self) -> bool {
+        self.wire().hung_up() || self.engine_gone()
+    }
+
     /// Returns the engine's pidfd: readable once its process is gone.
     #[must_use]
     pub fn pidfd(&self) -> BorrowedFd<'_> {

@@ -283,7 +283,8 @@ impl Page {
 pub fn read_block<'a>(lines: impl Iterator<Item = &'a [AtomicU64; 8]>, words: &mut [u64]) -> bool {
     let mut first = None;
     for (line, values) in lines.zip(words.chunks_mut(8)) {
-        let sequence = first.get_or_insert((&line[0], line[0].load(Ordering::Acquire))).1;
+        let load = || (&line[0], line[0].load(Ordering::Acquire));
+        let (_, sequence) = *first.get_or_insert_with(load);
         if sequence % 2 == 1 {
             return false;
         }

@@ -346,6 +346,61 @@ VR_AT_(vr_record, res, 48);
 VR_AT_(vr_record, bytes, 56);
 VR_AT_(vr_record, retries, 63);
 
+/* A telemetry page's header, written once before anybody sees it. Behind it lie blocks of u64
+ * words, block_stride bytes each: of the lanes (class high, medium, low; of each users' and then
+ * the engine's own work), of the rails, of all sessions that are gone, and of each session. */
+#define VR_TELEMETRY_MAGIC UINT64_C(0x53524554454d5256)
+#define VR_TELEMETRY_HEADER_BYTES 4096u
+#define VR_BLOCK_STRIDE 4096u
+#define VR_BLOCK_COUNTERS 32u    /* words before the histograms */
+#define VR_HISTOGRAM_BUCKETS 240u
+#define VR_HISTOGRAM_UNIT_NS 16u
+#define VR_HISTOGRAM_STEPS 8u    /* buckets to an octave */
+#define VR_TELEMETRY_LANES 6u
+#define VR_WAIT_REASONS 16u      /* counted apart, VR_WAIT_* from 0 */
+#define VR_FEATURE_TELEMETRY 2u  /* PROBE: TELEMETRY is served */
+
+struct vr_telemetry_header {
+    uint64_t magic;
+    uint32_t abi_version;
+    uint32_t header_bytes; /* to the first block */
+    uint32_t block_stride; /* from one block to the next: they may grow */
+    uint32_t counters;     /* words of a block before its two histograms */
+    uint32_t buckets;      /* words of each histogram: queue wait, service */
+    uint32_t unit_ns;
+    uint32_t steps; /* buckets to an octave, a power of two */
+    uint32_t lanes; /* blocks of each kind */
+    uint32_t rails;
+    uint32_t sessions;
+    uint64_t boot_id[2];
+    uint32_t engine;
+    uint32_t engine_pid;
+};
+VR_SIZE_(vr_telemetry_header, 72);
+VR_AT_(vr_telemetry_header, boot_id, 48);
+VR_AT_(vr_telemetry_header, engine_pid, 68);
+
+/* Words of a block: of ops, in lanes and sessions; of requests, at rails. */
+enum vr_tally {
+    VR_TALLY_SEQUENCE = 0, /* odd while the block is written */
+    VR_TALLY_ENQUEUED = 1,
+    VR_TALLY_DISPATCHED = 2,
+    VR_TALLY_COMPLETED = 3,
+    VR_TALLY_BYTES = 4,
+    VR_TALLY_PASSED = 5,    /* ended without a lane */
+    VR_TALLY_QUEUED = 6,    /* now */
+    VR_TALLY_IN_FLIGHT = 7, /* now */
+    VR_TALLY_FAILED = 8,    /* of those dispatched */
+    VR_TALLY_WITHDRAWN = 9, /* ended while queued */
+    VR_TALLY_CANCELLED = 10, /* of these */
+    VR_TALLY_REQUEUED = 11,  /* not taken; at rails: handed back undone */
+    VR_TALLY_RETURNED = 12,  /* requests that a rail handed back */
+    VR_TALLY_DEFERS = 13,
+    VR_TALLY_USES = 14, /* sessions: odd if the place is in use */
+    VR_TALLY_SPARE = 15,
+    VR_TALLY_WAITS = 16 /* the first of VR_WAIT_REASONS: defers by VR_WAIT_* */
+};
+
 /* Byte offsets of the shared words: u32, but for the u64 counters. */
 #define VR_AT_SQ_TAIL 256u      /* client: SQEs pushed */
 #define VR_AT_CQ_HEAD 384u      /* client: CQEs popped */
@@ -410,7 +465,8 @@ enum vr_kind {
     VR_KIND_STATS = 11,
     VR_KIND_CANCEL = 12,
     VR_KIND_WHY = 13,
-    VR_KIND_RECORDER = 14
+    VR_KIND_RECORDER = 14,
+    VR_KIND_TELEMETRY = 15
 };
 
 /* Places in a STATS reply; those not named are 0. */
@@ -733,6 +789,17 @@ struct vr_recorder_reply { /* with 1 descriptor: the memfd, to be mapped for rea
 };
 VR_SIZE_(vr_recorder_reply, 40);
 
+struct vr_telemetry_request { /* its own uid and root only */
+    struct vr_head head;
+};
+VR_SIZE_(vr_telemetry_request, 16);
+
+struct vr_telemetry_reply { /* with 1 descriptor: the memfd, to be mapped for reading */
+    struct vr_reply_head reply;
+    uint64_t bytes;
+};
+VR_SIZE_(vr_telemetry_reply, 32);
+
 /* ===== The client's own types ===== */
 
 /* A session: one control connection. Fields may be read, except where noted not written. */
@@ -799,6 +866,21 @@ struct vr_recorder {
     struct vr_recorder_header header; /* as checked; the shared one is never read again */
     const unsigned char *data;
     uint64_t bytes;
+};
+
+/* An engine's telemetry page, mapped for reading. It outlives the session and the engine. Freed by
+ * vr_telemetry_free. */
+struct vr_telemetry {
+    struct vr_telemetry_header header; /* as checked; the shared one is never read again */
+    const unsigned char *data;
+    uint64_t bytes;
+};
+
+/* One block of it, copied. */
+struct vr_tallies {
+    uint64_t counts[VR_BLOCK_COUNTERS];  /* by VR_TALLY_* */
+    uint64_t wait[VR_HISTOGRAM_BUCKETS]; /* from intake to first post, of ops that have ended */
+    uint64_t service[VR_HISTOGRAM_BUCKETS]; /* from first post to the end, of the same */
 };
 
 #define VR_SPIN_NS_DEFAULT UINT64_C(20000)
@@ -2109,6 +2191,147 @@ static inline uint32_t vr_record_posts(const struct vr_record *record)
 static inline uint32_t vr_record_defers(const struct vr_record *record)
 {
     return (uint32_t)(record->total & ((1u << VR_RECORD_TIME_SHIFT) - 1));
+}
+
+/* ===== The telemetry page ===== */
+
+static inline int vr_telemetry_good_(const struct vr_telemetry *telemetry)
+{
+    const struct vr_telemetry_header *header = &telemetry->header;
+    uint64_t words = header->counters + 2 * (uint64_t)header->buckets;
+    uint64_t blocks = (uint64_t)header->lanes + header->rails + header->sessions + 1;
+    /* Histograms of other buckets would have to be read otherwise. */
+    return header->magic == VR_TELEMETRY_MAGIC && header->abi_version == VR_ABI_VERSION &&
+           header->header_bytes >= VR_TELEMETRY_HEADER_BYTES && header->header_bytes % 8 == 0 &&
+           header->counters >= VR_BLOCK_COUNTERS && header->buckets == VR_HISTOGRAM_BUCKETS &&
+           header->unit_ns == VR_HISTOGRAM_UNIT_NS && header->steps == VR_HISTOGRAM_STEPS &&
+           header->block_stride % 8 == 0 && header->block_stride >= 8 * words &&
+           header->lanes >= VR_TELEMETRY_LANES &&
+           header->header_bytes + blocks * header->block_stride <= telemetry->bytes;
+}
+
+/* Unmaps a telemetry page. Safe to repeat. */
+static inline void vr_telemetry_free(struct vr_telemetry *telemetry)
+{
+    if (telemetry->data != NULL)
+        (void)munmap((void *)(uintptr_t)telemetry->data, (size_t)telemetry->bytes);
+    telemetry->data = NULL;
+}
+
+/* Asks for the engine's telemetry page and maps it: for root and the engine's own uid. 0;
+ * -EOPNOTSUPP if this engine has none; or another -errno. To read it asks nothing of the engine. */
+static inline int vr_telemetry_open(struct vr_session *session, struct vr_telemetry *telemetry)
+{
+    struct vr_telemetry_request request;
+    struct vr_telemetry_reply reply;
+    struct vr_probe_reply probe;
+    void *data = NULL;
+    int status, fd = -1;
+    memset(telemetry, 0, sizeof *telemetry);
+    status = vr_probe(session, &probe);
+    if (status != 0)
+        return status;
+    if ((probe.features & VR_FEATURE_TELEMETRY) == 0)
+        return vr_fail_(session, -EOPNOTSUPP, "this engine has no telemetry page");
+    memset(&request, 0, sizeof request);
+    status = vr_call_(session, VR_KIND_TELEMETRY, &request, sizeof request, -1, &reply,
+                      sizeof reply, &fd, 1);
+    if (status != 0)
+        return status;
+    status = reply.bytes < VR_TELEMETRY_HEADER_BYTES
+                 ? vr_fail_(session, -EPROTO, "a telemetry page without a header")
+                 : vr_map_as_(session, fd, reply.bytes, PROT_READ, &data);
+    vr_close_fd_(&fd);
+    if (status == 0) {
+        telemetry->data = (const unsigned char *)data;
+        telemetry->bytes = reply.bytes;
+        memcpy(&telemetry->header, data, sizeof telemetry->header);
+        if (!vr_telemetry_good_(telemetry) ||
+            memcmp(telemetry->header.boot_id, session->boot_id, sizeof session->boot_id) != 0)
+            status = vr_fail_(session, -EPROTO, "a telemetry page that cannot be");
+    }
+    if (status != 0)
+        vr_telemetry_free(telemetry);
+    return status;
+}
+
+/* Numbers of blocks, for vr_telemetry_read. */
+static inline uint32_t vr_lane_block(uint32_t class_, uint32_t origin)
+{
+    return (class_ - 1) * 2 + (origin & 1);
+}
+
+static inline uint32_t vr_rail_block(const struct vr_telemetry *telemetry, uint32_t rail)
+{
+    return telemetry->header.lanes + rail;
+}
+
+/* Of all sessions that are gone. */
+static inline uint32_t vr_gone_block(const struct vr_telemetry *telemetry)
+{
+    return telemetry->header.lanes + telemetry->header.rails;
+}
+
+static inline uint32_t vr_session_block(const struct vr_telemetry *telemetry, uint32_t session)
+{
+    return vr_gone_block(telemetry) + 1 + session;
+}
+
+/* Copies a block: 1 if the copy is whole; 0 if there is no such block, or it was being written each
+ * time (its engine was killed meanwhile). */
+static inline int vr_telemetry_read(const struct vr_telemetry *telemetry, uint32_t block,
+                                    struct vr_tallies *tallies)
+{
+    const struct vr_telemetry_header *header = &telemetry->header;
+    const unsigned char *data = telemetry->data + header->header_bytes;
+    const uint64_t *shared, *histograms;
+    uint64_t *out = tallies->counts;
+    int tries;
+    memset(tallies, 0, sizeof *tallies);
+    if (block >= (uint64_t)header->lanes + header->rails + header->sessions + 1)
+        return 0;
+    shared = (const uint64_t *)(const void *)(data + (uint64_t)block * header->block_stride);
+    histograms = shared + header->counters;
+    for (tries = 0; tries < 10000; tries++) {
+        uint64_t sequence = __atomic_load_n(&shared[VR_TALLY_SEQUENCE], __ATOMIC_ACQUIRE);
+        uint32_t at;
+        if (sequence % 2 == 1)
+            continue;
+        for (at = 0; at < VR_BLOCK_COUNTERS; at++)
+            out[at] = __atomic_load_n(&shared[at], __ATOMIC_RELAXED);
+        for (at = 0; at < VR_HISTOGRAM_BUCKETS; at++) {
+            tallies->wait[at] = __atomic_load_n(&histograms[at], __ATOMIC_RELAXED);
+            tallies->service[at] =
+                __atomic_load_n(&histograms[VR_HISTOGRAM_BUCKETS + at], __ATOMIC_RELAXED);
+        }
+        __atomic_thread_fence(__ATOMIC_ACQUIRE);
+        if (__atomic_load_n(&shared[VR_TALLY_SEQUENCE], __ATOMIC_RELAXED) == sequence)
+            return 1;
+    }
+    return 0;
+}
+
+/* The longest time, in ns, of the bucket of `histogram` that so many thousandths of all times do not
+ * exceed: 500 for p50, 999 for p99.9. 0 if it is empty. */
+static inline uint64_t vr_percentile_ns(const uint64_t *histogram, uint32_t thousandths)
+{
+    uint64_t count = 0, below = 0, rank;
+    uint32_t at;
+    for (at = 0; at < VR_HISTOGRAM_BUCKETS; at++)
+        count += histogram[at];
+    /* Without the product of both, which may not fit. */
+    rank = count / 1000 * thousandths + (count % 1000 * thousandths + 999) / 1000;
+    rank = rank == 0 ? 1 : rank;
+    for (at = 0; at < VR_HISTOGRAM_BUCKETS; at++) {
+        uint32_t next = at + 1, octave = next / VR_HISTOGRAM_STEPS;
+        below += histogram[at];
+        if (below < rank)
+            continue;
+        octave = octave == 0 ? 0 : octave - 1;
+        return ((uint64_t)(next - octave * VR_HISTOGRAM_STEPS) * VR_HISTOGRAM_UNIT_NS << octave) -
+               1;
+    }
+    return 0;
 }
 
 /* ===== Filling SQEs =====

@@ -51,6 +51,10 @@ WAIT_QUOTA_BYTES, WAIT_PAGES, WAIT_SEARCH, WAIT_CLOSED, WAIT_REVOKED = 19, 20, 2
 RECORDER_MAGIC = int.from_bytes(b"VRECORDS", "little")
 RECORDER_HEADER_BYTES, RECORDER_ENTRIES_MAX, RECORD_TIME_SHIFT = 4096, 65536, 16
 FEATURE_RECORDER, SESSION_OWN, RING_ANY = 1, 0xFFFF_FFFF, 0xFFFF_FFFF
+TELEMETRY_MAGIC = int.from_bytes(b"VRMETERS", "little")
+TELEMETRY_HEADER_BYTES, BLOCK_STRIDE, BLOCK_COUNTERS = 4096, 4096, 32
+HISTOGRAM_BUCKETS, HISTOGRAM_UNIT_NS, HISTOGRAM_STEPS = 240, 16, 8
+TELEMETRY_LANES, WAIT_REASONS, FEATURE_TELEMETRY = 6, 16, 2
 SECRET_BYTES, NAME_BYTES, URL_BYTES = 32, 64, 128
 ERROR_TEXT_MAX, MESSAGE_BYTES_MAX, COUNTERS = 240, 512, 32
 
@@ -75,12 +79,17 @@ Detail = enum.IntEnum(
     "URL REQUIRE WIRE", start=0)
 Kind = enum.IntEnum(
     "Kind", "HELLO RING MAPPED REGION EXPORT IMPORT CONNECT RELEASE PREPARE PROBE STATS CANCEL WHY "
-    "RECORDER")
+    "RECORDER TELEMETRY")
 Counter = enum.IntEnum(
     "Counter",
     "TAKEN COMPLETED REFUSED FAILED CANCELLED OPS_HIGH OPS_MEDIUM OPS_LOW BYTES NOTIFIED IN_FLIGHT "
     "RINGS REGIONS REGION_BYTES SESSIONS TURNS SLEEPS RECORDS DESCRIPTORS FAULTS DEFERS BELLS_RUNG "
     "EVICTED", start=0)
+# Words of a block of the telemetry page; WAITS is the first of WAIT_REASONS.
+Tally = enum.IntEnum(
+    "Tally",
+    "SEQUENCE ENQUEUED DISPATCHED COMPLETED BYTES PASSED QUEUED IN_FLIGHT FAILED WITHDRAWN "
+    "CANCELLED REQUEUED RETURNED DEFERS USES SPARE WAITS", start=0)
 
 
 class Layout:
@@ -136,6 +145,10 @@ RECORD = Layout(
     "Record",
     "sequence:I ring:H class_:B opcode:B record:Q user_data:Q taken_ns:Q queued:Q total:Q res:i "
     "flags:H detail:H bytes:I rail:B wait:B cause:B retries:B")
+TELEMETRY_HEADER = Layout(
+    "TelemetryHeader",
+    "magic:Q abi_version:I header_bytes:I block_stride:I counters:I buckets:I unit_ns:I steps:I "
+    "lanes:I rails:I sessions:I boot_id:2Q engine:I engine_pid:I")
 
 HEAD = Layout("Head", "kind:H reserved:H bytes:I tag:Q")
 REPLY_HEAD = Layout("ReplyHead", "kind:H reserved:H bytes:I tag:Q status:i detail:I")
@@ -180,3 +193,5 @@ WHY_REPLY = _reply(
     "rails:Q rail_states:Q ring:I session:I flows:I posts:I in_fabric:I rail:H origin:B mode:B")
 RECORDER_REQUEST = _request("RecorderRequest", "session:I reserved:I")
 RECORDER_REPLY = _reply("RecorderReply", "session:I entries:I bytes:Q")
+TELEMETRY_REQUEST = _request("TelemetryRequest", "")
+TELEMETRY_REPLY = _reply("TelemetryReply", "bytes:Q")

@@ -80,11 +80,13 @@ pub enum Kind {
     Why = 13,
     /// Asks for a session's flight recorder; brings its memfd.
     Recorder = 14,
+    /// Asks for the engine's telemetry page; brings its memfd.
+    Telemetry = 15,
 }
 
 impl Kind {
     /// All kinds, by number from 1.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Hello,
         Self::Ring,
         Self::Mapped,
@@ -99,6 +101,7 @@ impl Kind {
         Self::Cancel,
         Self::Why,
         Self::Recorder,
+        Self::Telemetry,
     ];
 
     /// Reads a kind; `None` for an unknown one.
@@ -642,6 +645,25 @@ layout! {
         session: u32,
         /// Entries that it has, a power of two.
         entries: u32,
+        /// Bytes to map.
+        bytes: u64,
+    }
+}
+
+layout! {
+    /// TELEMETRY: asks for the engine's telemetry page, which root and the engine's own uid may
+    /// have. Served if PROBE's features have [`FEATURE_TELEMETRY`](super::FEATURE_TELEMETRY).
+    TelemetryRequest = 16 {
+        /// Kind [`Kind::Telemetry`].
+        head: Head,
+    }
+}
+
+layout! {
+    /// Answers TELEMETRY; one descriptor: the memfd, to be mapped for reading.
+    TelemetryReply = 32 {
+        /// See [`ReplyHead`].
+        reply: ReplyHead,
         /// Bytes to map.
         bytes: u64,
     }

@@ -20,6 +20,7 @@ mod segment;
 mod sqe;
 mod status;
 mod table;
+mod telemetry;
 mod waits;
 
 pub use control::*;
@@ -29,6 +30,7 @@ pub use segment::*;
 pub use sqe::*;
 pub use status::*;
 pub use table::table;
+pub use telemetry::*;
 pub use waits::wait_name;
 
 #[cfg(not(all(target_endian = "little", target_pointer_width = "64")))]

@@ -45,6 +45,8 @@ fn layouts(out: &mut Vec<(String, u64)>) {
         entries boot_id engine session engine_pid client_pid uid reserved);
     fields!(out, "record", RecordEntry, sequence ring class opcode record user_data taken_ns
         queued total res flags detail bytes rail wait cause retries);
+    fields!(out, "telemetry_header", TelemetryHeader, magic abi_version header_bytes block_stride
+        counters buckets unit_ns steps lanes rails sessions boot_id engine engine_pid);
 }
 
 fn numbers(out: &mut Vec<(String, u64)>) {
@@ -70,7 +72,9 @@ fn numbers(out: &mut Vec<(String, u64)>) {
         WAIT_BELL WAIT_INTAKE WAIT_CQ WAIT_RECORDS WAIT_QUOTA_OPS WAIT_QUOTA_BYTES WAIT_PAGES
         WAIT_SEARCH WAIT_CLOSED WAIT_REVOKED
         RECORDER_MAGIC RECORDER_HEADER_BYTES RECORDER_ENTRIES_MAX RECORD_TIME_SHIFT FEATURE_RECORDER
-        SESSION_OWN RING_ANY);
+        SESSION_OWN RING_ANY
+        TELEMETRY_MAGIC TELEMETRY_HEADER_BYTES BLOCK_STRIDE BLOCK_COUNTERS HISTOGRAM_BUCKETS
+        HISTOGRAM_UNIT_NS HISTOGRAM_STEPS TELEMETRY_LANES WAIT_REASONS FEATURE_TELEMETRY);
     out.push(("SECRET_BYTES".to_string(), SECRET_BYTES as u64));
     out.push(("NAME_BYTES".to_string(), NAME_BYTES as u64));
     out.push(("URL_BYTES".to_string(), URL_BYTES as u64));
@@ -95,6 +99,7 @@ fn numbers(out: &mut Vec<(String, u64)>) {
     out.extend(
         Counter::ALL.iter().map(|c| (named("COUNTER", format!("{c:?}")), u64::from(*c as u8))),
     );
+    out.extend(Tally::ALL.iter().map(|t| (named("TALLY", format!("{t:?}")), u64::from(*t as u8))));
 }
 
 fn messages(out: &mut Vec<(String, u64)>) {
@@ -114,7 +119,8 @@ fn messages(out: &mut Vec<(String, u64)>) {
         "export_reply" ExportReply "import" Import "import_reply" ImportReply "connect" Connect
         "connect_reply" ConnectReply "release" Release "probe" Probe "probe_reply" ProbeReply
         "stats" Stats "stats_reply" StatsReply "op_query" OpQuery "cancel_reply" CancelReply
-        "why_reply" WhyReply "recorder_request" RecorderRequest "recorder_reply" RecorderReply);
+        "why_reply" WhyReply "recorder_request" RecorderRequest "recorder_reply" RecorderReply
+        "telemetry_request" TelemetryRequest "telemetry_reply" TelemetryReply);
 }
 
 /// `FetchAdd` to `FETCH_ADD`.

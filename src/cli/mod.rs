@@ -16,6 +16,7 @@ mod serve;
 mod settings;
 mod sim;
 mod stat;
+mod watch;
 mod why;
 
 use std::fmt;

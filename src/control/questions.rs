@@ -20,6 +20,12 @@ impl Server {
         1 << abi::FABRIC_LOCAL | verbs
     }
 
+    /// `FEATURE_*` bits of what is served.
+    fn features(&self) -> u64 {
+        let recorder = if self.config.recorder_entries == 0 { 0 } else { abi::FEATURE_RECORDER };
+        recorder | abi::FEATURE_TELEMETRY
+    }
+
     pub(super) fn probe(&mut self, key: usize, request: &Probe) -> Result<(), Refusal> {
         let quota = &self.config.quota;
         let reply = ProbeReply {
@@ -52,11 +58,8 @@ impl Server {
                 return Err(Refusal::new(errno::EINVAL, Detail::Message, text));
             }
         };
-        let uid = self.sessions.get(key).map_or(UID_OWN, |session| session.uid);
-        let own_uid = nix::unistd::geteuid().as_raw();
-        if engine_scope && uid != 0 && uid != own_uid {
-            let text = format!("counters of the engine are for uid {own_uid} and root");
-            return Err(Refusal::new(errno::EACCES, Detail::Rights, text));
+        if engine_scope {
+            self.check_operator(key, "counters of the engine are")?;
         }
         let tag = request.head.tag;
         let pending = Pending::Stats { session: key, tag, engine_scope };
@@ -65,6 +68,17 @@ impl Server {
         let session = (!engine_scope).then(|| place(key));
         self.order(Command::Stats { session, token });
         Ok(())
+    }
+
+    /// What is told of all sessions together is for whoever runs the engine.
+    pub(super) fn check_operator(&self, key: usize, what: &str) -> Result<(), Refusal> {
+        let uid = self.sessions.get(key).map_or(UID_OWN, |session| session.uid);
+        let own_uid = nix::unistd::geteuid().as_raw();
+        if uid == 0 || uid == own_uid {
+            return Ok(());
+        }
+        let text = format!("{what} for uid {own_uid} and root");
+        Err(Refusal::new(errno::EACCES, Detail::Rights, text))
     }
 
     pub(super) fn query(

@@ -272,6 +272,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 self.owners[owner as usize].ops_max = ops_max;
                 self.lanes.adopt(session, owner, contract.weight);
                 self.abroad.adopt(session, owner, &contract);
+                self.meter.begin_session(session);
             }
             Command::SetRecorder { session, recorder } => {
                 self.recorders[session.0 as usize] = Some(recorder);
@@ -418,6 +419,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         }
         *session = Session::NONE;
         self.recorders[id.0 as usize] = None;
+        self.meter.end_session(id);
         self.replies.push_back(Reply::Done { token });
     }
 

@@ -115,6 +115,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             && let Some(ring) = self.rings[id as usize].as_mut()
         {
             nops.add_up(&mut ring.end, &mut self.sessions[ring.session.0 as usize]);
+            self.meter.passed(ring.session, nops.by_class);
             self.touch(RingId(id));
         }
         taken
@@ -143,6 +144,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let mut sequence = self.sequence;
         let mut number = *next_number;
         let mut passed = 0;
+        let mut queued = [0; 3];
         while passed < count {
             let words = copied.entry(passed);
             let sqe = &Sqe::from_words(words);
@@ -169,6 +171,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 record.sequence = sequence;
                 record.checked = self.withdrawn;
                 end.fate_accepted(fate, record.id().0, number);
+                queued[record.op.class.index()] += 1;
                 let (named, late) = (record.op.names(), record.op.deadline_us > 0);
                 self.deadlines += u32::from(late);
                 ops.push_back(&mut self.ledger, slot);
@@ -187,6 +190,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         self.sequence = sequence;
         *next_number = number;
         state.count(Counter::Taken, u64::from(passed));
+        self.meter.enqueued(session, queued);
         self.record_share.take(&mut state.records, opened);
         owner.ops += opened;
         (passed, passed == count && count > 0)
@@ -280,7 +284,10 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             Opcode::Cancel => self.begin_cancel(slot),
             Opcode::Flush => self.begin_flush(slot),
             Opcode::Arm => self.begin_arm(slot),
-            _ => self.enqueue(slot),
+            _ => {
+                self.meter.enqueued_one(&self.ledger[slot]);
+                self.enqueue(slot);
+            }
         }
     }
 

@@ -22,7 +22,10 @@ mod barrier;
 mod command;
 mod finish;
 mod intake;
+#[cfg(all(any(test, feature = "sim"), not(verbring_loom)))]
+mod laws;
 mod lines;
+mod meter;
 mod pages;
 mod rails;
 mod record;
@@ -41,7 +44,7 @@ mod winding;
 
 use std::collections::VecDeque;
 
-use crate::abi::{Class, Counter, PAGES_MAX};
+use crate::abi::{Class, Counter, PAGES_MAX, TelemetryHeader};
 use crate::fabric::{Done, Fabric, Request};
 use crate::ids::{RegionId, RingId};
 use crate::ledger::{LANE, Ledger, List};
@@ -49,9 +52,8 @@ use crate::ring::Memory;
 use crate::sched::ahead::Ahead;
 use crate::sched::credits::Window;
 use crate::sched::pace::Pace;
-use crate::sched::{Bounds, Mode, Policy};
-use crate::sched::{Scheduler, Shape};
-use crate::telemetry::Recorder;
+use crate::sched::{Bounds, Mode, Policy, Scheduler, Shape};
+use crate::telemetry::{Page, Recorder};
 
 pub use command::{Command, Event, Reply, Why};
 pub use tables::{Ring, Wind};
@@ -60,6 +62,7 @@ pub(crate) use validate::{FLAGS_SERVED, OPCODES_SERVED};
 
 use finish::Leavers;
 use lines::Abroad;
+use meter::Meter;
 use pages::PagePool;
 use search::Query;
 use tables::{Owner, Posts, Region, Session, Share};
@@ -155,6 +158,8 @@ pub struct Engine<F: Fabric, M> {
     sessions: Vec<Session>,
     /// Where what is known of ended ops is left, by session.
     recorders: Vec<Option<Recorder>>,
+    /// What is counted for the telemetry page.
+    meter: Meter,
     owners: Vec<Owner>,
     rings: Vec<Option<Box<Ring<M>>>>,
     regions: Vec<Region>,
@@ -258,6 +263,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             pages: PagePool::new(limits.list_blocks),
             sessions: vec![Session::NONE; limits.sessions_max as usize],
             recorders: (0..limits.sessions_max).map(|_| None).collect(),
+            meter: Meter::new(fabric.rails(), limits.sessions_max),
             owners: vec![Owner::default(); limits.sessions_max as usize],
             rings: (0..rings).map(|_| None).collect(),
             regions: vec![Region::NONE; limits.regions_max as usize],
@@ -328,6 +334,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             self.abroad.moved = flushed || self.ledger.open_count() != open;
         }
         self.publish();
+        self.meter.publish(self.now_ns);
         turn.busy = self.busy();
         turn
     }
@@ -392,6 +399,19 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         &mut self.fabric
     }
 
+    /// How this engine's telemetry page is laid out; identity fields are zero.
+    pub fn telemetry_header(&self) -> &TelemetryHeader {
+        self.meter.header()
+    }
+
+    /// From now on what is counted is copied to this page.
+    ///
+    /// # Panics
+    /// If it is laid out otherwise than [`Engine::telemetry_header`].
+    pub fn keep_telemetry(&mut self, page: Page) {
+        self.meter.tallies().copy_to(page);
+    }
+
     /// What a host that sleeps must attend to beside bells and commands.
     pub fn watches(&self) -> Watch {
         Watch {
@@ -422,6 +442,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 return false;
             }
         }
+        self.meter.tallies().publish_all();
         true
     }
 

@@ -55,6 +55,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             else {
                 continue;
             };
+            self.meter.answered(rail, bytes, *completion);
             let record = &mut self.ledger[slot];
             record.in_fabric -= 1;
             if ABROAD && rail != 0 {
@@ -288,6 +289,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         if record.state == State::Queued {
             record.state = State::Posted;
             record.starts(self.now_ns, self.held[usize::from(ABROAD)]);
+            self.meter.dispatched(record);
             if let Some(ring) = &self.rings[record.ring.0 as usize]
                 && !planted(Plant::PostBeforeEntry)
             {
@@ -328,6 +330,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         // Every entry of this batch is marked posted before any of it can take effect.
         order_fates::<M>();
         let taken = self.fabric.post(batch);
+        self.meter.posted(batch, taken);
         for request in batch[taken..].iter().rev() {
             self.take_back(request);
         }
@@ -373,6 +376,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         {
             record.state = State::Queued;
             record.posted_ns = 0;
+            self.meter.requeued(record);
             let (id, fate, number, record) =
                 (record.ring, record.fate, record.number, self.ledger.id(slot));
             self.ring(id).end.fate_accepted(fate, record.0, number);

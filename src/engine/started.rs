@@ -26,6 +26,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let record = &mut self.ledger[slot];
         record.lacks(wait);
         self.held[usize::from(record.line != 0)] = Some(record.op.class);
+        self.meter.deferred(record, wait);
         self.sessions[record.session.0 as usize].count(Counter::Defers, 1);
     }
 

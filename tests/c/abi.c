@@ -120,6 +120,21 @@ static void layouts(void)
     FIELD(record, wait);
     FIELD(record, cause);
     FIELD(record, retries);
+    SIZE(telemetry_header);
+    FIELD(telemetry_header, magic);
+    FIELD(telemetry_header, abi_version);
+    FIELD(telemetry_header, header_bytes);
+    FIELD(telemetry_header, block_stride);
+    FIELD(telemetry_header, counters);
+    FIELD(telemetry_header, buckets);
+    FIELD(telemetry_header, unit_ns);
+    FIELD(telemetry_header, steps);
+    FIELD(telemetry_header, lanes);
+    FIELD(telemetry_header, rails);
+    FIELD(telemetry_header, sessions);
+    FIELD(telemetry_header, boot_id);
+    FIELD(telemetry_header, engine);
+    FIELD(telemetry_header, engine_pid);
 }
 
 static void numbers(void)
@@ -234,6 +249,16 @@ static void numbers(void)
     NUMBER(FEATURE_RECORDER);
     NUMBER(SESSION_OWN);
     NUMBER(RING_ANY);
+    NUMBER(TELEMETRY_MAGIC);
+    NUMBER(TELEMETRY_HEADER_BYTES);
+    NUMBER(BLOCK_STRIDE);
+    NUMBER(BLOCK_COUNTERS);
+    NUMBER(HISTOGRAM_BUCKETS);
+    NUMBER(HISTOGRAM_UNIT_NS);
+    NUMBER(HISTOGRAM_STEPS);
+    NUMBER(TELEMETRY_LANES);
+    NUMBER(WAIT_REASONS);
+    NUMBER(FEATURE_TELEMETRY);
     NUMBER(SECRET_BYTES);
     NUMBER(NAME_BYTES);
     NUMBER(URL_BYTES);
@@ -321,6 +346,7 @@ static void numbers(void)
     NUMBER(KIND_CANCEL);
     NUMBER(KIND_WHY);
     NUMBER(KIND_RECORDER);
+    NUMBER(KIND_TELEMETRY);
     NUMBER(COUNTER_TAKEN);
     NUMBER(COUNTER_COMPLETED);
     NUMBER(COUNTER_REFUSED);
@@ -344,6 +370,23 @@ static void numbers(void)
     NUMBER(COUNTER_DEFERS);
     NUMBER(COUNTER_BELLS_RUNG);
     NUMBER(COUNTER_EVICTED);
+    NUMBER(TALLY_SEQUENCE);
+    NUMBER(TALLY_ENQUEUED);
+    NUMBER(TALLY_DISPATCHED);
+    NUMBER(TALLY_COMPLETED);
+    NUMBER(TALLY_BYTES);
+    NUMBER(TALLY_PASSED);
+    NUMBER(TALLY_QUEUED);
+    NUMBER(TALLY_IN_FLIGHT);
+    NUMBER(TALLY_FAILED);
+    NUMBER(TALLY_WITHDRAWN);
+    NUMBER(TALLY_CANCELLED);
+    NUMBER(TALLY_REQUEUED);
+    NUMBER(TALLY_RETURNED);
+    NUMBER(TALLY_DEFERS);
+    NUMBER(TALLY_USES);
+    NUMBER(TALLY_SPARE);
+    NUMBER(TALLY_WAITS);
 }
 
 static void messages(void)
@@ -508,6 +551,11 @@ static void messages(void)
     FIELD(recorder_reply, session);
     FIELD(recorder_reply, entries);
     FIELD(recorder_reply, bytes);
+    SIZE(telemetry_request);
+    FIELD(telemetry_request, head);
+    SIZE(telemetry_reply);
+    FIELD(telemetry_reply, reply);
+    FIELD(telemetry_reply, bytes);
 }
 
 int main(void)

@@ -34,16 +34,20 @@ WAIT_BELL WAIT_INTAKE WAIT_CQ WAIT_RECORDS WAIT_QUOTA_OPS WAIT_QUOTA_BYTES WAIT_
 WAIT_SEARCH WAIT_CLOSED WAIT_REVOKED
 RECORDER_MAGIC RECORDER_HEADER_BYTES RECORDER_ENTRIES_MAX RECORD_TIME_SHIFT FEATURE_RECORDER
 SESSION_OWN RING_ANY
+TELEMETRY_MAGIC TELEMETRY_HEADER_BYTES BLOCK_STRIDE BLOCK_COUNTERS HISTOGRAM_BUCKETS
+HISTOGRAM_UNIT_NS HISTOGRAM_STEPS TELEMETRY_LANES WAIT_REASONS FEATURE_TELEMETRY
 SECRET_BYTES NAME_BYTES URL_BYTES ERROR_TEXT_MAX MESSAGE_BYTES_MAX COUNTERS
 """
 
 ENUMERATIONS = (
     ("", abi.Errno), ("OP_", abi.Op), ("CLASS_", abi.Class), ("DETAIL_", abi.Detail),
     ("KIND_", abi.Kind), ("COUNTER_", abi.Counter),
+    ("TALLY_", abi.Tally),
 )
 
 RING = (("sqe", abi.SQE), ("page", abi.PAGE), ("cqe", abi.CQE), ("segment", abi.SEGMENT),
-        ("recorder_header", abi.RECORDER_HEADER), ("record", abi.RECORD))
+        ("recorder_header", abi.RECORDER_HEADER), ("record", abi.RECORD),
+        ("telemetry_header", abi.TELEMETRY_HEADER))
 
 MESSAGES = (
     ("head", abi.HEAD), ("reply_head", abi.REPLY_HEAD), ("hello", abi.HELLO),
@@ -56,6 +60,7 @@ MESSAGES = (
     ("probe_reply", abi.PROBE_REPLY), ("stats", abi.STATS), ("stats_reply", abi.STATS_REPLY),
     ("op_query", abi.OP_QUERY), ("cancel_reply", abi.CANCEL_REPLY), ("why_reply", abi.WHY_REPLY),
     ("recorder_request", abi.RECORDER_REQUEST), ("recorder_reply", abi.RECORDER_REPLY),
+    ("telemetry_request", abi.TELEMETRY_REQUEST), ("telemetry_reply", abi.TELEMETRY_REPLY),
 )
 
 

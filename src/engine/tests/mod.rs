@@ -27,6 +27,7 @@ mod sets;
 mod sleep;
 mod started;
 mod streams;
+mod telemetry;
 mod two;
 mod watched;
 mod why;

@@ -2,7 +2,8 @@
 //!
 //! One table names every setting once; the file's keys, the environment's names, the flags, the
 //! help text and `--print-config` all follow from it, so none can be forgotten in one of them.
-//! What was printed is itself a file that gives the same settings.
+//! What was printed is itself a file that gives the same settings. A second table names what one
+//! uid may have of its own: `[uid.7]` in the file, `VERBRING_UID_7_OPS`, `--set uid.7.ops=1`.
 //!
 //! **Invariants**: a key that is not in the table is refused, never skipped; a value that was
 //! overridden is still refused if it could not be read; only the values in force must be in range.
@@ -10,12 +11,14 @@
 
 mod flags;
 mod form;
+mod place;
 mod show;
 mod table;
 #[cfg(test)]
 mod tests;
 mod text;
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -27,7 +30,8 @@ use verbring::host::Config;
 
 use flags::Given;
 use form::Form;
-use table::{Setting, TABLE, VARIABLE_PREFIX};
+use place::{NoPlace, Place, UIDS, read_uid};
+use table::TABLE;
 
 pub(crate) use flags::Flags;
 
@@ -35,9 +39,12 @@ pub(crate) use flags::Flags;
 #[derive(Debug)]
 pub(crate) struct Settings {
     config: Config,
-    /// By place in [`TABLE`].
-    origins: Vec<Origin>,
+    /// Of what is not at its default.
+    origins: BTreeMap<Place, Origin>,
 }
+
+/// Names and values of what a process is told by its environment.
+pub(crate) type Environment = BTreeMap<String, OsString>;
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +63,7 @@ pub(crate) enum BadSetting {
     #[error("{}:{line}: {text}", .path.display())]
     Syntax { path: PathBuf, line: usize, text: String },
     #[error("{origin}: unknown key {key}; the nearest known one is {nearest}")]
-    UnknownKey { origin: String, key: String, nearest: &'static str },
+    UnknownKey { origin: String, key: String, nearest: String },
     #[error("{origin}: {key} is {value}, but must be {limit}")]
     Value { origin: String, key: String, value: String, limit: String },
 }
@@ -65,20 +72,18 @@ impl Settings {
     /// Lays the file over the defaults, the environment over the file and the flags over all.
     pub(crate) fn layered(
         file: Option<&Path>,
-        environment: impl Fn(&str) -> Option<OsString>,
+        environment: &Environment,
         flags: &Flags,
     ) -> Result<Self, BadSetting> {
-        let mut settings =
-            Self { config: Config::default(), origins: vec![Origin::Default; TABLE.len()] };
+        let mut settings = Self { config: Config::default(), origins: BTreeMap::new() };
         if let Some(path) = file {
             let text = std::fs::read_to_string(path)
                 .map_err(|source| BadSetting::Unreadable { path: path.to_owned(), source })?;
             settings.lay_file(path, &text)?;
         }
-        for (place, setting) in TABLE.iter().enumerate() {
-            let name = setting.variable();
-            if let Some(text) = environment(&name) {
-                settings.lay(place, &text, Origin::Environment(name))?;
+        for (name, text) in environment {
+            if let Some(place) = Place::of_variable(name) {
+                settings.lay(place, text, Origin::Environment(name.clone()))?;
             }
         }
         for Given { place, text, flag } in &flags.0 {
@@ -91,6 +96,10 @@ impl Settings {
     /// The settings as the library takes them.
     pub(crate) fn config(&self) -> &Config {
         &self.config
+    }
+
+    fn origin(&self, place: Place) -> &Origin {
+        self.origins.get(&place).unwrap_or(&Origin::Default)
     }
 
     fn lay_file(&mut self, path: &Path, text: &str) -> Result<(), BadSetting> {
@@ -106,75 +115,82 @@ impl Settings {
             for (name, value) in table {
                 let key = format!("{prefix}{}", name.get_ref());
                 let origin = Origin::File(path.to_owned(), line_of(name.span().start));
-                let inside = format!("{key}.");
-                let is_section = TABLE.iter().any(|setting| setting.key.starts_with(&inside));
-                let place = TABLE.iter().position(|setting| setting.key == key);
-                match (place, value.get_ref()) {
-                    (Some(place), _) => self.lay_value(place, value, origin)?,
-                    (None, DeValue::Table(table)) if is_section || !table.is_empty() => {
-                        pending.push((inside, table));
+                let is_section = self.section(&prefix, name.get_ref(), &origin)?;
+                match (Place::find(&key), value.get_ref()) {
+                    (Ok(place), _) => self.lay_value(place, value, origin)?,
+                    (Err(_), DeValue::Table(table)) if is_section || !table.is_empty() => {
+                        pending.push((format!("{key}."), table));
                     }
-                    (None, _) if is_section => {
+                    (Err(_), _) if is_section => {
                         let value = describe(value.get_ref());
                         return Err(bad_value(&origin, &key, value, "a table".to_string()));
                     }
-                    (None, _) => {
-                        let nearest = nearest_key(&key);
-                        let origin = origin.to_string();
-                        return Err(BadSetting::UnknownKey { origin, key, nearest });
-                    }
+                    (Err(why), _) => return Err(no_place(&origin.to_string(), &key, why)),
                 }
             }
         }
         Ok(())
     }
 
+    /// True if this is the name of a table that there may be. That of a uid is a contract, even if
+    /// nothing is in it.
+    fn section(&mut self, prefix: &str, name: &str, origin: &Origin) -> Result<bool, BadSetting> {
+        if prefix == "uid." {
+            let key = format!("{prefix}{name}");
+            let uid = read_uid(name).map_err(|why| no_place(&origin.to_string(), &key, why))?;
+            self.config.uid.entry(uid).or_default();
+            return Ok(true);
+        }
+        let inside = format!("{prefix}{name}.");
+        Ok(inside == "uid." || TABLE.iter().any(|setting| setting.key.starts_with(&inside)))
+    }
+
     fn lay_value(
         &mut self,
-        place: usize,
+        place: Place,
         value: &Spanned<DeValue<'_>>,
         origin: Origin,
     ) -> Result<(), BadSetting> {
-        let setting = &TABLE[place];
+        let form = place.form();
         let text = match value.get_ref() {
-            DeValue::Integer(number) if setting.form.takes_integer(number.radix()) => {
+            DeValue::Integer(number) if form.takes_integer(number.radix()) => {
                 Some(number.to_string())
             }
-            DeValue::String(text) if setting.form.takes_string() => Some(text.to_string()),
+            DeValue::String(text) if form.takes_string() => Some(text.to_string()),
             _ => None,
         };
         match text {
-            Some(text) if (setting.write)(&mut self.config, OsStr::new(&text)) => {
-                self.origins[place] = origin;
+            Some(text) if place.write(&mut self.config, OsStr::new(&text)) => {
+                self.origins.insert(place, origin);
                 Ok(())
             }
             _ => {
                 let value = describe(value.get_ref());
-                Err(bad_value(&origin, setting.key, value, setting.limit()))
+                Err(bad_value(&origin, &place.key(), value, place.limit()))
             }
         }
     }
 
-    fn lay(&mut self, place: usize, text: &OsStr, origin: Origin) -> Result<(), BadSetting> {
-        let setting = &TABLE[place];
-        if !(setting.write)(&mut self.config, text) {
+    fn lay(&mut self, place: Place, text: &OsStr, origin: Origin) -> Result<(), BadSetting> {
+        if !place.write(&mut self.config, text) {
             let value = format!("{text:?}");
-            return Err(bad_value(&origin, setting.key, value, setting.limit()));
+            return Err(bad_value(&origin, &place.key(), value, place.limit()));
         }
-        self.origins[place] = origin;
+        self.origins.insert(place, origin);
         Ok(())
     }
 
     fn check(&self) -> Result<(), BadSetting> {
         let Err(error) = self.config.check() else { return Ok(()) };
-        let place = TABLE.iter().position(|setting| setting.key == error.field);
-        let origin = place.map_or(&Origin::Default, |place| &self.origins[place]);
-        let octal = place.is_some_and(|place| matches!(TABLE[place].form, Form::Mode));
-        let (value, limit) = match (octal, place) {
-            (true, Some(place)) => (format!("0{:o}", error.value), TABLE[place].limit()),
+        let place = Place::find(&error.field).ok();
+        let origin = place.map_or(&Origin::Default, |place| self.origin(place));
+        let (value, limit) = match place {
+            Some(place) if matches!(place.form(), Form::Mode) => {
+                (format!("0{:o}", error.value), place.limit())
+            }
             _ => (error.value.to_string(), error.limit),
         };
-        Err(bad_value(origin, error.field, value, limit))
+        Err(bad_value(origin, &error.field, value, limit))
     }
 }
 
@@ -193,17 +209,11 @@ impl fmt::Display for Origin {
 const OF_TESTS: [&str; 2] = ["VERBRING_TEST_", "VERBRING_VM_"];
 
 /// Names in the environment that look like settings but are none, each with the nearest that is.
-pub(crate) fn unknown_variables(names: impl Iterator<Item = OsString>) -> Vec<(String, String)> {
-    let known: Vec<String> = TABLE.iter().map(Setting::variable).collect();
+pub(crate) fn unknown_variables(environment: &Environment) -> Vec<(String, String)> {
+    let names = environment.keys().filter(|name| Place::of_variable(name).is_none());
     names
-        .filter_map(|name| name.into_string().ok())
-        .filter(|name| name.starts_with(VARIABLE_PREFIX) && !known.contains(name))
         .filter(|name| !OF_TESTS.iter().any(|prefix| name.starts_with(prefix)))
-        .map(|name| {
-            let key = name[VARIABLE_PREFIX.len()..].to_ascii_lowercase();
-            let nearest = TABLE.iter().find(|setting| setting.key == nearest_key(&key));
-            (name, nearest.map(Setting::variable).unwrap_or_default())
-        })
+        .filter_map(|name| Some((name.clone(), Place::like_variable(name)?.variable())))
         .collect()
 }
 
@@ -211,10 +221,15 @@ fn bad_value(origin: &Origin, key: &str, value: String, limit: String) -> BadSet
     BadSetting::Value { origin: origin.to_string(), key: key.to_string(), value, limit }
 }
 
-fn nearest_key(key: &str) -> &'static str {
-    let likeness = |setting: &&Setting| strsim::normalized_damerau_levenshtein(setting.key, key);
-    let nearest = TABLE.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
-    nearest.map_or("", |setting| setting.key)
+fn no_place(origin: &str, key: &str, why: NoPlace) -> BadSetting {
+    let (origin, key) = (origin.to_string(), key.to_string());
+    match why {
+        NoPlace::Unknown { nearest } => BadSetting::UnknownKey { origin, key, nearest },
+        NoPlace::Uid { text } => {
+            let (key, value, limit) = ("uid".to_string(), format!("{text:?}"), UIDS.to_string());
+            BadSetting::Value { origin, key, value, limit }
+        }
+    }
 }
 
 fn describe(value: &DeValue<'_>) -> String {

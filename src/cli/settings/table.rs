@@ -1,9 +1,9 @@
-//! The table of settings: every one once.
+//! The tables of settings, every one once: the engine's, and those of single uids.
 
 use std::ffi::OsStr;
 use std::fmt;
 
-use verbring::host::Config;
+use verbring::host::{Config, UidQuota};
 
 use super::form::{Form, Shown};
 use super::text::{
@@ -26,24 +26,6 @@ pub(super) struct Setting {
 impl Setting {
     pub(super) fn flag(&self) -> String {
         self.key.replace(['.', '_'], "-")
-    }
-
-    pub(super) fn variable(&self) -> String {
-        VARIABLE_PREFIX.to_string() + &self.key.replace('.', "_").to_ascii_uppercase()
-    }
-
-    /// What a value must be, in words. Ranges are asked of [`Config::check`], which alone knows
-    /// them, by a value that is surely too large.
-    pub(super) fn limit(&self) -> String {
-        let range = |most: u64| {
-            let mut config = Config::default();
-            (self.write)(&mut config, OsStr::new(&most.to_string()));
-            match config.check() {
-                Err(error) if error.field == self.key => error.limit,
-                _ => format!("0 to {most}"),
-            }
-        };
-        self.form.limit(range)
     }
 }
 
@@ -174,6 +156,45 @@ table! {
         "Control messages a second of one uid; more are answered later";
     "quota.class_ceiling" Class quota.class_ceiling,
         "Most urgent class of one uid: high, medium or low";
+}
+
+/// What a uid may have of its own, as `quota` has it for all.
+pub(super) struct UidSetting {
+    /// As in the file's table of that uid, and in [`UidQuota`].
+    pub(super) key: &'static str,
+    pub(super) form: Form,
+    pub(super) read: fn(&UidQuota) -> Shown,
+    /// False if the text cannot be read.
+    pub(super) write: fn(&mut UidQuota, &OsStr) -> bool,
+}
+
+macro_rules! uid_table {
+    ($($field:ident $form:ident $(($kind:ty))?;)*) => {
+        pub(super) const UID_TABLE: &[UidSetting] = &[$(UidSetting {
+            key: stringify!($field),
+            form: table!(@form $form $($kind)?),
+            read: |own| own.$field.map_or(Shown::Unset, |value| table!(@read $form value)),
+            write: |own, text| {
+                let mut value = own.$field.unwrap_or_default();
+                let read = table!(@write $form value, text);
+                own.$field = if read { Some(value) } else { own.$field };
+                read
+            },
+        },)*];
+    };
+}
+
+uid_table! {
+    sessions Number(u32);
+    rings Number(u32);
+    regions Number(u32);
+    region_bytes Bytes(u64);
+    ops Number(u32);
+    op_bytes Bytes(u64);
+    high_bytes Bytes(u64);
+    weight Number(u8);
+    control_per_s Number(u32);
+    class_ceiling Class;
 }
 
 /// Starts every setting's name in the environment.

@@ -213,8 +213,16 @@ pub struct Record {
     pub rail: u16,
     /// What it has stepped aside for in its line.
     pub aside: Aside,
+    /// Bytes of the window that it holds as a whole, in mode tent.
+    pub held: u32,
+    /// The card that it counts on as in flight.
+    pub entered: u8,
+    /// The engine's turn in which a part of it was laid last, for a peer.
+    pub laid_turn: u64,
     /// Who made it: 0 a user, 1 the engine itself.
     pub origin: u8,
+    /// It waited for so long that it is scheduled as if its class were high.
+    pub aged: bool,
     /// The first of its posts that were handed back, or [`NIL`]: none is left when
     /// the record is closed.
     pub returned: u32,
@@ -369,6 +377,10 @@ impl Ledger {
             rail: 0,
             aside: Aside::No,
             origin: 0,
+            aged: false,
+            entered: 0,
+            held: 0,
+            laid_turn: 0,
             returned: NIL,
             returned_last: NIL,
         };

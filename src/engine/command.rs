@@ -256,6 +256,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 let ceiling = contract.ceiling;
                 *place = Session { live: true, owner, ceiling, ..Session::NONE };
                 self.owners[owner as usize].sign(&contract);
+                self.lanes.adopt(session, owner, contract.weight);
+                self.abroad.adopt(session, owner, &contract);
             }
             Command::SetRecorder { session, recorder } => {
                 self.recorders[session.0 as usize] = Some(recorder);

@@ -2,13 +2,14 @@
 
 use crate::abi::{
     CANCEL_BY_NUMBER, CANCEL_BY_RECORD, CQE_RETRYABLE, Counter, Detail, Opcode, STATE_ARMED,
-    STATE_FLUSHING, STATE_POSTED, STATE_QUEUED, WAIT_CLASS, WAIT_EARLIER, WAIT_FABRIC, WAIT_LANE,
-    WAIT_NOTIFY, errno,
+    STATE_FLUSHING, STATE_POSTED, STATE_QUEUED, WAIT_EARLIER, WAIT_FABRIC, WAIT_NONE, WAIT_NOTIFY,
+    errno,
 };
 use crate::fabric::Fabric;
 use crate::ids::{RecordId, RingId};
-use crate::ledger::{Failure, LANE, Ledger, List, NIL, RING, State};
+use crate::ledger::{Aside, Failure, LANE, Ledger, List, NIL, RING, Record, State};
 use crate::ring::Memory;
+use crate::sched::Place;
 
 use super::{Engine, Reply, STEPS_PER_TURN, Why};
 
@@ -165,24 +166,31 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         }
     }
 
+    /// Ops before one that has stepped aside, counted as far as the scheduler counts.
+    pub(super) fn ahead_of(&self, slot: u32) -> u32 {
+        let mut ahead = 0;
+        let mut at = List::<LANE>::previous(&self.ledger, slot);
+        while at != NIL && ahead < Place::AHEAD_MAX {
+            ahead += 1;
+            at = List::<LANE>::previous(&self.ledger, at);
+        }
+        ahead
+    }
+
     /// Says where an op is and what it waits for.
     fn why(&self, slot: u32) -> Why {
         let record = &self.ledger[slot];
         let mut ahead = 0;
         let (state, wait) = match record.state {
             State::Queued | State::Posted if !record.posted_whole => {
-                let mut at = List::<LANE>::previous(&self.ledger, slot);
-                while at != NIL && ahead < AHEAD_MAX {
-                    ahead += 1;
-                    at = List::<LANE>::previous(&self.ledger, at);
-                }
-                let behind = if ahead > 0 { WAIT_LANE } else { WAIT_CLASS };
-                let wait = if self.abroad() && record.line != 0 {
-                    self.wait_abroad(slot, ahead, behind)
-                } else if self.lanes.first() == Some(slot) {
-                    record.wait
+                let wait;
+                (ahead, wait) = if self.abroad() && record.line != 0 {
+                    self.wait_abroad(slot)
+                } else if record.aside == Aside::No {
+                    let place = self.lanes.place(&self.ledger, slot);
+                    (place.ahead, waits(&place, record))
                 } else {
-                    behind
+                    (self.ahead_of(slot), record.wait)
                 };
                 let queued = record.state == State::Queued;
                 (if queued { STATE_QUEUED } else { STATE_POSTED }, wait)
@@ -210,5 +218,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     }
 }
 
-/// WHY counts the ops ahead up to this many.
-const AHEAD_MAX: u32 = 4_095;
+/// What a queued op waits for: its turn, or what it lacked when it had it.
+pub(super) fn waits(place: &Place, record: &Record) -> u16 {
+    if place.wait == WAIT_NONE { record.wait } else { place.wait }
+}

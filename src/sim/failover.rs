@@ -144,7 +144,7 @@ fn options() -> Options {
     options.timeout = TIMEOUT;
     (options.sq_entries, options.cq_entries) = (128, 128);
     options.limits = crate::engine::Limits {
-        window_ops: 64,
+        window_wrs: 64,
         window_bytes: 1 << 20,
         slice_bytes: OP_BYTES,
         intake_budget: 64,

@@ -8,7 +8,7 @@ use super::script::{BROKEN, Script, Stage};
 use super::world::{LIMITS, Pair, RECEIVER, SENDER, World, arm, cancel, flush, nop, revoke};
 use crate::abi::{
     CANCEL_BY_NUMBER, CQE_FLUSHED, CQE_MAYBE_DONE, Class, Cqe, Detail, Opcode, RecordEntry,
-    SQE_SKIP_SUCCESS, Sqe, WAIT_NONE, WAIT_WINDOW_BYTES, WAIT_WINDOW_OPS, errno,
+    SQE_SKIP_SUCCESS, Sqe, WAIT_NONE, WAIT_WINDOW_BYTES, WAIT_WINDOW_WRS, errno,
 };
 use crate::engine::{Command, Limits, Reply, Wind};
 use crate::fabric::{DONE_FLUSHED, DONE_MAYBE, Done, Fabric};
@@ -89,7 +89,7 @@ fn an_entry_tells_what_the_cqe_tells_and_how_it_came_to_that() {
 fn what_an_op_lacked_last_outlives_its_post() {
     let narrow = Limits { window_bytes: 300, ..LIMITS };
     for (limits, wait) in
-        [(Limits { window_ops: 1, ..LIMITS }, WAIT_WINDOW_OPS), (narrow, WAIT_WINDOW_BYTES)]
+        [(Limits { window_wrs: 1, ..LIMITS }, WAIT_WINDOW_WRS), (narrow, WAIT_WINDOW_BYTES)]
     {
         let (stage, mut pair) = held_under(limits, 16);
         let kept = Kept::of(&mut pair.world, 0);

@@ -6,7 +6,7 @@ use super::world::{LIMITS, Pair, SENDER, arm, flush};
 use crate::abi::{
     CANCEL_BY_NUMBER, Class, Opcode, STATE_ARMED, STATE_FLUSHING, STATE_POSTED, STATE_QUEUED,
     WAIT_CLASS, WAIT_EARLIER, WAIT_FABRIC, WAIT_LANE, WAIT_NOTIFY, WAIT_WINDOW_BYTES,
-    WAIT_WINDOW_OPS, errno,
+    WAIT_WINDOW_WRS, errno,
 };
 use crate::engine::{Limits, Reply, Why};
 
@@ -38,7 +38,7 @@ fn why_says_where_an_op_is_and_what_it_waits_for() {
     let said = |why: Why| (why.state, why.wait, why.ahead);
     let mut ask = |number| why(&mut pair, SENDER, number).unwrap();
     let first = ask(0);
-    assert_eq!(said(first), (STATE_POSTED, WAIT_WINDOW_OPS, 0));
+    assert_eq!(said(first), (STATE_POSTED, WAIT_WINDOW_WRS, 0));
     assert_eq!((first.bytes, first.bytes_done, first.opcode), (600, 0, Opcode::Write));
     assert!(first.queued_ns == 0 && first.age_ns > 0 && first.defers > 0, "{first:?}");
     assert_eq!(said(ask(1)), (STATE_QUEUED, WAIT_CLASS, 0));

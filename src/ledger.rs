@@ -213,8 +213,8 @@ pub struct Record {
     pub rail: u16,
     /// What it has stepped aside for in its line.
     pub aside: Aside,
-    /// Bytes of the window that it holds as a whole, in mode tent.
-    pub held: u32,
+    /// It is in the window as a whole, in mode tent.
+    pub whole: bool,
     /// The card that it counts on as in flight.
     pub entered: u8,
     /// The engine's turn in which a part of it was laid last, for a peer.
@@ -379,7 +379,7 @@ impl Ledger {
             origin: 0,
             aged: false,
             entered: 0,
-            held: 0,
+            whole: false,
             laid_turn: 0,
             returned: NIL,
             returned_last: NIL,
@@ -397,7 +397,7 @@ impl Ledger {
 
     /// Opens a record for the op that was written to [`Ledger::vacant`]; `None` if all are in use.
     /// What [`Record`] has beside the op and the arguments, but for `fate`, `number`, `sequence`,
-    /// `checked`, `line`, `rail`, `aside`, `laid` and `returned`, begins at zero.
+    /// `checked`, `line`, `rail`, `aside`, `aged`, `laid` and `returned`, begins at zero.
     #[inline]
     pub fn open(
         &mut self,

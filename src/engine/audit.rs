@@ -68,11 +68,27 @@ fn credits<F: Fabric, M>(engine: &Engine<F, M>, open: &BTreeSet<u32>) {
         .collect();
     assert_eq!(posts, in_fabric, "posts by record");
     let (wrs, bytes) = by_rail[0];
-    let whole = engine.limits.policy.mode == Mode::Tent;
-    let held = |window: &Window| (window.wrs(), if whole { bytes } else { window.bytes() });
-    assert_eq!(held(&engine.window), (wrs, bytes), "credits of this host");
-    within(&engine.window, "this host");
+    let near = || open.iter().map(|&slot| &engine.ledger[slot]).filter(|record| at_home(record));
+    let whole: u64 = near().filter(|record| record.whole).map(asked).sum();
+    // What is in the window as a whole has its bytes there, not those of its requests.
+    let bytes = if engine.limits.policy.mode == Mode::Tent { whole } else { bytes };
+    let ops = near().filter(|record| record.whole || record.in_fabric > 0).count();
+    let held = (engine.window.ops() as usize, engine.window.wrs(), engine.window.bytes());
+    assert_eq!(held, (ops, wrs, bytes), "credits of this host");
+    if whole == 0 {
+        within(&engine.window, "this host");
+    }
     abroad_credits(engine, open, &by_rail);
+}
+
+/// True of an op that moves something on this host.
+fn at_home(record: &Record) -> bool {
+    matches!(record.state, State::Queued | State::Posted) && record.line == 0
+}
+
+/// Bytes that an op moves.
+fn asked(record: &Record) -> u64 {
+    u64::from(record.op.bytes) * u64::from(record.op.pages.max(1))
 }
 
 /// What windows hold is within their bounds, but for one request that goes alone.
@@ -132,7 +148,7 @@ fn lists<F: Fabric, M>(engine: &Engine<F, M>, open: &BTreeSet<u32>) {
         }
     }
     for slot in walk::<LANE, F, M>(engine, engine.admitted.head()) {
-        assert!(engine.ledger[slot].held > 0 || engine.ledger[slot].op.bytes == 0, "admitted");
+        assert!(engine.ledger[slot].whole, "admitted");
         assert!(lanes.insert(slot), "twice in a list");
     }
     for rail in 1..engine.fabric.rails() {

@@ -15,6 +15,7 @@ use super::intake::order_fates;
 use super::pages::{BLOCK_PAGES, PagePool};
 use super::rails::note_failure;
 use super::tables::{Closed, RegionKind, Slice};
+use super::tent::release_whole;
 use super::validate::current;
 use super::{Engine, STEPS_PER_TURN, SWEEP_EVERY_NS};
 
@@ -61,11 +62,10 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 self.abroad.give(record, rail, grant);
                 self.abroad.ended(rail, bytes, self.now_ns);
             } else {
-                let whole = record.held > 0;
-                let leaves = record.in_fabric == 0 && !whole;
+                let leaves = record.in_fabric == 0 && !record.whole;
                 self.window.give(grant, leaves, record.origin != 0);
-                if whole && record.in_fabric == 0 && record.posted_whole {
-                    self.window.release(std::mem::take(&mut record.held));
+                if record.whole && record.in_fabric == 0 && record.posted_whole {
+                    release_whole(&mut self.window, record);
                 }
                 self.ahead.pop();
                 near += 1;
@@ -133,7 +133,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         } else {
             self.admitted.remove(&mut self.ledger, slot);
             if self.ledger[slot].in_fabric == 0 {
-                self.release_whole(slot);
+                release_whole(&mut self.window, &mut self.ledger[slot]);
             }
         }
     }
@@ -349,7 +349,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         if request.rail != 0 {
             self.abroad.give(record, request.rail, grant);
         } else {
-            let leaves = record.in_fabric == 0 && record.held == 0;
+            let leaves = record.in_fabric == 0 && !record.whole;
             self.window.give(grant, leaves, record.origin != 0);
             self.ahead.take_back();
         }

@@ -13,7 +13,10 @@ pub mod pace;
 pub mod policy;
 mod rows;
 mod scheduler;
+mod solo;
 mod tent;
+#[cfg(all(test, not(verbring_loom)))]
+mod tests;
 mod tree;
 mod turns;
 

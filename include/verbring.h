@@ -448,6 +448,8 @@ enum vr_ring_counter_at {
 #define VR_RIGHT_ATOMIC (1u << 2)
 #define VR_RIGHT_NOTIFY (1u << 3)
 #define VR_RIGHTS_ALL (VR_RIGHT_READ | VR_RIGHT_WRITE | VR_RIGHT_ATOMIC | VR_RIGHT_NOTIFY)
+#define VR_CONTRACT_ALL 0u /* the quota of all uids */
+#define VR_CONTRACT_UID 1u /* this uid's own */
 #define VR_STATS_SESSION 0u
 #define VR_STATS_ENGINE 1u /* its own uid and root only */
 
@@ -706,9 +708,18 @@ struct vr_probe_reply {
     uint32_t window_ops;
     uint32_t slice_bytes;
     uint64_t window_bytes;
+    uint32_t uid;      /* the asking one, as the engine knows it */
+    uint32_t contract; /* VR_CONTRACT_*: whose is in force for it */
+    uint32_t sessions_max;
+    uint32_t ops_max; /* in flight */
+    uint32_t weight;  /* beside other uids of the same class */
+    uint32_t control_per_s;
+    uint64_t ops_bytes_max;  /* that ops in flight ask for; one may ask for more, alone */
+    uint64_t high_bytes_max; /* of class high, posted; one request may have more, alone */
 };
-VR_SIZE_(vr_probe_reply, 104);
+VR_SIZE_(vr_probe_reply, 144);
 VR_AT_(vr_probe_reply, region_bytes_max, 80);
+VR_AT_(vr_probe_reply, ops_bytes_max, 128);
 
 struct vr_stats {
     struct vr_head head;

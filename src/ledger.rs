@@ -144,6 +144,16 @@ impl Op {
     pub fn names(&self) -> [u32; 3] {
         [self.local, self.import, self.target]
     }
+
+    /// Bytes that it asks for, over all pages: what counts against its owner's bound.
+    #[inline]
+    #[must_use]
+    pub fn asked(&self) -> u64 {
+        match self.opcode {
+            Opcode::Arm => 0,
+            _ => u64::from(self.bytes) * u64::from(self.pages.max(1)),
+        }
+    }
 }
 
 /// One entry of the ledger.

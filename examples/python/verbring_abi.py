@@ -38,6 +38,7 @@ OBJECT_RING, OBJECT_REGION = 1, 2
 REGION_ALLOCATED, REGION_MEMFD, REGION_HUGE = 1, 2, 1
 RIGHT_READ, RIGHT_WRITE, RIGHT_ATOMIC, RIGHT_NOTIFY = 1, 2, 4, 8
 RIGHTS_ALL = RIGHT_READ | RIGHT_WRITE | RIGHT_ATOMIC | RIGHT_NOTIFY
+CONTRACT_ALL, CONTRACT_UID = 0, 1
 STATS_SESSION, STATS_ENGINE = 0, 1
 STATE_QUEUED, STATE_POSTED, STATE_ARMED, STATE_FLUSHING, STATE_UNTAKEN = 1, 2, 3, 4, 5
 MODE_WEIGHTED, MODE_STRICT, MODE_FIFO, MODE_TENT, MODE_DIRECT = 1, 2, 3, 4, 5
@@ -182,7 +183,8 @@ PROBE = _request("Probe", "")
 PROBE_REPLY = _reply(
     "ProbeReply", "opcodes:Q sqe_flags:Q features:Q fabrics:Q op_bytes_max:I pages_max:I "
     "entries_max:I rings_max:I regions_max:I class_ceiling:I region_bytes_max:Q window_ops:I "
-    "slice_bytes:I window_bytes:Q")
+    "slice_bytes:I window_bytes:Q uid:I contract:I sessions_max:I ops_max:I weight:I "
+    "control_per_s:I ops_bytes_max:Q high_bytes_max:Q")
 STATS = _request("Stats", "scope:I reserved:I")
 STATS_REPLY = _reply("StatsReply", f"counters:{COUNTERS}Q")
 OP_QUERY = _request("OpQuery", "ring:I by:I target:Q")

@@ -388,7 +388,7 @@ layout! {
 
 layout! {
     /// Answers PROBE.
-    ProbeReply = 104 {
+    ProbeReply = 144 {
         /// See [`ReplyHead`].
         reply: ReplyHead,
         /// Bit n: opcode n is served.
@@ -419,8 +419,29 @@ layout! {
         slice_bytes: u32,
         /// Bytes in flight on the device.
         window_bytes: u64,
+        /// The uid that asks, as the engine knows it.
+        uid: u32,
+        /// Whose contract is in force for it: [`CONTRACT_ALL`] or [`CONTRACT_UID`].
+        contract: u32,
+        /// Sessions this uid may have.
+        sessions_max: u32,
+        /// Ops this uid may have in flight.
+        ops_max: u32,
+        /// This uid's share beside others of the same class, 1 to 64.
+        weight: u32,
+        /// Control messages a second of this uid that are answered at once.
+        control_per_s: u32,
+        /// Bytes that this uid's ops in flight may ask for. One op may ask for more, alone.
+        ops_bytes_max: u64,
+        /// Bytes of class high that this uid may have posted. One request may have more, alone.
+        high_bytes_max: u64,
     }
 }
+
+/// PROBE: the quota of all uids is in force.
+pub const CONTRACT_ALL: u32 = 0;
+/// PROBE: the asking uid has a contract of its own.
+pub const CONTRACT_UID: u32 = 1;
 
 layout! {
     /// STATS: counters of this session or of the engine.

@@ -45,7 +45,7 @@ pub use plight::{mode_words, rail_words, state_words};
 pub use raw::{RawRing, RingOptions};
 pub use records::{LedgerEntry, Recorder, RecorderError};
 pub use region::{BadSecret, Import, Lease, Region, Remote, Rights, Secret};
-pub use report::{OpRef, Probe, Scope, Stats, Why};
+pub use report::{ContractOf, OpRef, Probe, Scope, Stats, Why};
 pub use ring::{Completion, Lost, Notification, Ring, Ticket};
 pub use story::wait_words;
 pub use telemetry::{Look, Tallies, Telemetry, TelemetryError};

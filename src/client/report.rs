@@ -39,6 +39,41 @@ pub struct Probe {
     pub window_bytes: u64,
     /// A large op moves in slices of this many bytes.
     pub slice_bytes: u32,
+    /// This uid, as the engine knows it.
+    pub uid: u32,
+    /// Whose contract is in force for this uid; `None` if this version does not know it.
+    pub contract: Option<ContractOf>,
+    /// Sessions this uid may have.
+    pub sessions_max: u32,
+    /// Ops this uid may have in flight.
+    pub ops_max: u32,
+    /// Bytes that this uid's ops in flight may ask for; one op may ask for more, alone.
+    pub ops_bytes_max: u64,
+    /// Bytes of class high that this uid may have posted; one request may have more, alone.
+    pub high_bytes_max: u64,
+    /// This uid's share beside others of the same class, 1 to 64.
+    pub weight: u32,
+    /// Control messages a second of this uid that are answered at once.
+    pub control_per_s: u32,
+}
+
+/// Whose contract is in force for a uid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ContractOf {
+    /// The quota of all uids: this one has none of its own.
+    All,
+    /// Its own, over the quota of all.
+    Uid,
+}
+
+impl ContractOf {
+    fn from_number(number: u32) -> Option<Self> {
+        match number {
+            abi::CONTRACT_ALL => Some(Self::All),
+            abi::CONTRACT_UID => Some(Self::Uid),
+            _ => None,
+        }
+    }
 }
 
 impl Probe {
@@ -72,6 +107,14 @@ impl From<ProbeReply> for Probe {
             window_ops: reply.window_ops,
             window_bytes: reply.window_bytes,
             slice_bytes: reply.slice_bytes,
+            uid: reply.uid,
+            contract: ContractOf::from_number(reply.contract),
+            sessions_max: reply.sessions_max,
+            ops_max: reply.ops_max,
+            ops_bytes_max: reply.ops_bytes_max,
+            high_bytes_max: reply.high_bytes_max,
+            weight: reply.weight,
+            control_per_s: reply.control_per_s,
         }
     }
 }

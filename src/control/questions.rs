@@ -6,7 +6,7 @@ use super::sessions::place;
 use super::wire::{self, Refusal};
 use crate::abi::{
     self, CancelReply, Counter, Detail, Kind, OpQuery, Probe, ProbeReply, Stats, StatsReply,
-    UID_OWN, WhyReply, errno,
+    WhyReply, errno,
 };
 use crate::engine::{Command, Reply, Why};
 use crate::fabric::Held;
@@ -27,7 +27,9 @@ impl Server {
     }
 
     pub(super) fn probe(&mut self, key: usize, request: &Probe) -> Result<(), Refusal> {
-        let quota = &self.config.quota;
+        let uid = self.uid_of(key);
+        let quota = self.config.quota_of(uid);
+        let own = self.config.uid.contains_key(&uid);
         let reply = ProbeReply {
             reply: wire::reply_head::<ProbeReply>(Kind::Probe, request.head.tag),
             opcodes: crate::engine::OPCODES_SERVED,
@@ -44,6 +46,14 @@ impl Server {
             window_ops: self.config.window_ops,
             slice_bytes: self.config.slice_bytes,
             window_bytes: self.config.window_bytes,
+            uid,
+            contract: if own { abi::CONTRACT_UID } else { abi::CONTRACT_ALL },
+            sessions_max: quota.sessions.min(self.config.sessions_max),
+            ops_max: quota.ops.min(self.config.records),
+            weight: quota.weight.into(),
+            control_per_s: quota.control_per_s,
+            ops_bytes_max: quota.op_bytes,
+            high_bytes_max: quota.high_bytes,
         };
         self.answer(key, &reply, &[]);
         Ok(())
@@ -72,7 +82,7 @@ impl Server {
 
     /// What is told of all sessions together is for whoever runs the engine.
     pub(super) fn check_operator(&self, key: usize, what: &str) -> Result<(), Refusal> {
-        let uid = self.sessions.get(key).map_or(UID_OWN, |session| session.uid);
+        let uid = self.sessions.get(key).map_or(abi::UID_OWN, |session| session.uid);
         let own_uid = nix::unistd::geteuid().as_raw();
         if uid == 0 || uid == own_uid {
             return Ok(());

@@ -226,19 +226,25 @@ fn references<F: Fabric, M>(engine: &Engine<F, M>, open: &BTreeSet<u32>) {
 fn shares<F: Fabric, M>(engine: &Engine<F, M>, open: &BTreeSet<u32>) {
     let sessions = engine.sessions.len();
     let (mut records, mut blocks) = (vec![0; sessions], vec![0; sessions]);
-    let mut owners = vec![0; engine.owners.len()];
+    let mut owners = vec![(0, 0u64, 0); engine.owners.len()];
     for &slot in open {
         let record = &engine.ledger[slot];
         let session = record.session.0 as usize;
         records[session] += 1;
-        owners[engine.sessions[session].owner as usize] += 1;
+        let (ops, bytes, with_bytes) = &mut owners[engine.sessions[session].owner as usize];
+        *ops += 1;
+        *bytes += record.op.asked();
+        *with_bytes += u32::from(record.op.asked() > 0);
         let list = std::iter::successors(some(record.op.list), |&at| some(engine.pages.next(at)));
         blocks[session] += u32::try_from(list.count()).unwrap_or(u32::MAX);
     }
     for (place, session) in engine.sessions.iter().enumerate() {
         assert_eq!(session.records, records[place], "records of session {place}");
         assert_eq!(session.blocks, blocks[place], "blocks of session {place}");
-        assert_eq!(engine.owners[place].ops, owners[place], "ops of owner {place}");
+        let owner = &engine.owners[place];
+        let (ops, bytes, with_bytes) = owners[place];
+        assert_eq!((owner.ops, owner.bytes), (ops, bytes), "ops and bytes of owner {place}");
+        assert!(bytes <= owner.bytes_max || with_bytes == 1, "more bytes than owner {place} may");
     }
     let whole = |share: &Share, used: &[u32], capacity: u32| {
         assert_eq!(share.free + used.iter().sum::<u32>(), capacity, "a pool's sum");

@@ -267,9 +267,9 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             Command::AddSession { session, owner, contract } => {
                 let place = &mut self.sessions[session.0 as usize];
                 assert!(!place.live, "opened a session twice");
-                let Contract { ops_max, ceiling, .. } = contract;
+                let ceiling = contract.ceiling;
                 *place = Session { live: true, owner, ceiling, ..Session::NONE };
-                self.owners[owner as usize].ops_max = ops_max;
+                self.owners[owner as usize].sign(&contract);
                 self.lanes.adopt(session, owner, contract.weight);
                 self.abroad.adopt(session, owner, &contract);
                 self.meter.begin_session(session);

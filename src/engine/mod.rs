@@ -26,6 +26,7 @@ mod intake;
 mod laws;
 mod lines;
 mod meter;
+mod owner;
 mod pages;
 mod rails;
 mod record;
@@ -63,9 +64,10 @@ pub(crate) use validate::{FLAGS_SERVED, OPCODES_SERVED};
 use finish::Leavers;
 use lines::Abroad;
 use meter::Meter;
+use owner::Owner;
 use pages::PagePool;
 use search::Query;
-use tables::{Owner, Posts, Region, Session, Share};
+use tables::{Posts, Region, Session, Share};
 
 /// Sizes of an engine's tables, and its budgets. All are fixed at start.
 #[derive(Clone, Copy, Debug)]
@@ -264,7 +266,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             sessions: vec![Session::NONE; limits.sessions_max as usize],
             recorders: (0..limits.sessions_max).map(|_| None).collect(),
             meter: Meter::new(fabric.rails(), limits.sessions_max),
-            owners: vec![Owner::default(); limits.sessions_max as usize],
+            owners: vec![Owner::NONE; limits.sessions_max as usize],
             rings: (0..rings).map(|_| None).collect(),
             regions: vec![Region::NONE; limits.regions_max as usize],
             record_share: Share::new(limits.records, limits.sessions_max),
@@ -517,6 +519,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     fn unpoll(&mut self, id: u32) {
         if let Some(ring) = self.rings[id as usize].as_mut() {
             ring.polled = false;
+            let owner = self.sessions[ring.session.0 as usize].owner;
+            self.owners[owner as usize].pass_by(id);
         }
         self.blocked.retain(|&blocked| blocked != id);
         // Whoever puts all rings to sleep begins with the last.

@@ -36,13 +36,6 @@ impl Session {
     }
 }
 
-/// All sessions of one uid together.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Owner {
-    pub(super) ops: u32,
-    pub(super) ops_max: u32,
-}
-
 /// How a ring is being wound up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wind {

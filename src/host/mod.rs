@@ -8,6 +8,7 @@ mod card_thread;
 mod config;
 mod engine_thread;
 pub(crate) mod link;
+mod quota;
 #[cfg(test)]
 pub(crate) mod tests;
 mod verbs;
@@ -26,9 +27,8 @@ use nix::sys::socket::{
 };
 use thiserror::Error;
 
-pub use config::{
-    Config, ConfigError, NoVerbsDevice, Quota, VERBS_DEVICES_MAX, VerbsDevice, VerbsUse,
-};
+pub use config::{Config, ConfigError, NoVerbsDevice, VERBS_DEVICES_MAX, VerbsDevice, VerbsUse};
+pub use quota::{Quota, UidQuota};
 
 use crate::abi::TelemetryHeader;
 use crate::client::{ConnectError, ControlError, Session};

@@ -198,6 +198,8 @@ static void numbers(void)
     NUMBER(RIGHT_WRITE);
     NUMBER(RIGHT_ATOMIC);
     NUMBER(RIGHT_NOTIFY);
+    NUMBER(CONTRACT_ALL);
+    NUMBER(CONTRACT_UID);
     NUMBER(STATS_SESSION);
     NUMBER(STATS_ENGINE);
     NUMBER(STATE_QUEUED);
@@ -497,6 +499,14 @@ static void messages(void)
     FIELD(probe_reply, window_ops);
     FIELD(probe_reply, slice_bytes);
     FIELD(probe_reply, window_bytes);
+    FIELD(probe_reply, uid);
+    FIELD(probe_reply, contract);
+    FIELD(probe_reply, sessions_max);
+    FIELD(probe_reply, ops_max);
+    FIELD(probe_reply, weight);
+    FIELD(probe_reply, control_per_s);
+    FIELD(probe_reply, ops_bytes_max);
+    FIELD(probe_reply, high_bytes_max);
     SIZE(stats);
     FIELD(stats, head);
     FIELD(stats, scope);

@@ -4,6 +4,7 @@
 
 mod abroad;
 mod budget;
+mod bytes;
 mod cancel;
 mod codes;
 mod completion;

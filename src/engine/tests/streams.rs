@@ -13,6 +13,7 @@ use crate::abi::{
 use crate::engine::{Command, Limits, Reply, Turn, Wind};
 use crate::ids::SessionId;
 use crate::ring::Verdict;
+use crate::sched::Contract;
 use crate::seeds::{Random, each_seed};
 
 const SESSIONS: u32 = 3;
@@ -44,8 +45,13 @@ impl Stream {
         let stage = Stage::new();
         let mut world = World::new(limits, stage.fabric(limits));
         let mut model = Model::new();
+        let contract = Contract {
+            bytes_max: random.pick(&[1, 100, 2_000, u64::MAX]),
+            ..Contract::of_ops(limits.records)
+        };
+        let owners = 1 + random.below32(SESSIONS);
         for session in (0..SESSIONS).map(SessionId) {
-            world.session(session.0);
+            world.session_under(session.0, session.0 % owners, contract);
             for _ in 0..2 {
                 let sizes = [2, 4, 8, 16, 64];
                 let cq_entries = random.pick(&sizes);

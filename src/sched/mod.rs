@@ -2,6 +2,7 @@
 //!
 //! Plain so far: three lanes in strict order, one window in ops and bytes for the device.
 
+pub mod bound;
 pub mod credits;
 pub mod lanes;
 pub mod policy;

@@ -72,7 +72,7 @@ impl Device {
     /// What other classes may still be given before an op that is next of its class.
     ///
     /// * Weighted: a class that was just served leads by its last slice over its weight; the
-    ///   others may catch up with that, and each may go beyond it by one slice.
+    ///   others may catch up with that, in WRs as small as they like, and each go beyond by a slice.
     /// * Strict, high: one slice each that medium and low are owed.
     /// * Strict, medium and low: the debt it begins with, and that of its last slice, are paid
     ///   off by its share of what others are served; then one slice each that others are owed.
@@ -80,14 +80,15 @@ impl Device {
     pub fn before_ns(&self, policy: &Policy, class: Class) -> Option<u64> {
         let slice = u64::from(self.slice_bytes.max(policy.floor_bytes));
         let others = Class::ALL.len() as u64 - 1;
+        let one_each = self.time_ns(u64::from(self.slice_bytes) * others, others);
         let at = place(class);
         match policy.mode {
             Mode::Weighted => {
                 let (own, all) = weights(policy, at);
                 let catching_up = slice.saturating_mul(all - own).div_ceil(own);
-                Some(self.charged_ns(policy, catching_up.saturating_add(slice * others)))
+                Some(self.charged_ns(policy, catching_up).saturating_add(one_each))
             }
-            Mode::Strict if class == Class::High => Some(self.charged_ns(policy, slice * others)),
+            Mode::Strict if class == Class::High => Some(one_each),
             Mode::Strict => {
                 let share = u64::from(policy.min_share[at]);
                 if share == 0 {
@@ -95,7 +96,7 @@ impl Device {
                 }
                 let last = slice.saturating_mul(1_000).div_ceil(share);
                 let debt = self.window_bytes.max(last);
-                Some(self.charged_ns(policy, debt.saturating_add(slice * others)))
+                Some(self.charged_ns(policy, debt).saturating_add(one_each))
             }
             Mode::Fifo | Mode::Tent | Mode::Direct => None,
         }
@@ -174,22 +175,22 @@ mod tests {
         assert_eq!(DEVICE.slices_ns(), 128_000 + 100);
         let two = Device { rails: 2, ..DEVICE };
         assert_eq!(two.slices_ns(), 2 * DEVICE.slices_ns());
-        // Strict, and nobody owed anything but two slices of 128 WRs at most.
+        // Strict, and nobody owed anything but a slice each.
         let held = DEVICE.window_ns() + DEVICE.slices_ns();
-        let due = 2 * 128_000 + 2 * 128 * 100;
-        assert_eq!(worst(DEVICE, Mode::Strict, Class::High), Some(held + due));
-        // Weighted: three quarters of a slice for the others to catch up, and a slice each.
-        let due = 96_000 + 2 * 128_000;
-        assert_eq!(worst(DEVICE, Mode::Weighted, Class::High), Some(held + due + due / 10));
+        let each = 2 * DEVICE.slices_ns();
+        assert_eq!(worst(DEVICE, Mode::Strict, Class::High), Some(held + each));
+        // Weighted: three quarters of a slice for the others to catch up, in WRs of 1,000 bytes.
+        let due = 96_000 + 96 * 100;
+        assert_eq!(worst(DEVICE, Mode::Weighted, Class::High), Some(held + due + each));
     }
 
     #[test]
     fn less_urgent_classes_wait_by_their_shares() {
-        let held = DEVICE.window_ns() + DEVICE.slices_ns();
-        let due = 6 * 128_000 + 2 * 128_000;
+        let held = DEVICE.window_ns() + 3 * DEVICE.slices_ns();
+        let due = 6 * 128_000;
         assert_eq!(worst(DEVICE, Mode::Weighted, Class::Low), Some(held + due + due / 10));
         // A hundredth: the others get a hundred slices' bytes meanwhile.
-        let due = 100 * 128_000 + 2 * 128_000;
+        let due = 100 * 128_000;
         assert_eq!(worst(DEVICE, Mode::Strict, Class::Low), Some(held + due + due / 10));
         let ahead = 7_000;
         let all = DEVICE.worst_wait_ns(&policy(Mode::Weighted), Class::Low, ahead);

@@ -110,7 +110,7 @@ impl BurstArgs {
             working_set_bytes: self.working_set.max(2 * self.size),
         };
         let ops = u64::from(self.batches) * u64::from(self.batch);
-        if self.batches % 2 != 0 {
+        if !self.batches.is_multiple_of(2) {
             let text = format!("--batches is {}, but must be even", self.batches);
             return Err(Failure::Usage(text));
         }

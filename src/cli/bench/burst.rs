@@ -338,3 +338,55 @@ fn draw(file: &Path, rows: &[Row]) -> Result<(), Failure> {
 
 /// A ring has no more SQ slots, and half of its CQ slots.
 const OPS_MAX: u64 = 16_384;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::bench::burst_client::Latencies;
+
+    fn done(first: u64, last: u64, end: u64, high: &[u64], low: &[u64]) -> BurstDone {
+        let latencies = |all: &[u64]| Latencies {
+            sum_ns: all.iter().sum(),
+            values: all.iter().map(|value| (*value, 1)).collect(),
+        };
+        BurstDone {
+            first_submit_ns: first,
+            last_submit_ns: last,
+            last_end_ns: end,
+            latencies: [latencies(high), latencies(low)],
+        }
+    }
+
+    /// From the first client's first submit to the last one's last end, and all ops between.
+    #[test]
+    fn a_run_is_that_of_all_clients_together() {
+        let mut track = Track::default();
+        let one = done(1_000, 2_000, 9_000, &[100, 300], &[1_000, 1_000]);
+        let other = done(2_000, 3_000, 11_000, &[200, 400], &[1_000, 3_000]);
+        track.add(&[one, other]);
+        let row = track.row("fifo");
+        assert_eq!(row.ops_per_s, 8.0 * 1e9 / 10_000.0);
+        assert_eq!(track.submit_per_s.median(), 8.0 * 1e9 / 2_000.0);
+        assert_eq!((row.high_avg_ns, row.high_p99_ns), (250, 400));
+        assert_eq!((row.low_avg_ns, row.runs), (1_500, 1));
+        assert!((2_990..=3_010).contains(&row.low_p99_ns), "{row:?}");
+    }
+
+    #[test]
+    fn changes_are_against_the_neighbour_and_the_largest_spread_is_told() {
+        let (mut ours, mut direct) = (Track::default(), Track::default());
+        for noise in [1, 10, 3] {
+            let high = noise * 1_000;
+            ours.add(&[done(0, 1, 1_000, &[high], &[high])]);
+            direct.add(&[done(0, 1, 1_000, &[2 * high], &[high])]);
+        }
+        let [ops, high_avg, high_p99, low_avg, _] = ours.changes(&direct);
+        assert_eq!((ops, high_avg, low_avg), (0.0, -0.5, 0.0));
+        assert!((high_p99 + 0.5).abs() < 0.01, "{high_p99}");
+        let row = ours.row("strict");
+        assert!(row.spread > 1.0, "of the averages, not of the rates, which are all alike");
+        let line = row.line(&ours, Some(&direct));
+        assert!(line.contains("-50.0%") && line.contains("+0.0%"), "{line}");
+        assert!(row.line(&ours, None).contains(" - "), "nothing to compare with");
+    }
+}

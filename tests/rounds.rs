@@ -8,10 +8,14 @@
 
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 use serde_json::Value;
+use verbring::abi::{Opcode, Sqe};
+use verbring::host::{Config, VerbsUse};
+use verbring::{Engine, Rights, RingOptions};
 
 /// Each of these keeps every core busy: one at a time.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -130,7 +134,7 @@ fn a_burst_needs_a_recorder_that_holds_it() {
 
 #[test]
 fn a_mix_tells_high_at_every_load_and_what_is_left_to_low() {
-    let flags = ["bench", "mix", "--runs", "1", "--slice-ms", "10", "--loads", "5,20"];
+    let flags = ["bench", "mix", "--runs", "1", "--slice-ms", "30", "--loads", "5,20"];
     let rows = rows(&[&flags[..], &["--modes", "strict,direct", "--low-size", "64K"]].concat());
     assert_eq!(names(&rows, "mode"), ["strict", "strict", "direct", "direct"]);
     for (row, load) in rows.iter().zip([0.05, 0.2, 0.05, 0.2]) {
@@ -263,6 +267,56 @@ fn a_bound_of_an_engine_of_its_own_is_measured() {
     for text in [", 7 ops", "by a load of large ops", "by a load of small ops", "no bound"] {
         assert!(out.contains(text), "{text}: {out}");
     }
+}
+
+/// An idle engine has no rate, and is not given one; one that works has, and so has one that is
+/// made to.
+#[test]
+fn a_bound_of_a_running_engine_goes_by_what_it_moves() {
+    let dir = Dir::new();
+    let path = dir.0.join("socket");
+    let mut config = Config::default();
+    (config.verbs, config.window_ops) = (VerbsUse::Off, 9);
+    let engine = Engine::builder().config(config).socket(&path).spawn().unwrap();
+    let flags = ["qos", "--bound", "--seconds", "0.05", "--socket", path.to_str().unwrap()];
+    let (code, out, errors) = output(&flags);
+    assert_eq!((code, out.as_str()), (Some(1), ""));
+    assert!(errors.contains("the engine moved nothing meanwhile"), "{errors}");
+
+    let loaded = rows(&[&flags[..], &["--load"]].concat());
+    assert!(loaded.iter().all(|row| row["window_ops"] == 9 && number(row, "wr_ns") > 0.0));
+
+    let session = engine.connect().unwrap();
+    let region = session.alloc(1 << 20).unwrap();
+    let secret = region.export("busy", Rights::ALL).unwrap();
+    let import = session.import("busy", None, &secret).unwrap();
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut ring = session.raw_ring(RingOptions::default()).unwrap();
+            let sqe = Sqe {
+                opcode: Opcode::Write as u8,
+                local_region: region.id(),
+                remote_region: import.id(),
+                remote_offset: 1 << 19,
+                bytes: 1 << 19,
+                ..Sqe::default()
+            };
+            while !over.load(Ordering::Relaxed) {
+                ring.push(sqe).unwrap();
+                ring.submit_and_wait(1, None).unwrap();
+                assert_eq!(ring.pop().unwrap().unwrap().res, 1 << 19);
+            }
+        });
+        let watched = rows(&flags);
+        over.store(true, Ordering::Relaxed);
+        for row in &watched {
+            assert!(number(row, "rate_bytes_per_s") >= f64::from(1 << 19), "{row}");
+            assert_eq!((&row["wr_ns"], &row["window_ops"]), (&0.into(), &9.into()));
+        }
+    });
+    drop((import, region, session));
+    engine.shutdown().unwrap();
 }
 
 #[test]

@@ -72,7 +72,8 @@ impl Device {
     /// What other classes may still be given before an op that is next of its class.
     ///
     /// * Weighted: a class that was just served leads by its last slice over its weight; the
-    ///   others may catch up with that, in WRs as small as they like, and each go beyond by a slice.
+    ///   others may catch up with that, in WRs as small as they like, and go beyond by one slice
+    ///   each.
     /// * Strict, high: one slice each that medium and low are owed.
     /// * Strict, medium and low: the debt it begins with, and that of its last slice, are paid
     ///   off by its share of what others are served; then one slice each that others are owed.

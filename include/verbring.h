@@ -446,6 +446,20 @@ enum vr_counter {
 #define VR_STATE_POSTED 2u
 #define VR_STATE_ARMED 3u
 #define VR_STATE_FLUSHING 4u
+#define VR_STATE_UNTAKEN 5u /* its SQE lies in the SQ, or is kept as a copy */
+#define VR_MODE_WEIGHTED 1u
+#define VR_MODE_STRICT 2u
+#define VR_MODE_FIFO 3u
+#define VR_MODE_TENT 4u
+#define VR_MODE_DIRECT 5u
+#define VR_RAIL_OPEN 0u       /* takes requests */
+#define VR_RAIL_FULL 1u       /* its depth is used up */
+#define VR_RAIL_MEMORY 2u     /* its device had no memory for the last post */
+#define VR_RAIL_CONNECTING 3u /* for the first time */
+#define VR_RAIL_DEGRADED 4u   /* in doubt: it is brought to rest */
+#define VR_RAIL_REBUILDING 5u /* or on trial after that */
+#define VR_RAIL_PAUSED 6u     /* its card erred too often */
+#define VR_RAIL_DEAD 7u       /* its peer is gone */
 #define VR_WAIT_NONE 0u
 #define VR_WAIT_LANE 1u         /* ops of its lane */
 #define VR_WAIT_CLASS 2u        /* a more urgent class */
@@ -460,6 +474,17 @@ enum vr_counter {
 #define VR_WAIT_PEER 11u        /* the window towards its peer is in use */
 #define VR_WAIT_TURN 12u        /* other users, sessions or peers of its lane have their turn */
 #define VR_WAIT_CAP 13u         /* its uid has as many bytes of class high posted as it may */
+/* Of SQEs that are not taken. */
+#define VR_WAIT_BELL 14u        /* the ring sleeps, and its bell was not rung */
+#define VR_WAIT_INTAKE 15u      /* SQEs before it in its ring */
+#define VR_WAIT_CQ 16u          /* no CQ slot can be promised: take completions */
+#define VR_WAIT_RECORDS 17u     /* its session's part of the records */
+#define VR_WAIT_QUOTA_OPS 18u   /* its uid has as many ops in flight as it may */
+#define VR_WAIT_QUOTA_BYTES 19u /* its uid has as many bytes in flight as it may */
+#define VR_WAIT_PAGES 20u       /* its session's part of the page list blocks */
+#define VR_WAIT_SEARCH 21u      /* a CANCEL before it still looks for its op */
+#define VR_WAIT_CLOSED 22u      /* nothing more is taken from its ring */
+#define VR_WAIT_REVOKED 23u     /* revocations that are yet to be told */
 
 struct vr_head { /* starts every request */
     uint16_t kind;
@@ -658,24 +683,40 @@ VR_SIZE_(vr_cancel_reply, 32);
 
 struct vr_why_reply {
     struct vr_reply_head reply;
-    uint64_t record;
+    uint64_t record; /* 0 before it is taken, as is all that only an op has */
     uint64_t number;
     uint64_t user_data;
     uint64_t age_ns;    /* since intake */
     uint64_t queued_ns; /* intake to first post; 0 if not posted */
     uint64_t bytes;
     uint64_t bytes_done;
-    uint32_t ahead;  /* ops before it in its lane, counted up to a limit */
+    uint32_t ahead;  /* ops before it in its flow, up to 4095; untaken: SQEs of its ring */
     uint32_t defers; /* times it was at the head and found no credit */
     uint16_t opcode;
     uint16_t class_;
     uint16_t state; /* VR_STATE_* */
     uint16_t wait;  /* VR_WAIT_* */
     uint64_t reserved;
+    uint64_t taken_ns;    /* CLOCK_MONOTONIC */
+    uint64_t used;        /* of what it waits for, in the unit that `wait` names */
+    uint64_t limit;       /* 0: it is nothing that is counted */
+    uint64_t wants;       /* what it takes of that next */
+    uint64_t rails;       /* that may carry what it posts next, a bit each; 0: this host */
+    uint64_t rail_states; /* of these, lowest first, a byte each: VR_RAIL_* */
+    uint32_t ring;
+    uint32_t session;
+    uint32_t flows;     /* other flows of its lane that have ops, up to 4095 */
+    uint32_t posts;     /* requests given to the fabric; saturates at 65535 */
+    uint32_t in_fabric; /* of these, under way */
+    uint16_t rail;      /* went by last, or is to go by; 0: this host */
+    uint8_t origin;     /* 0 ops of users, 1 the engine's own */
+    uint8_t mode;       /* VR_MODE_* */
 };
-VR_SIZE_(vr_why_reply, 104);
+VR_SIZE_(vr_why_reply, 176);
 VR_AT_(vr_why_reply, ahead, 80);
 VR_AT_(vr_why_reply, reserved, 96);
+VR_AT_(vr_why_reply, rail_states, 144);
+VR_AT_(vr_why_reply, mode, 175);
 
 struct vr_recorder_request {
     struct vr_head head;
@@ -1919,8 +1960,8 @@ static inline int vr_cancel(struct vr_ring *ring, uint32_t by, uint64_t target, 
     return status;
 }
 
-/* Asks where an op of this ring is and what it waits for. 0, -ENOENT if it is not in flight, or
- * another -errno. */
+/* Asks where an op of this ring is and what it waits for; by number also of an SQE that is not
+ * taken yet. 0, -ENOENT if it is over or was never pushed, or another -errno. */
 static inline int vr_why(struct vr_ring *ring, uint32_t by, uint64_t target,
                          struct vr_why_reply *why)
 {

@@ -872,7 +872,8 @@ class Session:
     def why(self, ring, target, by=CANCEL_BY_NUMBER):
         """Returns where an op in flight is (STATE_*) and what it waits for (WAIT_*).
 
-        Raises VerbringError ENOENT for one that is not in flight.
+        By number also of an SQE that is not taken yet. Raises VerbringError ENOENT for what is
+        over or was never pushed.
         """
         return self._call(
             Kind.WHY, OP_QUERY, WHY_REPLY, ring=ring.number, by=by, target=target)[0]

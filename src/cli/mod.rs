@@ -17,6 +17,7 @@ mod serve;
 mod settings;
 mod sim;
 mod stat;
+mod why;
 
 use std::fmt;
 use std::io::{self, ErrorKind, Write};
@@ -35,6 +36,7 @@ use serve::Serve;
 use settings::BadSetting;
 use sim::Sim;
 use stat::Stat;
+use why::AskWhy;
 
 /// Runs the command line and reports how that ended.
 pub(crate) fn run() -> ExitCode {
@@ -81,6 +83,8 @@ enum Verb {
     Stat(Stat),
     /// Prints what became of ops: of a live engine, or of a dead one through a client.
     Ledger(Ledger),
+    /// Prints what one op waits for, or why it waited.
+    Why(AskWhy),
     /// Prints what an engine serves, and how much of it this user may have.
     Probe(ProbeEngine),
     /// Prints the longest that an op can wait.
@@ -108,6 +112,7 @@ impl Verb {
             Self::Demo(demo) => demo.run(),
             Self::Stat(stat) => stat.run(),
             Self::Ledger(ledger) => ledger.run(),
+            Self::Why(why) => why.run(),
             Self::Probe(probe) => probe.run(),
             Self::Qos(qos) => qos.run(),
             Self::Devices(devices) => devices.run(),

@@ -21,6 +21,7 @@ mod error;
 mod fake;
 mod ops;
 mod peer;
+mod plight;
 mod raw;
 mod records;
 mod region;
@@ -39,6 +40,7 @@ pub use ops::{
     Arm, Cancel, CmpSwap, FetchAdd, Flush, Nop, Op, PagePair, Read, Readv, Write, Writev,
 };
 pub use peer::Peer;
+pub use plight::{mode_words, rail_words, state_words};
 pub use raw::{RawRing, RingOptions};
 pub use records::{LedgerEntry, Recorder, RecorderError};
 pub use region::{BadSecret, Import, Lease, Region, Remote, Rights, Secret};
@@ -331,10 +333,12 @@ impl Session {
         Ok(reply.record)
     }
 
-    /// Asks where an op is and what it waits for.
+    /// Asks where an op is and what it waits for; by number also an SQE that is not taken yet. The
+    /// ring may be that of any session of this uid (of any, for root).
     ///
     /// # Errors
-    /// [`ControlError`]; a refusal with ENOENT if there is no such op in flight (any more).
+    /// [`ControlError`]; a refusal with ENOENT if there is no such op in flight (any more), with
+    /// EINVAL if there is no such ring.
     pub fn why(&self, op: impl Into<OpRef>) -> Result<Why, ControlError> {
         let query = op_query(op.into());
         let (reply, []): (abi::WhyReply, _) = self.wire().call(Kind::Why, query, None)?;

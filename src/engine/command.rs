@@ -221,10 +221,24 @@ pub struct Why {
     pub bytes_done: u64,
     pub ahead: u32,
     pub defers: u32,
-    pub opcode: Opcode,
-    pub class: Class,
+    pub opcode: Option<Opcode>,
+    pub class: Option<Class>,
     pub state: u16,
     pub wait: u16,
+    pub taken_ns: u64,
+    pub used: u64,
+    pub limit: u64,
+    pub wants: u64,
+    pub rails: u64,
+    pub rail_states: u64,
+    pub ring: RingId,
+    pub session: SessionId,
+    pub flows: u32,
+    pub posts: u32,
+    pub in_fabric: u32,
+    pub rail: u16,
+    pub origin: u8,
+    pub mode: u8,
 }
 
 /// Something that happened unasked.
@@ -256,6 +270,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 let Contract { ops_max, ceiling, .. } = contract;
                 *place = Session { live: true, owner, ceiling, ..Session::NONE };
                 self.owners[owner as usize].ops_max = ops_max;
+                self.lanes.adopt(session, owner, contract.weight);
+                self.abroad.adopt(session, owner, &contract);
             }
             Command::SetRecorder { session, recorder } => {
                 self.recorders[session.0 as usize] = Some(recorder);

@@ -12,6 +12,7 @@ mod failover;
 mod ledger;
 mod place;
 mod probe;
+mod qos;
 mod serve;
 mod settings;
 mod sim;
@@ -31,6 +32,7 @@ use demo::{Demo, DemoClient};
 use devices::Devices;
 use ledger::Ledger;
 use probe::ProbeEngine;
+use qos::Qos;
 use serve::Serve;
 use settings::BadSetting;
 use sim::Sim;
@@ -86,6 +88,8 @@ enum Verb {
     Why(AskWhy),
     /// Prints what an engine serves, and how much of it this user may have.
     Probe(ProbeEngine),
+    /// Prints the longest that an op can wait.
+    Qos(Qos),
     /// Prints what could move bytes on this machine, what would, and why.
     Devices(Devices),
     /// Runs engines, peers and clients in virtual time, with faults drawn from seeds.
@@ -111,6 +115,7 @@ impl Verb {
             Self::Ledger(ledger) => ledger.run(),
             Self::Why(why) => why.run(),
             Self::Probe(probe) => probe.run(),
+            Self::Qos(qos) => qos.run(),
             Self::Devices(devices) => devices.run(),
             Self::Sim(sim) => sim.run(),
             Self::Abi { json } => print_abi(json),

@@ -4,6 +4,7 @@
 //! slices from an engine that runs, or from the settings of one that is started for it; the rate
 //! from an engine's counters, or from a short load.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -80,7 +81,7 @@ impl Qos {
     }
 
     fn terms(&self) -> Result<Terms, Failure> {
-        let settings = Settings::layered(None, |_| None, &Flags::from_pairs(&self.set)?)?;
+        let settings = Settings::layered(None, &BTreeMap::new(), &Flags::from_pairs(&self.set)?)?;
         let config = settings.config();
         let Some(socket) = &self.socket else {
             let place = Place::new("qos")?;

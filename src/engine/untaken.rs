@@ -9,7 +9,8 @@
 
 use crate::abi::{
     Class, Opcode, SQE_REVOKE, STATE_UNTAKEN, Sqe, WAIT_BELL, WAIT_CLOSED, WAIT_CQ, WAIT_INTAKE,
-    WAIT_NONE, WAIT_PAGES, WAIT_QUOTA_OPS, WAIT_RECORDS, WAIT_REVOKED, WAIT_SEARCH,
+    WAIT_NONE, WAIT_PAGES, WAIT_QUOTA_BYTES, WAIT_QUOTA_OPS, WAIT_RECORDS, WAIT_REVOKED,
+    WAIT_SEARCH,
 };
 use crate::fabric::Fabric;
 use crate::ids::{RecordId, RingId};
@@ -93,6 +94,10 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         if owner.ops >= owner.ops_max {
             return (WAIT_QUOTA_OPS, Lack::of(owner.ops, owner.ops_max, 1_u32));
         }
+        let asked = asked_of(&first);
+        if asked > owner.left(ring.id.0) && owner.bytes > 0 {
+            return (WAIT_QUOTA_BYTES, Lack::of(owner.bytes, owner.bytes_max, asked));
+        }
         if let Some(lack) = shares(&self.block_share, state.blocks, blocks_of(&first)) {
             return (WAIT_PAGES, lack);
         }
@@ -108,6 +113,16 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 fn shares(share: &Share, used: u32, want: u32) -> Option<Lack> {
     let lacks = want > 0 && !share.allows(used, want);
     lacks.then(|| Lack::of(used, used + share.left(used), want))
+}
+
+/// Bytes that an SQE asks for.
+fn asked_of(sqe: &Sqe) -> u64 {
+    match Opcode::from_byte(sqe.opcode) {
+        Some(Opcode::Read | Opcode::Write) => sqe.bytes.into(),
+        Some(Opcode::Readv | Opcode::Writev) => u64::from(sqe.bytes) * (sqe.arg[0] >> 32),
+        Some(Opcode::FetchAdd | Opcode::CmpSwap) => 8,
+        _ => 0,
+    }
 }
 
 /// Page list blocks that an SQE takes.

@@ -79,7 +79,7 @@ impl Fair {
     }
 
     #[inline]
-    pub(super) fn first_of(&self, ledger: &Ledger, class: Class) -> Option<u32> {
+    pub(super) fn first_of(&mut self, ledger: &Ledger, class: Class) -> Option<u32> {
         self.tree.first(class.index()).map(|flow| self.flows.head(ledger, flow))
     }
 
@@ -121,7 +121,10 @@ impl Fair {
             let rest = record.op.bytes.saturating_sub(record.cursor);
             u64::from(rest.min(slice_bytes)) <= room_bytes
         };
-        others.filter_map(|class| self.first_of(ledger, Class::ALL[class])).find(fits)
+        others
+            .filter_map(|class| self.tree.look(class))
+            .map(|flow| self.flows.head(ledger, flow))
+            .find(fits)
     }
 
     pub(super) fn park(&mut self, ledger: &Ledger, slot: u32) {

@@ -25,7 +25,9 @@ enum Place {
     Ring,
 }
 
+/// Half a cache line.
 #[derive(Clone, Copy, Debug)]
+#[repr(align(32))]
 struct Node {
     next: u32,
     previous: u32,
@@ -34,15 +36,29 @@ struct Node {
     first: u32,
     /// Of its ring, in bytes.
     quantum: u32,
-    /// Children that are [`Place::Kept`].
-    kept: u32,
     /// Bytes it may still go.
     balance: i64,
     /// Its quanta in its parent's ring.
     weight: u8,
     place: Place,
-    /// It is parked, or capped.
-    held: bool,
+    /// Children that are [`Place::Kept`], and [`HELD`].
+    kept: u16,
+}
+
+const _: () = assert!(size_of::<Node>() == 32);
+
+/// The node is parked, or capped. It has fewer children than that.
+const HELD: u16 = 1 << 15;
+
+impl Node {
+    #[inline]
+    fn is_held(&self) -> bool {
+        self.kept & HELD != 0
+    }
+
+    fn set_held(&mut self, held: bool) {
+        self.kept = self.kept & !HELD | if held { HELD } else { 0 };
+    }
 }
 
 /// The trees of all three classes.
@@ -84,12 +100,12 @@ impl Tree {
             parent: NIL,
             first: NIL,
             quantum: floor,
-            kept: 0,
             balance: 0,
             weight: 1,
             place: Place::Out,
-            held: false,
+            kept: 0,
         };
+        assert!(sessions < u32::from(HELD), "more sessions than a node can count");
         let (owners, sessions_from) = (OWNERS, OWNERS + LANES * sessions);
         let inner = if lines == 1 { sessions_from } else { sessions_from + LANES * sessions };
         let count = inner + LANES * sessions * lines;
@@ -271,7 +287,7 @@ impl Tree {
         if self.path[class][3] == leaf {
             self.path[class] = NO_PATH;
         }
-        self.at_mut(leaf).held = false;
+        self.at_mut(leaf).set_held(false);
         self.settle(leaf, false, false);
     }
 
@@ -280,24 +296,24 @@ impl Tree {
         self.unfold(class);
         self.path[class] = NO_PATH;
         let leaf = self.leaves + flow;
-        self.at_mut(leaf).held = held;
+        self.at_mut(leaf).set_held(held);
         self.settle(leaf, true, false);
     }
 
     /// True if a flow has left the turn.
     pub(super) fn is_held(&self, flow: u32) -> bool {
-        self.at(self.leaves + flow).held
+        self.at(self.leaves + flow).is_held()
     }
 
     /// All that an owner has of class high leaves the turn, or comes back.
     pub(super) fn cap(&mut self, owner: u32, capped: bool) {
         self.unfold(0);
         self.path[0] = NO_PATH;
-        let was = self.at(OWNERS + owner).held;
+        let was = self.at(OWNERS + owner).is_held();
         self.capped = self.capped + u32::from(capped) - u32::from(was);
         for lane in 0..2 {
             let node = OWNERS + lane * self.sessions + owner;
-            self.at_mut(node).held = capped;
+            self.at_mut(node).set_held(capped);
             self.settle(node, false, false);
         }
     }
@@ -305,7 +321,7 @@ impl Tree {
     /// Links of a flow that is held, for a list of such.
     pub(super) fn links(&mut self, flow: u32) -> (&mut u32, &mut u32) {
         let node = &mut self.nodes[(self.leaves + flow) as usize];
-        debug_assert!(node.held);
+        debug_assert!(node.is_held());
         (&mut node.next, &mut node.previous)
     }
 
@@ -315,11 +331,11 @@ impl Tree {
         loop {
             let at = self.at(node);
             let can_go = if node < self.leaves { at.first != NIL } else { has_ops };
-            has_ops = can_go || at.kept > 0;
+            has_ops = can_go || at.kept & !HELD > 0;
             let (from, parent) = (at.place, at.parent);
             let to = match has_ops {
                 false => Place::Out,
-                true if can_go && !at.held => Place::Ring,
+                true if can_go && !at.is_held() => Place::Ring,
                 true => Place::Kept,
             };
             if parent == NIL {

@@ -19,6 +19,8 @@ pub enum Plant {
     GrantKept,
     /// An op that ended still counts among those of its session's owner.
     OwnerKept,
+    /// What an op that ended asked for still counts among its session's owner's bytes.
+    BytesKept,
     /// Receives of notifications that were handed out are not told of to the peer.
     CreditKept,
     /// A rail's depth is what was asked of the device, not what it gave.

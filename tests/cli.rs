@@ -213,6 +213,45 @@ fn the_printed_configuration_is_a_file_that_gives_it_again() {
     assert_eq!(told["socket"]["value"], "/tmp/x.sock");
 }
 
+/// What single uids may have of their own goes the same ways, and PROBE says what is in force.
+#[test]
+fn a_uid_has_its_own_contract_and_is_told_so() {
+    let dir = Dir::new();
+    let socket = dir.0.join("socket");
+    let uid = nix::unistd::geteuid().as_raw();
+    let text = format!("[quota]\nops = 77\n[uid.{uid}]\nrings = 5\nclass_ceiling = \"low\"\n");
+    let file = dir.file("uid.toml", &text);
+    let file = file.to_str().unwrap();
+    let set = format!("uid.{uid}.weight=4");
+    let other = format!("uid.{}.weight=3", uid + 1);
+    let told = printed(verbring().args(["serve", "--config", file, "--set", &set]));
+    assert_eq!(told[format!("uid.{uid}.weight")]["from"], format!("flag --set uid.{uid}.weight"));
+    assert_eq!(told[format!("uid.{uid}.rings")]["from"], format!("{file}:4"));
+    let asked = |more: &[&str]| {
+        let (mut daemon, _) = serve(&socket, more);
+        let ask = |json| output(verbring().arg("probe").args(json).arg("--socket").arg(&socket)).1;
+        let (text, told) = (ask(&[][..]), json(&ask(&["--json"])));
+        daemon.signal(Signal::SIGTERM);
+        daemon.end();
+        (text, told)
+    };
+    let (text, told) = asked(&["--config", file, "--set", &set]);
+    assert!(text.contains(&format!("contract                       uid {uid}\n")), "{text}");
+    assert_eq!(told["contract"], format!("uid.{uid}"));
+    assert_eq!((told["uid"].as_u64(), told["weight"].as_u64()), (Some(uid.into()), Some(4)));
+    assert_eq!((told["ops_max"].as_u64(), told["rings_max"].as_u64()), (Some(77), Some(5)));
+    assert_eq!(told["class_ceiling"], "low");
+    let (text, told) = asked(&["--set", &other, "--quota-weight", "2"]);
+    assert!(
+        text.contains("contract                       quota, the default for all uids\n"),
+        "{text}"
+    );
+    assert_eq!((told["contract"].as_str(), told["weight"].as_u64()), (Some("quota"), Some(2)));
+    let (code, _, errors) = output(verbring().args(["serve", "--set", "uid.x.weight=4"]));
+    assert_eq!(code, Some(2));
+    assert!(errors.contains("flag --set uid.x.weight=4: uid is \"x\", but must be"), "{errors}");
+}
+
 #[test]
 fn bad_settings_are_refused_with_all_it_takes_to_mend_them() {
     let dir = Dir::new();
@@ -327,13 +366,15 @@ fn counters_are_watched_until_the_engine_ends() {
     let mut watch = Running(child);
     let mut lines = BufReader::new(watch.0.stdout.take().unwrap()).lines();
     for _ in 0..3 {
-        assert_eq!(json(&lines.next().unwrap().unwrap())["sessions"], 1);
+        let look = json(&lines.next().unwrap().unwrap());
+        assert_eq!(look["lanes"].as_array().unwrap().len(), 6);
+        assert_eq!(look["sessions"].as_array().unwrap().len(), 1, "its own: {look}");
     }
     daemon.signal(Signal::SIGTERM);
     assert!(daemon.end().0.success());
     let (status, errors) = watch.end();
     assert_eq!(status.code(), Some(1));
-    assert!(errors.contains("cannot have the counters"), "{errors}");
+    assert!(errors.contains("the engine is gone"), "{errors}");
 }
 
 #[test]

@@ -25,6 +25,7 @@ planted! {
     depth_that_is_not_returned: DepthKept breaks Credits;
     a_window_grant_that_is_not_given_back: GrantKept breaks Credits;
     a_quota_that_is_not_given_back: OwnerKept breaks Credits;
+    bytes_of_a_quota_that_are_not_given_back: BytesKept breaks Credits;
     receives_that_the_peer_is_not_told_of: CreditKept breaks Credits;
     a_depth_that_was_asked_for_and_not_given: DepthAsked breaks Depth;
     a_second_cqe: CqeTwice breaks OneCqe;

@@ -9,7 +9,7 @@ use verbring::abi::{
     Opcode, SQE_COALESCE, SQE_DRAIN, SQE_HARDLINK, SQE_LINK, SQE_NO_MERGE, SQE_NOTIFY, SQE_REVOKE,
     SQE_SKIP_SUCCESS, SQE_SUPERSEDE,
 };
-use verbring::client::Probe;
+use verbring::client::{ContractOf, Probe};
 
 use super::demo::fabric_name;
 use super::{Failure, class_name, grouped, say, say_json};
@@ -56,6 +56,14 @@ fn to_json(session: &Session, probe: &Probe) -> serde_json::Value {
         "window_ops": probe.window_ops,
         "window_bytes": probe.window_bytes,
         "slice_bytes": probe.slice_bytes,
+        "uid": probe.uid,
+        "contract": contract(probe).map(|(name, _)| name),
+        "sessions_max": probe.sessions_max,
+        "ops_max": probe.ops_max,
+        "ops_bytes_max": probe.ops_bytes_max,
+        "high_bytes_max": probe.high_bytes_max,
+        "weight": probe.weight,
+        "control_per_s": probe.control_per_s,
     })
 }
 
@@ -69,15 +77,30 @@ fn to_text(session: &Session, probe: &Probe) -> String {
         ("bytes of one op, at most", grouped(probe.op_bytes_max.into())),
         ("pages of one op, at most", grouped(probe.pages_max.into())),
         ("entries of one ring, at most", grouped(probe.entries_max.into())),
-        ("rings, at most", grouped(probe.rings_max.into())),
-        ("regions and imports, at most", grouped(probe.regions_max.into())),
-        ("bytes in regions, at most", grouped(probe.region_bytes_max)),
-        ("most urgent class", ceiling),
         ("window in ops", grouped(probe.window_ops.into())),
         ("window in bytes", grouped(probe.window_bytes)),
         ("bytes of one slice", grouped(probe.slice_bytes.into())),
+        ("contract", contract(probe).map_or_else(|| "not known".to_string(), |(_, words)| words)),
+        ("sessions, at most", grouped(probe.sessions_max.into())),
+        ("rings, at most", grouped(probe.rings_max.into())),
+        ("regions and imports, at most", grouped(probe.regions_max.into())),
+        ("bytes in regions, at most", grouped(probe.region_bytes_max)),
+        ("ops in flight, at most", grouped(probe.ops_max.into())),
+        ("bytes they ask for, at most", grouped(probe.ops_bytes_max)),
+        ("bytes of class high posted", grouped(probe.high_bytes_max)),
+        ("most urgent class", ceiling),
+        ("share beside other uids", probe.weight.to_string()),
+        ("control messages a second", grouped(probe.control_per_s.into())),
     ];
     rows.map(|(words, value)| format!("{words:30} {value}\n")).concat()
+}
+
+/// Whose contract is in force, as its table of settings is called, and in words.
+fn contract(probe: &Probe) -> Option<(String, String)> {
+    Some(match probe.contract? {
+        ContractOf::All => ("quota".to_string(), "quota, the default for all uids".to_string()),
+        ContractOf::Uid => (format!("uid.{}", probe.uid), format!("uid {}", probe.uid)),
+    })
 }
 
 fn opcodes(probe: &Probe) -> Vec<String> {

@@ -4,6 +4,7 @@
 //! system ends any process. To that end the signals are blocked in every thread while the engine
 //! serves, taken by the main thread, and unblocked again in it for the time of draining.
 
+use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -41,9 +42,10 @@ pub(crate) struct Serve {
 
 impl Serve {
     pub(crate) fn run(&self) -> Result<(), Failure> {
-        let environment = |name: &str| std::env::var_os(name);
-        let settings = Settings::layered(self.config.as_deref(), environment, &self.flags)?;
-        for (name, nearest) in unknown_variables(std::env::vars_os().map(|(name, _)| name)) {
+        let named = |(name, text): (OsString, _)| Some((name.into_string().ok()?, text));
+        let environment = std::env::vars_os().filter_map(named).collect();
+        let settings = Settings::layered(self.config.as_deref(), &environment, &self.flags)?;
+        for (name, nearest) in unknown_variables(&environment) {
             complain(&format!("{name} is no setting and is ignored; did you mean {nearest}?"));
         }
         if self.print_config {

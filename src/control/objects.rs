@@ -88,7 +88,7 @@ pub(super) struct ExportEntry {
     pub(super) secret: [u8; abi::SECRET_BYTES],
 }
 
-fn quota(what: &str, used: u64, limit: u64, raise: &str) -> Refusal {
+fn used_up(what: &str, used: u64, limit: u64, raise: &str) -> Refusal {
     let text = format!("{what}: {used} of {limit} are in use; release some or raise {raise}");
     Refusal::new(errno::EDQUOT, Detail::Quota, text)
 }
@@ -117,16 +117,21 @@ impl Server {
             let text = format!("flags {:#x} are not known", request.flags);
             return Err(Refusal::new(errno::EINVAL, Detail::Flags, text));
         }
-        let limit = self.config.quota.rings;
+        let limit = self.quota_of(key).rings;
         let used = self.owner_of(key).map_or(0, |owner| owner.rings);
         if used >= limit {
-            return Err(quota("rings of this uid", used.into(), limit.into(), "quota.rings"));
+            return Err(used_up(
+                "rings of this uid",
+                used.into(),
+                limit.into(),
+                &self.raise(key, "rings"),
+            ));
         }
         let bytes = SegmentHeader::lay_out(request.sq_entries, request.cq_entries).segment_bytes;
         self.check_bytes(key, "the ring's segment", bytes, bytes)?;
         let Some(ring) = self.ring_places.take() else {
             let limit = u64::from(self.config.rings_max);
-            return Err(quota("rings of this engine", limit, limit, "rings_max"));
+            return Err(used_up("rings of this engine", limit, limit, "rings_max"));
         };
         let fenceless = request.flags & abi::RING_FENCELESS != 0;
         let header = SegmentHeader {
@@ -426,6 +431,11 @@ impl Server {
         Ok(())
     }
 
+    /// The setting that gives a session's uid more of something.
+    fn raise(&self, key: usize, field: &str) -> String {
+        self.config.quota_key(self.uid_of(key), field)
+    }
+
     /// Memory is charged in full, to the uid that asked for it.
     pub(super) fn check_bytes(
         &mut self,
@@ -434,13 +444,13 @@ impl Server {
         bytes: u64,
         charged: u64,
     ) -> Result<(), Refusal> {
-        let limit = self.config.quota.region_bytes;
+        let limit = self.quota_of(key).region_bytes;
         let used = self.owner_of(key).map_or(0, |owner| owner.bytes);
         if charged <= limit.saturating_sub(used) {
             return Ok(());
         }
         let what = format!("{what} is {bytes}, and bytes of this uid");
-        Err(quota(&what, used, limit, "quota.region_bytes"))
+        Err(used_up(&what, used, limit, &self.raise(key, "region_bytes")))
     }
 
     /// Takes an id for a region or import, within the uid's quota.
@@ -451,15 +461,15 @@ impl Server {
         charged: u64,
         import: bool,
     ) -> Result<RegionId, Refusal> {
-        let limit = self.config.quota.regions;
+        let limit = self.quota_of(key).regions;
         let used = self.owner_of(key).map_or(0, |owner| owner.regions);
         if used >= limit {
             let what = "regions and imports of this uid";
-            return Err(quota(what, used.into(), limit.into(), "quota.regions"));
+            return Err(used_up(what, used.into(), limit.into(), &self.raise(key, "regions")));
         }
         let Some(region) = self.region_ids.take() else {
             let limit = u64::from(self.config.regions_max);
-            return Err(quota("regions of this engine", limit, limit, "regions_max"));
+            return Err(used_up("regions of this engine", limit, limit, "regions_max"));
         };
         if let Some(owner) = self.owner_of(key) {
             owner.regions += 1;
@@ -557,11 +567,11 @@ impl Server {
             let text = format!("the name {name:?} is taken by another export of uid {uid}");
             return Err(Refusal::new(errno::EEXIST, Detail::Name, text));
         }
-        let limit = self.config.quota.regions as usize;
+        let limit = self.quota_of(key).regions as usize;
         let used = self.exports.keys().filter(|(owner, _)| *owner == uid).count();
         if used >= limit {
             let what = "exports of this uid";
-            return Err(quota(what, used as u64, limit as u64, "quota.regions"));
+            return Err(used_up(what, used as u64, limit as u64, &self.raise(key, "regions")));
         }
         if self.comes_home(key, request)? {
             return Ok(());

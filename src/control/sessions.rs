@@ -18,6 +18,7 @@ use super::wire::{self, Refusal, Request};
 use crate::abi::{self, Detail, Hello, HelloReply, Kind, errno};
 use crate::clock;
 use crate::engine::{Command, Wind};
+use crate::host::Quota;
 use crate::host::link::RingBells;
 use crate::ids::{RegionId, SessionId};
 
@@ -105,11 +106,13 @@ impl Server {
         let uid = peer.uid();
         let used = self.owners.get(&uid).map_or(0, |owner| owner.sessions);
         let full = self.sessions.len() >= self.config.sessions_max as usize;
-        if full || used >= self.config.quota.sessions {
+        let quota = self.config.quota_of(uid);
+        if full || used >= quota.sessions {
             let text = if full {
                 format!("all {} sessions are in use; raise sessions_max", self.sessions.len())
             } else {
-                format!("uid {uid} has {used} sessions; raise quota.sessions")
+                let raise = self.config.quota_key(uid, "sessions");
+                format!("uid {uid} has {used} sessions; raise {raise}")
             };
             return self.turn_away(socket, Refusal::new(errno::EDQUOT, Detail::Quota, text));
         }
@@ -141,11 +144,7 @@ impl Server {
             recorder: None,
         });
         let owner = self.owners[&uid].place;
-        self.order(Command::AddSession {
-            session: place(key),
-            owner,
-            contract: self.config.quota.contract(),
-        });
+        self.order(Command::AddSession { session: place(key), owner, contract: quota.contract() });
         info!(session = key, uid, pid = peer.pid(), "session attached");
     }
 
@@ -167,6 +166,16 @@ impl Server {
         if let Some(owner) = self.owners.get_mut(&uid) {
             owner.sessions += 1;
         }
+    }
+
+    /// The uid of a session; of none that there is, nobody's.
+    pub(super) fn uid_of(&self, session: usize) -> u32 {
+        self.sessions.get(session).map_or(abi::UID_OWN, |session| session.uid)
+    }
+
+    /// What the uid of a session may use.
+    pub(super) fn quota_of(&self, session: usize) -> Quota {
+        self.config.quota_of(self.uid_of(session))
     }
 
     /// What the uid of a session uses.
@@ -310,7 +319,7 @@ impl Server {
 
     /// Counts a message against its uid's rate; true if it is one too many this second.
     fn over_rate(&mut self, key: usize) -> bool {
-        let limit = self.config.quota.control_per_s;
+        let limit = self.quota_of(key).control_per_s;
         let second = clock::now_ns() / 1_000_000_000;
         let Some(owner) = self.owner_of(key) else { return false };
         if owner.second != second {
@@ -370,6 +379,7 @@ impl Server {
             Request::Why(query) if query.ring == abi::RING_ANY => self.why_anywhere(key, query),
             Request::Why(query) => self.query(key, query, false),
             Request::Recorder(recorder) => self.recorder(key, recorder),
+            Request::Telemetry(telemetry) => self.show_telemetry(key, telemetry),
         }
     }
 

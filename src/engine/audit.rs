@@ -68,11 +68,27 @@ fn credits<F: Fabric, M>(engine: &Engine<F, M>, open: &BTreeSet<u32>) {
         .collect();
     assert_eq!(posts, in_fabric, "posts by record");
     let (wrs, bytes) = by_rail[0];
-    let whole = engine.limits.policy.mode == Mode::Tent;
-    let held = |window: &Window| (window.wrs(), if whole { bytes } else { window.bytes() });
-    assert_eq!(held(&engine.window), (wrs, bytes), "credits of this host");
-    within(&engine.window, "this host");
+    let near = || open.iter().map(|&slot| &engine.ledger[slot]).filter(|record| at_home(record));
+    let whole: u64 = near().filter(|record| record.whole).map(asked).sum();
+    // What is in the window as a whole has its bytes there, not those of its requests.
+    let bytes = if engine.limits.policy.mode == Mode::Tent { whole } else { bytes };
+    let ops = near().filter(|record| record.whole || record.in_fabric > 0).count();
+    let held = (engine.window.ops() as usize, engine.window.wrs(), engine.window.bytes());
+    assert_eq!(held, (ops, wrs, bytes), "credits of this host");
+    if whole == 0 {
+        within(&engine.window, "this host");
+    }
     abroad_credits(engine, open, &by_rail);
+}
+
+/// True of an op that moves something on this host.
+fn at_home(record: &Record) -> bool {
+    matches!(record.state, State::Queued | State::Posted) && record.line == 0
+}
+
+/// Bytes that an op moves.
+fn asked(record: &Record) -> u64 {
+    u64::from(record.op.bytes) * u64::from(record.op.pages.max(1))
 }
 
 /// What windows hold is within their bounds, but for one request that goes alone.
@@ -132,7 +148,7 @@ fn lists<F: Fabric, M>(engine: &Engine<F, M>, open: &BTreeSet<u32>) {
         }
     }
     for slot in walk::<LANE, F, M>(engine, engine.admitted.head()) {
-        assert!(engine.ledger[slot].held > 0 || engine.ledger[slot].op.bytes == 0, "admitted");
+        assert!(engine.ledger[slot].whole, "admitted");
         assert!(lanes.insert(slot), "twice in a list");
     }
     for rail in 1..engine.fabric.rails() {
@@ -210,19 +226,25 @@ fn references<F: Fabric, M>(engine: &Engine<F, M>, open: &BTreeSet<u32>) {
 fn shares<F: Fabric, M>(engine: &Engine<F, M>, open: &BTreeSet<u32>) {
     let sessions = engine.sessions.len();
     let (mut records, mut blocks) = (vec![0; sessions], vec![0; sessions]);
-    let mut owners = vec![0; engine.owners.len()];
+    let mut owners = vec![(0, 0u64, 0); engine.owners.len()];
     for &slot in open {
         let record = &engine.ledger[slot];
         let session = record.session.0 as usize;
         records[session] += 1;
-        owners[engine.sessions[session].owner as usize] += 1;
+        let (ops, bytes, with_bytes) = &mut owners[engine.sessions[session].owner as usize];
+        *ops += 1;
+        *bytes += record.op.asked();
+        *with_bytes += u32::from(record.op.asked() > 0);
         let list = std::iter::successors(some(record.op.list), |&at| some(engine.pages.next(at)));
         blocks[session] += u32::try_from(list.count()).unwrap_or(u32::MAX);
     }
     for (place, session) in engine.sessions.iter().enumerate() {
         assert_eq!(session.records, records[place], "records of session {place}");
         assert_eq!(session.blocks, blocks[place], "blocks of session {place}");
-        assert_eq!(engine.owners[place].ops, owners[place], "ops of owner {place}");
+        let owner = &engine.owners[place];
+        let (ops, bytes, with_bytes) = owners[place];
+        assert_eq!((owner.ops, owner.bytes), (ops, bytes), "ops and bytes of owner {place}");
+        assert!(bytes <= owner.bytes_max || with_bytes == 1, "more bytes than owner {place} may");
     }
     let whole = |share: &Share, used: &[u32], capacity: u32| {
         assert_eq!(share.free + used.iter().sum::<u32>(), capacity, "a pool's sum");

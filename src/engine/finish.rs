@@ -70,6 +70,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     /// the ops just before it held, if that is alike.
     #[inline]
     pub(super) fn leave(&mut self, slot: u32) {
+        self.meter.ended(&self.ledger[slot], self.now_ns);
         self.unlink(slot);
         self.ledger.close(slot);
         // The record keeps what it held until it is opened again.
@@ -91,6 +92,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let record = &self.ledger[slot];
         self.leavers.count += 1;
         self.leavers.bytes += record.done_bytes;
+        self.leavers.asked += record.op.asked();
         self.leavers.failed += u32::from(record.failure.is_some());
         if record.op.list != NIL {
             let blocks = self.pages.give(record.op.list);
@@ -101,20 +103,23 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 
     /// Gives back what the ops that left since the last time held: records, quota, regions.
     pub(super) fn let_go(&mut self) {
-        let Leavers { session, class, names, count, failed, bytes } = self.leavers;
+        let Leavers { session, class, names, count, failed, bytes, asked } = self.leavers;
         if count == 0 {
             return;
         }
         self.leavers.count = 0;
         self.leavers.failed = 0;
         self.leavers.bytes = 0;
+        self.leavers.asked = 0;
         let state = &mut self.sessions[session.0 as usize];
         self.record_share.give(&mut state.records, count);
         state.count(Counter::Completed, u64::from(count));
         state.count(Counter::Bytes, bytes);
         state.count(Counter::Failed, u64::from(failed));
         state.count(counter_of(class), u64::from(count));
-        self.owners[state.owner as usize].ops -= if planted(Plant::OwnerKept) { 0 } else { count };
+        let ops = if planted(Plant::OwnerKept) { 0 } else { count };
+        let asked = if planted(Plant::BytesKept) { 0 } else { asked };
+        self.owners[state.owner as usize].give(ops, asked);
         for (index, remote) in names.into_iter().zip([false, false, true]) {
             // Not there: NIL, which is beyond all places.
             let Some(region) = self.regions.get_mut(index as usize) else { continue };
@@ -300,6 +305,8 @@ pub(super) struct Leavers {
     count: u32,
     failed: u32,
     bytes: u64,
+    /// Bytes that they asked for; `bytes` are those that were moved.
+    asked: u64,
 }
 
 impl Leavers {
@@ -310,6 +317,7 @@ impl Leavers {
         count: 0,
         failed: 0,
         bytes: 0,
+        asked: 0,
     };
 }
 

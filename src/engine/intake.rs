@@ -115,6 +115,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             && let Some(ring) = self.rings[id as usize].as_mut()
         {
             nops.add_up(&mut ring.end, &mut self.sessions[ring.session.0 as usize]);
+            self.meter.passed(ring.session, nops.by_class);
             self.touch(RingId(id));
         }
         taken
@@ -142,7 +143,10 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let abroad = self.fabric.rails() > 1;
         let mut sequence = self.sequence;
         let mut number = *next_number;
+        let bytes = owner.left(id);
+        let mut bytes_left = bytes;
         let mut passed = 0;
+        let mut queued = [0; 3];
         while passed < count {
             let words = copied.entry(passed);
             let sqe = &Sqe::from_words(words);
@@ -158,17 +162,20 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 if !judge.plain_transfer(sqe, op, routes, self.withdrawn) {
                     break;
                 }
+                let Some(rest) = bytes_left.checked_sub(op.bytes.into()) else { break };
                 let Some(fate) = fates.pop() else { break };
                 let Some((slot, record)) = self.ledger.open(session, RingId(id), self.now_ns)
                 else {
                     unreachable!("there is a vacant record");
                 };
+                bytes_left = rest;
                 sequence += 1;
                 record.fate = fate;
                 record.number = number;
                 record.sequence = sequence;
                 record.checked = self.withdrawn;
                 end.fate_accepted(fate, record.id().0, number);
+                queued[record.op.class.index()] += 1;
                 let (named, late) = (record.op.names(), record.op.deadline_us > 0);
                 self.deadlines += u32::from(late);
                 ops.push_back(&mut self.ledger, slot);
@@ -187,21 +194,24 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         self.sequence = sequence;
         *next_number = number;
         state.count(Counter::Taken, u64::from(passed));
+        self.meter.enqueued(session, queued);
         self.record_share.take(&mut state.records, opened);
-        owner.ops += opened;
+        owner.take(id, opened, bytes - bytes_left);
         (passed, passed == count && count > 0)
     }
 
     fn take_one(&mut self, id: u32) -> Result<Step, Fault> {
         let Some(ring) = self.rings[id as usize].as_mut() else { return Ok(Step::Later) };
+        let session = ring.session;
+        let state = &self.sessions[session.0 as usize];
+        let owner = &mut self.owners[state.owner as usize];
+        // It may have been the one that others wait for; it is again if only bytes are wanting.
+        owner.pass_by(id);
         // An unfinished CANCEL holds the ring's intake, so that its search is bounded a turn. A
         // skipped success gives its CQ slot back at once, but its fate entry only at publication.
         if ring.search.is_some() || ring.fates.is_empty() || ring.end.room(1)? == 0 {
             return Ok(Step::Later);
         }
-        let session = ring.session;
-        let state = &self.sessions[session.0 as usize];
-        let owner = &self.owners[state.owner as usize];
         let judge = Judge {
             regions: &self.regions,
             session,
@@ -224,7 +234,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             && owner.ops < owner.ops_max
             && (blocks == 0 || self.block_share.allows(state.blocks, blocks))
             && (op.flags & SQE_REVOKE == 0 || self.events.len() < self.regions.len())
-            && ring.end.room(slots)? >= slots;
+            && ring.end.room(slots)? >= slots
+            && owner.admits(id, op.asked());
         if !fits {
             return Ok(Step::Later);
         }
@@ -257,7 +268,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let state = &mut self.sessions[session.0 as usize];
         self.record_share.take(&mut state.records, 1);
         state.count(Counter::Taken, 1);
-        self.owners[state.owner as usize].ops += 1;
+        self.owners[state.owner as usize].take(id, 1, record.op.asked());
         self.sequence += 1;
         let Some(fate) = ring.fates.pop() else {
             unreachable!("fewer fate entries than CQ slots");
@@ -280,7 +291,10 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             Opcode::Cancel => self.begin_cancel(slot),
             Opcode::Flush => self.begin_flush(slot),
             Opcode::Arm => self.begin_arm(slot),
-            _ => self.enqueue(slot),
+            _ => {
+                self.meter.enqueued_one(&self.ledger[slot]);
+                self.enqueue(slot);
+            }
         }
     }
 

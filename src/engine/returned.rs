@@ -19,6 +19,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     pub(super) fn bring_back(&mut self, done: Done) {
         let Some((place, slot, slice, grant)) = self.posts.hand_back(done.ticket) else { return };
         let record = &mut self.ledger[slot];
+        self.meter.returned(record, slice.rail);
         record.in_fabric -= 1;
         self.abroad.give(record, slice.rail, grant);
         if self.abroad.last(slice.rail) == Some(record.id()) {

@@ -1,8 +1,7 @@
 //! From lanes to the fabric, and back: credits, slices, posts, completions.
 
 use crate::abi::{
-    CQE_RETRYABLE, Counter, Detail, Opcode, SQE_NOTIFY, WAIT_FABRIC, WAIT_NONE, WAIT_WINDOW_BYTES,
-    errno,
+    CQE_RETRYABLE, Detail, Opcode, SQE_NOTIFY, WAIT_FABRIC, WAIT_RAIL, WAIT_WINDOW_BYTES, errno,
 };
 use crate::fabric::{DONE_RETURNED, Done, Fabric, Request, Verb};
 use crate::ledger::{Aside, Failure, NIL, Op, Record, State};
@@ -15,6 +14,7 @@ use super::intake::order_fates;
 use super::pages::{BLOCK_PAGES, PagePool};
 use super::rails::note_failure;
 use super::tables::{Closed, RegionKind, Slice};
+use super::tent::release_whole;
 use super::validate::current;
 use super::{Engine, STEPS_PER_TURN, SWEEP_EVERY_NS};
 
@@ -55,17 +55,17 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             else {
                 continue;
             };
+            self.meter.answered(rail, bytes, *completion);
             let record = &mut self.ledger[slot];
             record.in_fabric -= 1;
             if ABROAD && rail != 0 {
                 self.abroad.give(record, rail, grant);
                 self.abroad.ended(rail, bytes, self.now_ns);
             } else {
-                let whole = record.held > 0;
-                let leaves = record.in_fabric == 0 && !whole;
+                let leaves = record.in_fabric == 0 && !record.whole;
                 self.window.give(grant, leaves, record.origin != 0);
-                if whole && record.in_fabric == 0 && record.posted_whole {
-                    self.window.release(std::mem::take(&mut record.held));
+                if record.whole && record.in_fabric == 0 && record.posted_whole {
+                    release_whole(&mut self.window, record);
                 }
                 self.ahead.pop();
                 near += 1;
@@ -116,6 +116,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 
     /// Takes an op out of its lane.
     pub(super) fn unqueue(&mut self, slot: u32) {
+        self.leaves_queue(slot);
         if self.abroad() && self.ledger[slot].line != 0 {
             self.leave_lane::<true>(slot);
         } else {
@@ -133,7 +134,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         } else {
             self.admitted.remove(&mut self.ledger, slot);
             if self.ledger[slot].in_fabric == 0 {
-                self.release_whole(slot);
+                release_whole(&mut self.window, &mut self.ledger[slot]);
             }
         }
     }
@@ -163,9 +164,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 count += 1;
                 continue;
             };
-            self.ledger[slot].lacks(wait);
-            let session = self.ledger[slot].session;
-            self.sessions[session.0 as usize].count(Counter::Defers, 1);
+            self.defer(slot, wait);
             match self.beside(slot, wait) {
                 Some(other) if self.post_slice(other, place).is_ok() => count += 1,
                 _ => break,
@@ -287,16 +286,17 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         record.cursor += bytes;
         record.in_fabric += 1;
         record.posts = record.posts.saturating_add(1);
-        record.wait = WAIT_FABRIC;
         if record.state == State::Queued {
             record.state = State::Posted;
-            record.posted_ns = self.now_ns;
+            record.starts(self.now_ns, self.held[usize::from(ABROAD)]);
+            self.meter.dispatched(record);
             if let Some(ring) = &self.rings[record.ring.0 as usize]
                 && !planted(Plant::PostBeforeEntry)
             {
                 ring.end.fate_posted(record.fate, record.number);
             }
         }
+        record.wait = WAIT_FABRIC;
         let whole = record.cursor >= record.op.bytes && record.op.pages == 0;
         if whole || self.advance(slot) {
             let record = &mut self.ledger[slot];
@@ -330,9 +330,11 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         // Every entry of this batch is marked posted before any of it can take effect.
         order_fates::<M>();
         let taken = self.fabric.post(batch);
+        self.meter.posted(batch, taken);
         for request in batch[taken..].iter().rev() {
             self.take_back(request);
         }
+        self.tell_started(&batch[..taken]);
         u32::try_from(taken).unwrap_or(u32::MAX)
     }
 
@@ -349,7 +351,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         if request.rail != 0 {
             self.abroad.give(record, request.rail, grant);
         } else {
-            let leaves = record.in_fabric == 0 && record.held == 0;
+            let leaves = record.in_fabric == 0 && !record.whole;
             self.window.give(grant, leaves, record.origin != 0);
             self.ahead.take_back();
         }
@@ -369,11 +371,12 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         }
         let record = &mut self.ledger[slot];
         record.cursor -= bytes;
-        record.wait = WAIT_NONE;
+        record.wait = if request.rail == 0 { WAIT_FABRIC } else { WAIT_RAIL };
         if record.in_fabric == 0 && record.done_bytes == 0 && record.page == 0 && record.cursor == 0
         {
             record.state = State::Queued;
             record.posted_ns = 0;
+            self.meter.requeued(record);
             let (id, fate, number, record) =
                 (record.ring, record.fate, record.number, self.ledger.id(slot));
             self.ring(id).end.fate_accepted(fate, record.0, number);

@@ -36,13 +36,6 @@ impl Session {
     }
 }
 
-/// All sessions of one uid together.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Owner {
-    pub(super) ops: u32,
-    pub(super) ops_max: u32,
-}
-
 /// How a ring is being wound up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wind {
@@ -540,7 +533,8 @@ mod tests {
             let (mut open, mut closed) = (Vec::new(), Vec::new());
             for (slot, (begin, at)) in (0..).zip(steps) {
                 if begin && open.len() < 8 {
-                    let ticket = posts.open::<true>(slot, seven, window.take(ask).unwrap()).unwrap();
+                    let grant = window.take(ask).unwrap();
+                    let ticket = posts.open::<true>(slot, seven, grant).unwrap();
                     prop_assert!(!closed.contains(&ticket) && !open.contains(&(ticket, slot)));
                     open.push((ticket, slot));
                 } else if !open.is_empty() {

@@ -4,10 +4,10 @@
 //! it, before others are picked. For comparison only; on this host's own device.
 
 use crate::fabric::Fabric;
-use crate::ledger::Aside;
+use crate::ledger::{Aside, Record};
 use crate::ring::Memory;
 use crate::sched::Mode;
-use crate::sched::credits::Ask;
+use crate::sched::credits::{Ask, Window};
 
 use super::Engine;
 
@@ -37,26 +37,30 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     }
 
     fn admit(&mut self, slot: u32) {
-        let op = &self.ledger[slot].op;
-        let bytes = op.bytes.wrapping_mul(op.pages.max(1));
+        let bytes = bytes_of(&self.ledger[slot]);
         self.lanes.charge(&self.ledger, slot, bytes);
         self.lanes.remove(&mut self.ledger, slot);
         let record = &mut self.ledger[slot];
         record.aside = Aside::Returned;
-        record.held = bytes;
-        self.window.hold(bytes);
+        record.whole = true;
+        self.window.hold(bytes, record.origin != 0);
         self.admitted.push_back(&mut self.ledger, slot);
-    }
-
-    /// An op that was let in as a whole is over, or is taken back.
-    #[cold]
-    pub(super) fn release_whole(&mut self, slot: u32) {
-        let held = std::mem::take(&mut self.ledger[slot].held);
-        self.window.release(held);
     }
 
     /// What a slice of such an op asks of the window: its op has the bytes, and its own credit.
     pub(super) fn ask_within(&self, slot: u32) -> Ask {
         Ask { bytes: 0, enters: false, internal: self.ledger[slot].origin != 0 }
     }
+}
+
+/// An op that was let in as a whole is over, or is taken back.
+#[cold]
+pub(super) fn release_whole(window: &mut Window, record: &mut Record) {
+    record.whole = false;
+    window.release(bytes_of(record), record.origin != 0);
+}
+
+/// At most 2^31 over all pages.
+fn bytes_of(record: &Record) -> u32 {
+    record.op.bytes.wrapping_mul(record.op.pages.max(1))
 }

@@ -1,14 +1,17 @@
 //! What can be set about an engine: plain values with ranges; checked before anything starts.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use thiserror::Error;
 
-use crate::abi::{self, Class};
+use super::quota::{Quota, UidQuota};
+use crate::abi;
 use crate::fabric::qp::CARDS_MAX;
-use crate::sched::{Bounds, Contract, Mode, Policy};
+use crate::sched::{Bounds, Mode, Policy};
 
 /// Settings of one engine. `Config::default()` suits a shared two-core machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,32 +123,8 @@ pub struct Config {
     pub rails_max: u16,
     /// What one uid may use.
     pub quota: Quota,
-}
-
-/// What one uid may use, over all its sessions.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Quota {
-    /// Sessions at once.
-    pub sessions: u32,
-    /// Rings at once.
-    pub rings: u32,
-    /// Regions and imports at once.
-    pub regions: u32,
-    /// Bytes in regions and ring segments.
-    pub region_bytes: u64,
-    /// Ops in flight.
-    pub ops: u32,
-    /// Bytes that ops in flight ask for; one op may ask for more, alone.
-    pub op_bytes: u64,
-    /// Bytes of class high that are posted at once; one request may have more, alone.
-    pub high_bytes: u64,
-    /// Share beside other uids of the same class; 1 to 64.
-    pub weight: u8,
-    /// Control messages a second; more are answered later, not refused.
-    pub control_per_s: u32,
-    /// Most urgent class.
-    pub class_ceiling: Class,
+    /// Contracts of single uids: what of their quotas differs. Uids are 0 to 2^32 - 2.
+    pub uid: BTreeMap<u32, UidQuota>,
 }
 
 /// Whether an engine uses queue pairs of a card.
@@ -211,19 +190,6 @@ pub const VERBS_DEVICES_MAX: usize = CARDS_MAX;
 #[error("not DEVICE or DEVICE:PORT, with a port from 1 to 255")]
 pub struct NoVerbsDevice;
 
-impl Quota {
-    /// What the core is told of it.
-    pub(crate) fn contract(&self) -> Contract {
-        Contract {
-            ops_max: self.ops,
-            bytes_max: self.op_bytes,
-            high_bytes_max: self.high_bytes,
-            weight: self.weight,
-            ceiling: self.class_ceiling,
-        }
-    }
-}
-
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -275,23 +241,7 @@ impl Default for Config {
             verbs_traffic_class: [0; 3],
             rails_max: 32,
             quota: Quota::default(),
-        }
-    }
-}
-
-impl Default for Quota {
-    fn default() -> Self {
-        Self {
-            sessions: 64,
-            rings: 1_024,
-            regions: 4_096,
-            region_bytes: 16 << 30,
-            ops: 16_384,
-            op_bytes: 1 << 40,
-            high_bytes: 1 << 40,
-            weight: 1,
-            control_per_s: 20_000,
-            class_ceiling: Class::High,
+            uid: BTreeMap::new(),
         }
     }
 }
@@ -300,27 +250,56 @@ impl Default for Quota {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{field} is {value}, but must be {limit}")]
 pub struct ConfigError {
-    /// The setting.
-    pub field: &'static str,
+    /// The setting, as in a file of settings: `quota.ops`, or `uid.1000.ops`.
+    pub field: Cow<'static, str>,
     /// What was given.
     pub value: u64,
     /// What it must be.
     pub limit: String,
 }
 
+impl ConfigError {
+    /// An error unless a value is in its range.
+    fn unless(
+        field: impl Into<Cow<'static, str>>,
+        value: u64,
+        low: u64,
+        high: u64,
+    ) -> Result<(), Self> {
+        if (low..=high).contains(&value) {
+            return Ok(());
+        }
+        Err(Self { field: field.into(), value, limit: format!("{low} to {high}") })
+    }
+}
+
 impl Config {
+    /// What a uid may use: its own contract, and where that says nothing, the quota of all.
+    #[must_use]
+    pub fn quota_of(&self, uid: u32) -> Quota {
+        self.uid.get(&uid).map_or_else(|| self.quota.clone(), |own| own.over(&self.quota))
+    }
+
+    /// The setting that gives a uid more of what its quota names so.
+    #[must_use]
+    pub fn quota_key(&self, uid: u32, field: &str) -> String {
+        match self.uid.contains_key(&uid) {
+            true => format!("uid.{uid}.{field}"),
+            false => format!("quota.{field}"),
+        }
+    }
+
     /// Checks every setting against its range.
     ///
     /// # Errors
     /// [`ConfigError`] names the first that is outside.
     pub fn check(&self) -> Result<(), ConfigError> {
-        let quota = &self.quota;
         let service_level = self.verbs_service_level.into_iter().max().unwrap_or_default();
         let slice_bytes = u64::from(self.slice_bytes);
         let least_weight = self.class_weights.into_iter().min().unwrap_or_default();
         let most_weight = self.class_weights.into_iter().max().unwrap_or_default();
         let peer_bytes = if self.peer_bytes == 0 { slice_bytes } else { self.peer_bytes };
-        let ranges: [(&'static str, u64, u64, u64); 41] = [
+        let ranges: [(&'static str, u64, u64, u64); 33] = [
             ("records", self.records.into(), 64, 1 << 24),
             ("list_blocks", self.list_blocks.into(), 64, 1 << 20),
             ("sessions_max", self.sessions_max.into(), 1, 4_096),
@@ -346,9 +325,6 @@ impl Config {
             ("verbs_window_ops", self.verbs_window_ops.into(), 1, 65_536),
             ("verbs_window_wrs", self.verbs_window_wrs.into(), 1, 65_536),
             ("verbs_window_bytes", self.verbs_window_bytes, slice_bytes, 1 << 40),
-            ("quota.op_bytes", quota.op_bytes, 1, 1 << 50),
-            ("quota.high_bytes", quota.high_bytes, 1, 1 << 50),
-            ("quota.weight", quota.weight.into(), 1, 64),
             ("intake_budget", self.intake_budget.into(), 1, 1_024),
             ("spin_us", self.spin_us.into(), 0, 1_000_000),
             ("ring_idle_ms", self.ring_idle_ms.into(), 1, 60_000),
@@ -361,28 +337,24 @@ impl Config {
             ("verbs_lease_ms", self.verbs_lease_ms.into(), 10, 60_000),
             ("verbs_service_level", service_level.into(), 0, 15),
             ("rails_max", self.rails_max.into(), 2, 64),
-            ("quota.sessions", quota.sessions.into(), 1, 4_096),
-            ("quota.rings", quota.rings.into(), 1, 65_536),
-            ("quota.regions", quota.regions.into(), 1, 1 << 20),
-            ("quota.ops", quota.ops.into(), 1, 1 << 24),
-            ("quota.control_per_s", quota.control_per_s.into(), 1, 1_000_000),
             ("socket_mode", self.socket_mode.into(), 0, 0o777),
         ];
         for (field, value, low, high) in ranges {
-            if !(low..=high).contains(&value) {
-                return Err(ConfigError { field, value, limit: format!("{low} to {high}") });
-            }
+            ConfigError::unless(field, value, low, high)?;
         }
+        self.check_quotas()?;
         self.check_devices()?;
         let entries = self.recorder_entries;
         let range = RECORDER_ENTRIES_MIN..=abi::RECORDER_ENTRIES_MAX;
         if entries != 0 && !(entries.is_power_of_two() && range.contains(&entries)) {
             let limit = "0, or a power of two from 16 to 65536".to_string();
-            return Err(ConfigError { field: "recorder_entries", value: entries.into(), limit });
+            let field = "recorder_entries".into();
+            return Err(ConfigError { field, value: entries.into(), limit });
         }
         if !MTUS.contains(&self.verbs_mtu) {
             let limit = "256, 512, 1024, 2048 or 4096".to_string();
-            return Err(ConfigError { field: "verbs_mtu", value: self.verbs_mtu.into(), limit });
+            let field = "verbs_mtu".into();
+            return Err(ConfigError { field, value: self.verbs_mtu.into(), limit });
         }
         Ok(())
     }
@@ -416,18 +388,33 @@ impl Config {
         }
     }
 
+    fn check_quotas(&self) -> Result<(), ConfigError> {
+        for (field, value, low, high) in self.quota.ranges() {
+            ConfigError::unless(format!("quota.{field}"), value, low, high)?;
+        }
+        for (uid, own) in &self.uid {
+            // All ones is nobody, to the system and in an IMPORT.
+            ConfigError::unless("uid", (*uid).into(), 0, u64::from(abi::UID_OWN) - 1)?;
+            // What it does not name is in range, as it was before.
+            for (field, value, low, high) in own.over(&self.quota).ranges() {
+                ConfigError::unless(format!("uid.{uid}.{field}"), value, low, high)?;
+            }
+        }
+        Ok(())
+    }
+
     fn check_devices(&self) -> Result<(), ConfigError> {
         let (devices, gids) = (&self.verbs_device, &self.verbs_gid);
         let twice = (1..devices.len()).any(|at| devices[..at].iter().any(|it| it.is(&devices[at])));
         if devices.len() > VERBS_DEVICES_MAX || twice {
             let value = devices.len() as u64;
             let limit = format!("at most {VERBS_DEVICES_MAX} devices, each once");
-            return Err(ConfigError { field: "verbs_device", value, limit });
+            return Err(ConfigError { field: "verbs_device".into(), value, limit });
         }
         if gids.len() > 1 && gids.len() != devices.len() {
             let (value, count) = (gids.len() as u64, devices.len());
             let limit = format!("one number for all devices, or one for each of {count}");
-            return Err(ConfigError { field: "verbs_gid", value, limit });
+            return Err(ConfigError { field: "verbs_gid".into(), value, limit });
         }
         Ok(())
     }
@@ -458,11 +445,87 @@ mod tests {
         for (entries, good) in [(0, true), (16, true), (65_536, true), (8, false), (17, false)] {
             let config = Config { recorder_entries: entries, ..Config::default() };
             let wrong = config.check().err().map(|error| error.field);
-            assert_eq!(wrong, (!good).then_some("recorder_entries"), "{entries}");
+            assert_eq!(wrong, (!good).then_some("recorder_entries".into()), "{entries}");
         }
         let config = Config { verbs_mtu: 1500, ..Config::default() };
         let text = "verbs_mtu is 1500, but must be 256, 512, 1024, 2048 or 4096";
         assert_eq!(config.check().unwrap_err().to_string(), text);
+    }
+
+    /// What no scheduler could run with is refused before anything starts, by name.
+    #[test]
+    fn what_nothing_could_be_scheduled_with_is_refused_by_field_value_and_limit() {
+        type Change = fn(&mut Config);
+        let table: [(Change, &str); 24] = [
+            (|it| it.window_ops = 0, "window_ops is 0, but must be 1 to 4096"),
+            (|it| it.window_wrs = 0, "window_wrs is 0, but must be 1 to 16384"),
+            (|it| it.window_bytes = 0, "window_bytes is 0, but must be 131072 to 1099511627776"),
+            (
+                |it| it.slice_bytes = 512 << 10,
+                "window_bytes is 262144, but must be 524288 to 1099511627776",
+            ),
+            (|it| it.slice_bytes = 0, "slice_bytes is 0, but must be 4096 to 67108864"),
+            (|it| it.slice_us = 1_000_001, "slice_us is 1000001, but must be 0 to 1000000"),
+            (|it| it.reserve_ops = 64, "reserve_ops is 64, but must be 0 to 63"),
+            (
+                |it| it.reserve_bytes = (128 << 10) + 1,
+                "reserve_bytes is 131073, but must be 0 to 131072",
+            ),
+            (
+                |it| it.reserve_bytes = u64::MAX,
+                "reserve_bytes is 18446744073709551615, but must be 0 to 131072",
+            ),
+            (|it| it.class_weights = [4, 0, 1], "class_weights is 0, but must be 1 to 64"),
+            (|it| it.class_weights = [65, 2, 1], "class_weights is 65, but must be 1 to 64"),
+            (|it| it.min_share = 251, "min_share is 251, but must be 0 to 250"),
+            (|it| it.floor_bytes = 65_537, "floor_bytes is 65537, but must be 0 to 65536"),
+            (|it| it.peer_bytes = 1, "peer_bytes is 1, but must be 131072 to 18446744073709551615"),
+            (|it| it.verbs_depth = 0, "verbs_depth is 0, but must be 1 to 8192"),
+            (|it| it.verbs_window_ops = 0, "verbs_window_ops is 0, but must be 1 to 65536"),
+            (|it| it.verbs_window_wrs = 0, "verbs_window_wrs is 0, but must be 1 to 65536"),
+            (
+                |it| it.verbs_window_bytes = 4_096,
+                "verbs_window_bytes is 4096, but must be 131072 to 1099511627776",
+            ),
+            (|it| it.intake_budget = 0, "intake_budget is 0, but must be 1 to 1024"),
+            (|it| it.quota.ops = 0, "quota.ops is 0, but must be 1 to 16777216"),
+            (|it| it.quota.weight = 0, "quota.weight is 0, but must be 1 to 64"),
+            (|it| it.quota.op_bytes = 0, "quota.op_bytes is 0, but must be 1 to 1125899906842624"),
+            (
+                |it| it.uid.entry(7).or_default().high_bytes = Some(0),
+                "uid.7.high_bytes is 0, but must be 1 to 1125899906842624",
+            ),
+            (
+                |it| it.uid.entry(u32::MAX).or_default().ops = Some(1),
+                "uid is 4294967295, but must be 0 to 4294967294",
+            ),
+        ];
+        for (change, expected) in table {
+            let mut config = Config::default();
+            change(&mut config);
+            assert_eq!(config.check().unwrap_err().to_string(), expected);
+        }
+        let mut config = Config::default();
+        (config.reserve_ops, config.reserve_bytes) = (63, 128 << 10);
+        (config.min_share, config.floor_bytes, config.peer_bytes) = (250, 64 << 10, 128 << 10);
+        (config.class_weights, config.quota.weight) = ([64, 1, 64], 64);
+        config.check().unwrap();
+    }
+
+    #[test]
+    fn a_uid_has_its_own_where_it_is_named_and_else_what_all_have() {
+        let mut config = Config::default();
+        config.quota.ops = 7;
+        let mut own = UidQuota::default();
+        (own.weight, own.class_ceiling) = (Some(4), Some(abi::Class::Low));
+        config.uid.insert(1_000, own);
+        let quota = config.quota_of(1_000);
+        assert_eq!((quota.weight, quota.ops, quota.class_ceiling), (4, 7, abi::Class::Low));
+        assert_eq!(config.quota_of(1_001), config.quota);
+        config.quota.ops = 8;
+        assert_eq!(config.quota_of(1_000).ops, 8, "what is not named follows");
+        assert_eq!(config.quota_key(1_000, "ops"), "uid.1000.ops");
+        assert_eq!(config.quota_key(0, "ops"), "quota.ops");
     }
 
     #[test]

@@ -73,6 +73,17 @@ impl Used {
         self.bytes += u64::from(ask.bytes);
     }
 
+    fn hold(&mut self, bytes: u32) {
+        self.ops += 1;
+        self.bytes += u64::from(bytes);
+    }
+
+    fn release(&mut self, bytes: u32) {
+        self.leave();
+        assert!(self.bytes >= u64::from(bytes), "gave back more than was taken");
+        self.bytes -= u64::from(bytes);
+    }
+
     fn leave(&mut self) {
         assert!(self.ops > 0, "gave back more than was taken");
         self.ops -= 1;
@@ -170,16 +181,19 @@ impl Window {
     }
 
     /// Takes credits for a whole op at once, whatever there is: whoever asks has looked.
-    pub fn hold(&mut self, bytes: u32) {
-        self.all.ops += 1;
-        self.all.bytes += u64::from(bytes);
+    pub fn hold(&mut self, bytes: u32, internal: bool) {
+        self.all.hold(bytes);
+        if self.reserved && !internal {
+            self.by_users.hold(bytes);
+        }
     }
 
     /// Gives back what [`Window::hold`] took.
-    pub fn release(&mut self, bytes: u32) {
-        self.all.leave();
-        assert!(self.all.bytes >= u64::from(bytes), "gave back more than was taken");
-        self.all.bytes -= u64::from(bytes);
+    pub fn release(&mut self, bytes: u32, internal: bool) {
+        self.all.release(bytes);
+        if self.reserved && !internal {
+            self.by_users.release(bytes);
+        }
     }
 
     /// An op whose last request was of another window has nothing in flight any more.
@@ -296,7 +310,10 @@ mod tests {
         fn credits_are_conserved(
             (ops, wrs, bytes) in (2..6u32, 2..6u32, 2..300u64),
             reserve in (0..2u32, 0..2u64),
-            steps in proptest::collection::vec((0..3u8, 0..400u32, 0..8usize, proptest::bool::ANY), 1..200),
+            steps in proptest::collection::vec(
+                (0..3u8, 0..400u32, 0..8usize, proptest::bool::ANY),
+                1..200,
+            ),
         ) {
             let bounds = Bounds { ops, wrs, bytes };
             let mut window = Window::with_reserve(bounds, reserve.0, reserve.1);
@@ -325,10 +342,12 @@ mod tests {
                     let Bounds { ops, wrs, bytes: most } = bounds;
                     let mut must = fits(sums(true), ops, wrs, most);
                     if must.is_ok() && !internal {
-                        must = fits(sums(false), ops - reserve.0, wrs - reserve.0, most - reserve.1);
+                        let (kept, bytes) = reserve;
+                        must = fits(sums(false), ops - kept, wrs - kept, most - bytes);
                     }
                     let taken = window.take(ask);
-                    proptest::prop_assert_eq!(taken.as_ref().map(|_| ()).map_err(|wait| *wait), must);
+                    let given = taken.as_ref().map(|_| ()).map_err(|wait| *wait);
+                    proptest::prop_assert_eq!(given, must);
                     if let Ok(grant) = taken {
                         out.push((grant, step == 0, internal));
                     }

@@ -101,6 +101,13 @@ impl Flows {
         }
     }
 
+    /// The first op of each list there is.
+    #[cfg(all(any(test, feature = "sim"), not(verbring_loom)))]
+    pub(super) fn heads(&self) -> impl Iterator<Item = u32> {
+        let aged = self.aged.iter().flatten();
+        self.lists.iter().chain(aged).map(List::head).filter(|&head| head != NIL)
+    }
+
     /// True if a flow has no ops.
     #[inline]
     pub(super) fn is_idle(&self, flow: u32) -> bool {

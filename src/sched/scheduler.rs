@@ -302,6 +302,16 @@ impl Scheduler {
         }
     }
 
+    /// The first op of each list of queued ops: all of them, if one walks on from there.
+    #[cfg(all(any(test, feature = "sim"), not(verbring_loom)))]
+    pub(crate) fn heads(&self) -> impl Iterator<Item = u32> {
+        match &self.order {
+            Order::Fair(fair) => fair.flows.heads(),
+            Order::Plain(rows) => rows.flows.heads(),
+            Order::Tent(tent) => tent.rows.flows.heads(),
+        }
+    }
+
     /// What stands between a queued op and its turn. Counts ops.
     #[must_use]
     pub fn place(&self, ledger: &Ledger, slot: u32) -> Place {

@@ -141,9 +141,10 @@ impl Tent {
     /// An op that was taken goes back.
     pub(super) fn refund(&mut self, ledger: &Ledger, slot: u32, bytes: u32) {
         let bytes = u64::from(bytes);
-        self.deficit[lane_of(&ledger[slot]) as usize] += bytes;
-        self.pass.bytes_left += bytes;
-        self.pass.ops_left += 1;
+        let deficit = &mut self.deficit[lane_of(&ledger[slot]) as usize];
+        *deficit = deficit.saturating_add(bytes);
+        self.pass.bytes_left = self.pass.bytes_left.saturating_add(bytes);
+        self.pass.ops_left = self.pass.ops_left.saturating_add(1);
     }
 
     pub(super) fn remove(&mut self, ledger: &mut Ledger, slot: u32) {

@@ -37,6 +37,8 @@ plants! {
         "A completion gives no credit back to its window." => Credits;
     OwnerKept = "owner-kept"
         "An op that ended still counts against its owner's quota." => Credits;
+    BytesKept = "bytes-kept"
+        "Bytes of an op that ended still count against its owner's quota." => Credits;
     CreditKept = "credit-kept"
         "A peer is not told of receives that are free again." => Credits;
     DepthAsked = "depth-asked"

@@ -103,7 +103,8 @@ impl Stage {
     /// just ended may not have been cleared away.
     pub(crate) fn connect(&self) -> Wire {
         let config = self.engine.config();
-        let places = u64::from(config.quota.sessions.min(config.sessions_max));
+        let own = config.quota_of(nix::unistd::geteuid().as_raw());
+        let places = u64::from(own.sessions.min(config.sessions_max));
         until("a session may come", || self.counter(Counter::Sessions) < places);
         Wire::connect(&self.socket)
     }

@@ -5,7 +5,7 @@ use verbring::Engine;
 use super::talk::{Order, Report, misplaced, next_order, report};
 use crate::cli::Failure;
 use crate::cli::serve::log_to_stderr;
-use crate::cli::settings::{Flags, Settings};
+use crate::cli::settings::{Environment, Flags, Settings};
 
 /// Serves until no more is wanted.
 pub(super) fn run() -> Result<(), Failure> {
@@ -27,7 +27,7 @@ pub(super) fn run() -> Result<(), Failure> {
 /// The engine's settings: the defaults, laid over by `name=value` pairs.
 /// The environment has no say, so that a line in a report gives the same engine again.
 pub(super) fn settings_for(pairs: &[String]) -> Result<Settings, Failure> {
-    Ok(Settings::layered(None, |_| None, &Flags::from_pairs(pairs)?)?)
+    Ok(Settings::layered(None, &Environment::new(), &Flags::from_pairs(pairs)?)?)
 }
 
 /// Rings by the thousand need descriptors by the thousand.

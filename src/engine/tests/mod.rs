@@ -4,6 +4,7 @@
 
 mod abroad;
 mod budget;
+mod bytes;
 mod cancel;
 mod codes;
 mod completion;
@@ -25,9 +26,12 @@ mod room;
 mod script;
 mod sets;
 mod sleep;
+mod started;
 mod streams;
+mod telemetry;
 mod two;
 mod watched;
 mod why;
+mod why_rails;
 mod winding;
 mod world;

@@ -7,11 +7,13 @@ use super::script::{Mood, Script, Stage};
 use super::watched::entries;
 use super::world::{LIMITS, World};
 use crate::abi::{
-    CANCEL_BY_NUMBER, CANCEL_BY_RECORD, Class, Opcode, SQE_REVOKE, SQE_SKIP_SUCCESS, errno,
+    CANCEL_BY_NUMBER, CANCEL_BY_RECORD, Class, Opcode, SQE_REVOKE, SQE_SKIP_SUCCESS, STATE_UNTAKEN,
+    errno,
 };
 use crate::engine::{Command, Limits, Reply, Turn, Wind};
 use crate::ids::SessionId;
 use crate::ring::Verdict;
+use crate::sched::Contract;
 use crate::seeds::{Random, each_seed};
 
 const SESSIONS: u32 = 3;
@@ -43,8 +45,13 @@ impl Stream {
         let stage = Stage::new();
         let mut world = World::new(limits, stage.fabric(limits));
         let mut model = Model::new();
+        let contract = Contract {
+            bytes_max: random.pick(&[1, 100, 2_000, u64::MAX]),
+            ..Contract::of_ops(limits.records)
+        };
+        let owners = 1 + random.below32(SESSIONS);
         for session in (0..SESSIONS).map(SessionId) {
-            world.session(session.0);
+            world.session_under(session.0, session.0 % owners, contract);
             for _ in 0..2 {
                 let sizes = [2, 4, 8, 16, 64];
                 let cq_entries = random.pick(&sizes);
@@ -191,10 +198,15 @@ impl Stream {
             }
             Reply::Why { why, .. } => {
                 let pending = &self.model.sides[side].pending[&number];
-                let said = (why.number, why.user_data, why.opcode as u8, why.class);
-                let class = Class::from_byte(pending.sqe.class).unwrap();
+                assert_eq!((why.number, why.record.0 == 0), (number, why.state == STATE_UNTAKEN));
+                let Some(opcode) = why.opcode else {
+                    assert_eq!(why.state, STATE_UNTAKEN, "{why:?}");
+                    return;
+                };
+                let said = (why.user_data, opcode as u8, why.class);
                 let sqe = &pending.sqe;
-                assert_eq!(said, (number, sqe.user_data, sqe.opcode, class), "{why:?}");
+                let class = Class::from_byte(sqe.class);
+                assert_eq!(said, (sqe.user_data, sqe.opcode, class), "{why:?}");
             }
             other => panic!("a question was answered with {other:?}"),
         }

@@ -127,8 +127,16 @@ where
         ops_max: u32,
         ceiling: Class,
     ) -> SessionId {
+        self.session_under(session, owner, Contract { ceiling, ..Contract::of_ops(ops_max) })
+    }
+
+    pub(super) fn session_under(
+        &mut self,
+        session: u32,
+        owner: u32,
+        contract: Contract,
+    ) -> SessionId {
         let session = SessionId(session);
-        let contract = Contract { ceiling, ..Contract::of_ops(ops_max) };
         self.engine.command(Command::AddSession { session, owner, contract });
         session
     }
@@ -259,6 +267,7 @@ where
         if self.audited {
             self.engine.audit();
             self.engine.audit_fates();
+            self.engine.audit_telemetry();
         }
         turn
     }
@@ -361,6 +370,9 @@ where
             assert_eq!(engine.abroad.peer_window(rail).wrs(), 0, "credits of rail {rail}");
         }
         assert_eq!(engine.deadlines, 0);
+        for owner in &engine.owners {
+            assert_eq!((owner.ops, owner.bytes), (0, 0), "ops and bytes of an owner");
+        }
         for ring in engine.rings.iter().flatten().filter(|ring| !ring.faulted) {
             assert_eq!(ring.end.reserved(), 0, "promised CQ slots");
             assert_eq!(ring.fates.len(), ring.end.cq_entries() as usize, "fate entries");

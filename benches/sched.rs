@@ -84,7 +84,7 @@ impl World {
 
 const MODES: [Mode; 4] = [Mode::Weighted, Mode::Strict, Mode::Fifo, Mode::Tent];
 
-#[divan::bench(args = FLOWS, consts = [0, 1, 2, 3])]
+#[divan::bench(args = FLOWS, consts = [0, 1, 2, 3], sample_size = 1_000)]
 fn pick<const MODE: usize>(bencher: Bencher<'_, '_>, flows: u32) {
     let mode = MODES[MODE];
     let mut world = World::new(mode, flows);
@@ -92,7 +92,7 @@ fn pick<const MODE: usize>(bencher: Bencher<'_, '_>, flows: u32) {
     bencher.bench_local(|| world.serve(mode));
 }
 
-#[divan::bench(consts = [0, 1, 2, 3])]
+#[divan::bench(consts = [0, 1, 2, 3], sample_size = 1_000)]
 fn alone<const MODE: usize>(bencher: Bencher<'_, '_>) {
     let mode = MODES[MODE];
     let mut world = World::new(mode, 1);

@@ -19,7 +19,7 @@ use verbring::fabric::{Done, Fabric, Request};
 use verbring::ids::{RegionId, RingId, SessionId};
 use verbring::ring::{ClientEnd, EngineEnd, Heap};
 use verbring::sched::{Contract, Policy};
-use verbring::telemetry::{Page as Telemetry, Recorder};
+use verbring::telemetry::{self, Recorder};
 
 #[global_allocator]
 static ALLOCATOR: AllocProfiler = AllocProfiler::system();
@@ -40,7 +40,7 @@ const LIMITS: Limits = Limits {
     sessions_max: 4,
     rings_max: 8,
     regions_max: 32,
-    window_wrs: 64,
+    window_ops: 64,
     window_bytes: 256 << 10,
     slice_bytes: 128 << 10,
     intake_budget: 64,
@@ -60,7 +60,7 @@ impl Fabric for Null {
 
     fn limits(&self) -> verbring::fabric::Limits {
         verbring::fabric::Limits {
-            depth: LIMITS.window_wrs,
+            depth: LIMITS.window_ops,
             fabric: FABRIC_LOCAL,
             chain_max: 1,
             notifies: false,
@@ -108,13 +108,13 @@ impl World {
     /// An engine that copies what it counts to a telemetry page.
     fn watched() -> Self {
         let mut world = Self::new();
-        let (page, _lines) = Telemetry::on_heap(world.engine.telemetry_header());
+        let (page, _lines) = telemetry::Page::on_heap(world.engine.telemetry_header());
         world.engine.keep_telemetry(page);
         world
     }
 
     fn new() -> Self {
-        let fabric = Null { posted: Vec::with_capacity(LIMITS.window_wrs as usize) };
+        let fabric = Null { posted: Vec::with_capacity(LIMITS.window_ops as usize) };
         let mut engine = Engine::new(LIMITS, fabric);
         let heap = Arc::new(Heap::new(ENTRIES, ENTRIES, 0));
         let session = SessionId(0);

@@ -17,7 +17,7 @@ use verbring::abi::{
     Sqe,
 };
 use verbring::client::{OpRef, Why};
-use verbring::host::Config;
+use verbring::host::{Config, VerbsUse};
 use verbring::{Engine, Import, RawRing, Region, Rights, RingOptions, Session};
 
 /// An engine of this process, with a socket for the command.
@@ -32,7 +32,8 @@ impl Stage {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("verbring-why-{}-{count}", std::process::id()));
         std::fs::create_dir(&dir).unwrap();
-        let mut config = Config { verbs: verbring::host::VerbsUse::Off, ..Config::default() };
+        let mut config = Config::default();
+        config.verbs = VerbsUse::Off;
         change(&mut config);
         let engine = Engine::builder().config(config).socket(dir.join("socket")).spawn().unwrap();
         Self { engine, dir }

@@ -207,8 +207,16 @@ pub struct Record {
     pub rail: u16,
     /// What it has stepped aside for in its line.
     pub aside: Aside,
+    /// It is in the window as a whole, in mode tent.
+    pub whole: bool,
+    /// The card that it counts on as in flight.
+    pub entered: u8,
+    /// The engine's turn in which a part of it was laid last, for a peer.
+    pub laid_turn: u64,
     /// Who made it: 0 a user, 1 the engine itself.
     pub origin: u8,
+    /// It waited for so long that it is scheduled as if its class were high.
+    pub aged: bool,
     /// The first of its posts that were handed back, or [`NIL`]: none is left when
     /// the record is closed.
     pub returned: u32,
@@ -390,6 +398,10 @@ impl Ledger {
             rail: 0,
             aside: Aside::No,
             origin: 0,
+            aged: false,
+            entered: 0,
+            whole: false,
+            laid_turn: 0,
             returned: NIL,
             returned_last: NIL,
         };
@@ -406,7 +418,7 @@ impl Ledger {
 
     /// Opens a record for the op that was written to [`Ledger::vacant`]; `None` if all are in use.
     /// What [`Record`] has beside the op and the arguments, but for `fate`, `number`, `sequence`,
-    /// `checked`, `line`, `rail`, `aside`, `laid` and `returned`, begins at zero.
+    /// `checked`, `line`, `rail`, `aside`, `aged`, `laid` and `returned`, begins at zero.
     #[inline]
     pub fn open(
         &mut self,

@@ -71,7 +71,7 @@ const LIMITS: Limits = Limits {
     sessions_max: 4,
     rings_max: 8,
     regions_max: 32,
-    window_ops: 8,
+    window_wrs: 8,
     window_bytes: 4096,
     slice_bytes: 1024,
     intake_budget: 8,
@@ -105,7 +105,7 @@ fn import(session: u32, target: u32) -> RegionId {
 
 impl World {
     fn new() -> Self {
-        let fabric = Local::new(LIMITS.regions_max, LIMITS.window_ops, LIMITS.slice_bytes);
+        let fabric = Local::new(LIMITS.regions_max, LIMITS.window_wrs, LIMITS.slice_bytes);
         let mut world = Self {
             engine: Engine::new(LIMITS, fabric),
             clients: Vec::new(),

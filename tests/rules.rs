@@ -29,7 +29,7 @@ fn core() -> (Core<Local, Arc<Heap>>, [Arc<Heap>; 2]) {
         sessions_max: 2,
         rings_max: 2,
         regions_max: 4,
-        window_ops: 8,
+        window_wrs: 8,
         window_bytes: 1 << 20,
         slice_bytes: 1 << 16,
         intake_budget: 16,

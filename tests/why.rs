@@ -152,7 +152,8 @@ fn sound(why: &Why) {
         assert!(used <= limit && why.wants > 0, "{why:?}");
         assert!(used + why.wants > limit, "it would fit: {why:?}");
     }
-    let counted = matches!(why.wait, abi::WAIT_WINDOW_OPS | abi::WAIT_WINDOW_BYTES);
+    let counted = [abi::WAIT_WINDOW_OPS, abi::WAIT_WINDOW_WRS, abi::WAIT_WINDOW_BYTES];
+    let counted = counted.contains(&why.wait);
     assert!(!queued || counted == why.used.is_some(), "{why:?}");
     assert_eq!(why.wait == abi::WAIT_LANE, queued && why.ahead > 0, "{why:?}");
     assert!(why.to_string().ends_with('.') && !why.to_string().contains("unknown"), "{why}");

@@ -9,8 +9,11 @@ use crate::fabric::Fabric;
 use crate::ids::RingId;
 use crate::ledger::{Aside, LANE, List, NIL, RING, Record, State};
 use crate::ring::{Memory, Word};
+use crate::sched::credits::Window;
+use crate::sched::{Bounds, Mode};
 
 use super::Engine;
+use super::lines::CARDS_MAX;
 use super::tables::{Ring, Share};
 
 impl<F: Fabric, M: Memory> Engine<F, M> {
@@ -64,23 +67,89 @@ fn credits<F: Fabric, M>(engine: &Engine<F, M>, open: &BTreeSet<u32>) {
         .filter(|&(_, count)| count > 0)
         .collect();
     assert_eq!(posts, in_fabric, "posts by record");
-    for (rail, (ops, bytes)) in (0..).zip(by_rail) {
-        let window = if rail == 0 { &engine.window } else { engine.abroad.window(rail) };
-        assert_eq!((window.ops(), window.bytes()), (ops, bytes), "credits of rail {rail}");
-        assert!(ops == 1 || bytes <= engine.limits.window_bytes, "the window in bytes");
+    let (wrs, bytes) = by_rail[0];
+    let near = || open.iter().map(|&slot| &engine.ledger[slot]).filter(|record| at_home(record));
+    let whole: u64 = near().filter(|record| record.whole).map(asked).sum();
+    // What is in the window as a whole has its bytes there, not those of its requests.
+    let bytes = if engine.limits.policy.mode == Mode::Tent { whole } else { bytes };
+    let ops = near().filter(|record| record.whole || record.in_fabric > 0).count();
+    let held = (engine.window.ops() as usize, engine.window.wrs(), engine.window.bytes());
+    assert_eq!(held, (ops, wrs, bytes), "credits of this host");
+    if whole == 0 {
+        within(&engine.window, "this host");
     }
-    assert!(engine.window.ops() <= engine.limits.window_ops, "the window in ops");
+    abroad_credits(engine, open, &by_rail);
+}
+
+/// True of an op that moves something on this host.
+fn at_home(record: &Record) -> bool {
+    matches!(record.state, State::Queued | State::Posted) && record.line == 0
+}
+
+/// Bytes that an op moves.
+fn asked(record: &Record) -> u64 {
+    u64::from(record.op.bytes) * u64::from(record.op.pages.max(1))
+}
+
+/// What windows hold is within their bounds, but for one request that goes alone.
+fn within(window: &Window, of: &str) {
+    let Bounds { ops, wrs, bytes } = *window.bounds();
+    assert!(window.wrs() <= wrs && window.ops() <= ops, "the window of {of}: {window:?}");
+    assert!(window.bytes() <= bytes || window.wrs() <= 1, "the window of {of}: {window:?}");
+}
+
+/// Cards and lines have what their rails have, and the ops of which something is in flight.
+fn abroad_credits<F: Fabric, M>(
+    engine: &Engine<F, M>,
+    open: &BTreeSet<u32>,
+    by_rail: &[(u32, u64)],
+) {
+    let abroad = &engine.abroad;
+    let mut cards = [(0, 0, 0); CARDS_MAX];
+    for (way, (wrs, bytes)) in abroad.ways.iter().zip(by_rail).skip(1) {
+        let card = &mut cards[usize::from(way.card)];
+        (card.1, card.2) = (card.1 + wrs, card.2 + bytes);
+    }
+    let mut lines: BTreeMap<u16, (u32, u32, u64)> = BTreeMap::new();
+    for post in engine.posts.open_posts().filter(|post| post.slice.rail != 0) {
+        let line = lines.entry(engine.ledger[post.slot].line).or_default();
+        (line.1, line.2) = (line.1 + 1, line.2 + u64::from(post.slice.bytes));
+    }
+    for &slot in open {
+        let record = &engine.ledger[slot];
+        if record.line != 0 && record.in_fabric > 0 {
+            cards[usize::from(record.entered)].0 += 1;
+            lines.entry(record.line).or_default().0 += 1;
+        }
+    }
+    let held = |window: &Window| (window.ops(), window.wrs(), window.bytes());
+    for (card, sums) in abroad.cards.iter().zip(cards) {
+        assert_eq!(held(&card.window), sums, "credits of a card");
+        within(&card.window, "a card");
+    }
+    for line in 1..engine.fabric.rails() {
+        let window = abroad.peer_window(line);
+        assert_eq!(held(window), lines.remove(&line).unwrap_or_default(), "credits of line {line}");
+        within(window, "a peer");
+    }
 }
 
 /// Every record is on the one list that its state names, in order of intake on its ring's.
 fn lists<F: Fabric, M>(engine: &Engine<F, M>, open: &BTreeSet<u32>) {
     let mut lanes = BTreeSet::new();
-    for class in Class::ALL {
-        let head = engine.lanes.head(class).unwrap_or(NIL);
+    let near = engine.lanes.heads().map(|head| (head, false));
+    let far = engine.abroad.queue.heads().map(|head| (head, true));
+    for (head, abroad) in near.chain(far) {
         for slot in walk::<LANE, F, M>(engine, head) {
-            assert_eq!(engine.ledger[slot].op.class, class, "a lane's class");
-            assert!(lanes.insert(slot), "twice in a lane");
+            let record = &engine.ledger[slot];
+            let told = (record.aside, engine.fabric.rails() > 1 && record.line != 0);
+            assert_eq!(told, (Aside::No, abroad), "a flow: {record:?}");
+            assert!(lanes.insert(slot), "twice in a flow");
         }
+    }
+    for slot in walk::<LANE, F, M>(engine, engine.admitted.head()) {
+        assert!(engine.ledger[slot].whole, "admitted");
+        assert!(lanes.insert(slot), "twice in a list");
     }
     for rail in 1..engine.fabric.rails() {
         for (queue, aside) in engine.abroad.lanes(rail) {

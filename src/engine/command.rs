@@ -270,6 +270,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 let Contract { ops_max, ceiling, .. } = contract;
                 *place = Session { live: true, owner, ceiling, ..Session::NONE };
                 self.owners[owner as usize].ops_max = ops_max;
+                self.lanes.adopt(session, owner, contract.weight);
+                self.abroad.adopt(session, owner, &contract);
             }
             Command::SetRecorder { session, recorder } => {
                 self.recorders[session.0 as usize] = Some(recorder);

@@ -6,7 +6,7 @@ use crate::abi::{
 };
 use crate::fabric::Fabric;
 use crate::ids::{RecordId, RingId};
-use crate::ledger::{Failure, Op, State};
+use crate::ledger::{Aside, Failure, Op, State};
 use crate::ring::{EngineEnd, Fault, Memory};
 
 use super::finish::counter_of;
@@ -173,6 +173,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 self.deadlines += u32::from(late);
                 ops.push_back(&mut self.ledger, slot);
                 if !(abroad && self.abroad.queue(&self.regions, &mut self.ledger, slot)) {
+                    self.ledger[slot].aside = Aside::No;
                     self.lanes.push(&mut self.ledger, slot);
                 }
                 refer(&mut self.regions, named);

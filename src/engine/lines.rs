@@ -1,22 +1,29 @@
 //! Lines of ops that wait for rails, one for each set of rails that lead to the same place.
 //!
-//! An op waits in the line of its set until it is posted, whole or slice by slice; which rail takes
-//! it is decided then. Within a line the most urgent class goes first, and within a class whoever
-//! came first; but what a failed rail has handed back goes before what was never posted. Ops step
-//! aside that others are to pass by: those that lack only a credit for their notification, and
-//! those that one rail alone may take.
+//! One scheduler has the ops of all lines: classes, users and sessions share all cards together,
+//! and a flow whose line takes nothing is parked. Which rail of its line an op's next slice goes by
+//! is decided when it goes. Ops step aside from the scheduler that others are to pass by: those
+//! that lack only a credit for their notification, those that one rail alone may take, and those
+//! of which a failed rail has handed something back. These go before what was never posted.
 //!
-//! **Invariants**: an op is queued in one line, in one set of lanes; the sets of two lines with ops
-//! have no rail in common; what a rail's window has taken is what the fabric has of it.
+//! **Windows**: a card's, over all its rails, and a line's, towards its peer. An op counts among
+//! those in flight on the card that took its first request, until none is in flight.
+//!
+//! **Invariants**: an op is queued in the scheduler or in one list of its line; the sets of two
+//! lines with ops have no rail in common; what windows have given is what the fabric has.
 
-use crate::abi::{Opcode, SQE_NOTIFY};
+use crate::abi::{Class, Opcode, SQE_NOTIFY, WAIT_PEER};
 use crate::fabric::Fabric;
-use crate::fabric::{Arrival, Stop};
-use crate::ids::RecordId;
-use crate::ledger::{Aside, Ledger, Op};
-use crate::sched::credits::{Grant, Window};
+use crate::fabric::{Arrival, Request, Room, Stop};
+use crate::ids::{RecordId, SessionId};
+use crate::ledger::{Aside, Ledger, Op, Record};
+use crate::sched::credits::{Ask, Grant, Window};
 use crate::sched::lanes::Lanes;
+use crate::sched::pace::Pace;
+use crate::sched::policy::{Bounds, Contract, Mode, Policy};
+use crate::sched::{Scheduler, Shape};
 
+use super::rails::POST_MAX;
 use super::tables::{Region, RegionKind};
 
 /// Most rails: sets of them are a word.
@@ -25,18 +32,24 @@ pub(super) const RAILS_MAX: u16 = 64;
 /// Most rails of one set.
 pub(super) const SET_MAX: usize = 8;
 
+/// Most cards.
+pub(super) const CARDS_MAX: usize = 4;
+
 /// Notifications of peers that are heard in one turn.
 const ARRIVALS_PER_TURN: usize = 64;
 
 /// What the engine keeps of its rails to peers.
 #[derive(Debug)]
 pub(super) struct Abroad {
+    /// Ops of all lines that have not stepped aside.
+    pub(super) queue: Scheduler,
     /// By the lowest rail of their set; the first rail's is never used.
     lines: Box<[Line]>,
     /// By rail.
-    ways: Box<[Way]>,
-    /// Lines with ops queued, and rails with requests in the fabric, a bit each.
-    pub(super) queued: u64,
+    pub(super) ways: Box<[Way]>,
+    pub(super) cards: Box<[Card]>,
+    /// Lines with ops that have stepped aside, and rails with requests in the fabric, a bit each.
+    pub(super) aside: u64,
     pub(super) flying: u64,
     /// Lines that have ops, and have had no rail that works for a while.
     pub(super) cut_off: u64,
@@ -46,6 +59,9 @@ pub(super) struct Abroad {
     pub(super) arrived: Vec<Arrival>,
     /// A FLUSH has moved, or an op has ended, in this turn.
     pub(super) moved: bool,
+    /// What is laid for rails in this turn, and for which, a bit each.
+    pub(super) batch: Box<[Request]>,
+    pub(super) laid: u64,
 }
 
 /// Ops to one place.
@@ -53,13 +69,14 @@ pub(super) struct Abroad {
 struct Line {
     /// The rails that lead there, a bit each.
     set: u64,
-    lanes: Lanes,
     /// Ops of which a failed rail has handed something back.
     returned: Lanes,
     /// Ops that lack a credit for their notification.
     starved: Lanes,
-    /// Ops that have stepped aside, in all lanes but the first.
+    /// Ops that have stepped aside.
     aside: u32,
+    /// Towards its peer, over all its rails.
+    window: Window,
     /// The rail that took something last, by its place in the set.
     turn: usize,
     /// Since when no rail of it works.
@@ -68,44 +85,108 @@ struct Line {
 
 /// A rail.
 #[derive(Debug)]
-struct Way {
+pub(super) struct Way {
+    pub(super) card: u8,
     /// Ops of its line that no other rail may take.
     lanes: Lanes,
-    window: Window,
+    /// Requests in the fabric.
+    flying: u32,
     /// Whose request it took last.
-    last: Option<RecordId>,
+    pub(super) last: Option<RecordId>,
+    /// What it takes in this turn, and what has been laid for it.
+    pub(super) room: Room,
+    pub(super) laid: usize,
+    /// Whose request it took last before this turn.
+    pub(super) before: Option<RecordId>,
+}
+
+/// A card, or whatever device carries rails.
+#[derive(Debug)]
+pub(super) struct Card {
+    pub(super) window: Window,
+    pub(super) pace: Pace,
+    /// The op that its window refused: what comes free is for it.
+    pub(super) reserved: Option<(u32, RecordId)>,
+    /// Its window has refused something in this turn.
+    pub(super) full: bool,
+    /// The op that it is reserved for has asked again.
+    pub(super) asked: bool,
+}
+
+impl Way {
+    /// Something of it is in the fabric.
+    pub(super) fn flies(&self) -> bool {
+        self.flying > 0
+    }
+
+    /// Its peer is gone: it takes everything, and ends it at once.
+    pub(super) fn dead(&self) -> bool {
+        self.room.stop == Some(Stop::Dead)
+    }
+
+    pub(super) fn has_credit(&self) -> bool {
+        self.room.notifies > 0 || self.dead()
+    }
 }
 
 impl Abroad {
     /// The lines of all rails but the first; nothing if there is only that.
-    pub(super) fn new<F: Fabric>(fabric: &F, window_bytes: u64) -> Self {
+    pub(super) fn new<F: Fabric>(
+        fabric: &F,
+        sessions: u32,
+        slice_bytes: u32,
+        policy: &Policy,
+    ) -> Self {
         let rails = fabric.rails();
         assert!(rails <= RAILS_MAX, "more rails than a word has bits");
+        let several = rails > 1;
+        let direct = policy.mode == Mode::Direct;
+        let (card, peer) =
+            if direct { (Bounds::NONE, Bounds::NONE) } else { (policy.card, policy.peer) };
+        let (reserve_ops, reserve_bytes) =
+            if direct { (0, 0) } else { (policy.reserve_ops, policy.reserve_bytes) };
         let line = |rail| Line {
             set: 1_u64 << rail,
-            lanes: Lanes::default(),
             returned: Lanes::default(),
             starved: Lanes::default(),
             aside: 0,
+            window: Window::new(peer),
             turn: 0,
             cut_off_ns: 0,
         };
         let way = |rail| Way {
+            card: fabric.card_of(rail),
             lanes: Lanes::default(),
-            window: Window::new(fabric.depth_of(rail), window_bytes),
+            flying: 0,
             last: None,
+            room: Room { requests: 0, notifies: 0, stop: None },
+            laid: 0,
+            before: None,
         };
-        let several = rails > 1;
+        let card = |_| Card {
+            window: Window::with_reserve(card, reserve_ops, reserve_bytes),
+            pace: Pace::new(slice_bytes, policy.slice_ns),
+            reserved: None,
+            full: false,
+            asked: false,
+        };
+        let (sessions, peers) = if several { (sessions, rails) } else { (1, 1) };
+        let shape = Shape { sessions, peers, window_bytes: policy.card.bytes };
         let arrivals = if several { ARRIVALS_PER_TURN } else { 0 };
         Self {
+            queue: Scheduler::new(policy, shape),
             lines: if several { (0..rails).map(line).collect() } else { Box::default() },
             ways: if several { (0..rails).map(way).collect() } else { Box::default() },
-            queued: 0,
+            cards: if several { (0..CARDS_MAX).map(card).collect() } else { Box::default() },
+            aside: 0,
             flying: 0,
             cut_off: 0,
             purge: None,
             arrived: Vec::with_capacity(arrivals),
             moved: false,
+            batch: vec![Request::NONE; if several { usize::from(rails) * POST_MAX } else { 0 }]
+                .into(),
+            laid: 0,
         }
     }
 
@@ -114,15 +195,29 @@ impl Abroad {
         (1..fabric.rails()).map(|rail| fabric.depth_of(rail)).sum()
     }
 
+    /// A session has come.
+    pub(super) fn adopt(&mut self, session: SessionId, owner: u32, contract: &Contract) {
+        if !self.lines.is_empty() {
+            self.queue.adopt(session, owner, contract.weight);
+        }
+    }
+
+    /// Lines with ops queued, a bit each.
+    #[inline]
+    pub(super) fn queued(&self) -> u64 {
+        self.queue.queued() | self.aside
+    }
+
     /// From now on these rails lead to one place.
     ///
     /// # Panics
     /// If they do not follow the rule of sets: equal or disjoint, as long as ops use them.
     pub(super) fn join(&mut self, set: u64) {
         assert!(set.count_ones() as usize <= SET_MAX, "more rails than a set may have");
+        let queued = self.queued();
         for (line, lead) in self.lines.iter_mut().zip(0..) {
             if line.set & set != 0 && line.set != set {
-                assert!(self.queued >> lead & 1 == 0, "a rail of two sets");
+                assert!(queued >> lead & 1 == 0, "a rail of two sets");
                 line.set = 1 << lead;
             }
         }
@@ -135,8 +230,8 @@ impl Abroad {
         self.lines[usize::from(line)].set
     }
 
-    /// Queues an op behind those of its class in its line; false if that is the first rail's,
-    /// whose lanes are the engine's.
+    /// Queues an op behind those of its flow; false if its line is the first rail's, whose queue
+    /// is the engine's.
     #[inline]
     pub(super) fn queue(&mut self, regions: &[Region], ledger: &mut Ledger, slot: u32) -> bool {
         let record = &mut ledger[slot];
@@ -148,28 +243,19 @@ impl Abroad {
             return false;
         }
         record.laid = false;
-        self.lines[usize::from(line)].lanes.push(ledger, slot);
-        self.queued |= 1 << line;
+        self.queue.push(ledger, slot);
         true
     }
 
-    /// Puts an op back before all others of its class in its line.
+    /// Puts an op back before all others of its flow.
     pub(super) fn push_front(&mut self, ledger: &mut Ledger, slot: u32) {
-        let record = &mut ledger[slot];
-        record.aside = Aside::No;
-        let line = record.line;
-        self.lines[usize::from(line)].lanes.push_front(ledger, slot);
-        self.queued |= 1 << line;
+        ledger[slot].aside = Aside::No;
+        self.queue.push_front(ledger, slot);
     }
 
-    /// [`Abroad::push_front`] among those of which something was handed back; or behind them.
+    /// Has an op wait among those of which something was handed back: first, or last.
     pub(super) fn push_returned(&mut self, ledger: &mut Ledger, slot: u32, front: bool) {
-        let record = &mut ledger[slot];
-        record.aside = Aside::Returned;
-        let line = record.line;
-        self.queued |= 1 << line;
-        let line = &mut self.lines[usize::from(line)];
-        line.aside += 1;
+        let line = self.step_aside(ledger, slot, Aside::Returned);
         if front {
             line.returned.push_front(ledger, slot);
         } else {
@@ -177,22 +263,33 @@ impl Abroad {
         }
     }
 
-    /// Takes an op out of its line.
+    fn step_aside(&mut self, ledger: &mut Ledger, slot: u32, aside: Aside) -> &mut Line {
+        let record = &mut ledger[slot];
+        record.aside = aside;
+        self.aside |= 1 << record.line;
+        let line = &mut self.lines[usize::from(record.line)];
+        line.aside += 1;
+        line
+    }
+
+    /// Takes an op out of wherever it waits.
     pub(super) fn remove(&mut self, ledger: &mut Ledger, slot: u32) {
         let record = &ledger[slot];
         let (number, rail, aside) = (record.line, record.rail, record.aside);
         let line = &mut self.lines[usize::from(number)];
-        line.aside -= u32::from(aside != Aside::No);
         match aside {
-            Aside::No => &mut line.lanes,
-            Aside::Returned => &mut line.returned,
-            Aside::Credit => &mut line.starved,
-            Aside::Rail => &mut self.ways[usize::from(rail)].lanes,
+            Aside::No => self.queue.remove(ledger, slot),
+            Aside::Returned => line.returned.remove(ledger, slot),
+            Aside::Credit => line.starved.remove(ledger, slot),
+            Aside::Rail => self.ways[usize::from(rail)].lanes.remove(ledger, slot),
         }
-        .remove(ledger, slot);
-        let line = &self.lines[usize::from(number)];
-        if line.aside == 0 && line.lanes.is_empty() {
-            self.queued &= !(1 << number);
+        if aside != Aside::No {
+            line.aside -= 1;
+            if line.aside == 0 {
+                self.aside &= !(1 << number);
+            }
+        }
+        if self.queued() >> number & 1 == 0 {
             self.cut_off &= !(1 << number);
         }
     }
@@ -203,13 +300,7 @@ impl Abroad {
             return;
         }
         self.remove(ledger, slot);
-        let record = &mut ledger[slot];
-        record.aside = Aside::Credit;
-        let number = record.line;
-        self.queued |= 1 << number;
-        let line = &mut self.lines[usize::from(number)];
-        line.aside += 1;
-        line.starved.push(ledger, slot);
+        self.step_aside(ledger, slot, Aside::Credit).starved.push(ledger, slot);
     }
 
     /// Has an op step aside until one rail takes it, which alone may.
@@ -218,11 +309,8 @@ impl Abroad {
             return;
         }
         self.remove(ledger, slot);
-        let record = &mut ledger[slot];
-        (record.aside, record.rail) = (Aside::Rail, rail);
-        let number = record.line;
-        self.queued |= 1 << number;
-        self.lines[usize::from(number)].aside += 1;
+        ledger[slot].rail = rail;
+        self.step_aside(ledger, slot, Aside::Rail);
         self.ways[usize::from(rail)].lanes.push(ledger, slot);
     }
 
@@ -236,22 +324,26 @@ impl Abroad {
         }
     }
 
-    /// The op of a line to serve next, given what its rails take.
-    #[inline]
-    pub(super) fn first(&self, ledger: &Ledger, line: u16, open: Open) -> Option<u32> {
+    /// The op of a line to serve next among those that have stepped aside, given what its rails
+    /// take; with `class` only among those of that class.
+    pub(super) fn first_aside(
+        &self,
+        ledger: &Ledger,
+        line: u16,
+        open: Open,
+        class: Option<Class>,
+    ) -> Option<u32> {
         let line = &self.lines[usize::from(line)];
         if line.aside == 0 {
-            return line.lanes.first();
+            return None;
         }
-        self.first_of_all(ledger, line, open)
-    }
-
-    fn first_of_all(&self, ledger: &Ledger, line: &Line, open: Open) -> Option<u32> {
         let Open { takes, credits, .. } = open;
-        let starved = if open.credit() { line.starved.first() } else { None };
+        let head = |lanes: &Lanes| class.map_or_else(|| lanes.first(), |class| lanes.head(class));
+        let returned = if open.any() { head(&line.returned) } else { None };
+        let starved = if open.credit() { head(&line.starved) } else { None };
         let alone = each_bit(line.set & takes).filter_map(|rail| {
             let way = &self.ways[usize::from(rail)];
-            let slot = way.lanes.first()?;
+            let slot = head(&way.lanes)?;
             let record = &ledger[slot];
             // Slices of a chain that another op has broken wait for those before them.
             let goes = record.in_fabric == 0 || way.last == Some(record.id());
@@ -262,16 +354,15 @@ impl Abroad {
             let record = &ledger[*slot];
             (record.op.class, record.aside != Aside::Returned, record.sequence)
         };
-        let own = [line.returned.first(), starved, line.lanes.first()];
-        own.into_iter().flatten().chain(alone).min_by_key(key)
+        [returned, starved].into_iter().flatten().chain(alone).min_by_key(key)
     }
 
     /// Any op of a line.
     pub(super) fn any(&self, line: u16) -> Option<u32> {
-        let line = &self.lines[usize::from(line)];
-        let own = [&line.returned, &line.lanes, &line.starved].into_iter();
-        let alone = each_bit(line.set).map(|rail| &self.ways[usize::from(rail)].lanes);
-        own.chain(alone).find_map(Lanes::first)
+        let aside = &self.lines[usize::from(line)];
+        let own = [&aside.returned, &aside.starved].into_iter();
+        let alone = each_bit(aside.set).map(|rail| &self.ways[usize::from(rail)].lanes);
+        own.chain(alone).find_map(Lanes::first).or_else(|| self.queue.any(line))
     }
 
     /// Notes whether a line has a rail that works; how long it has had none, ns.
@@ -307,35 +398,92 @@ impl Abroad {
         self.ways[usize::from(rail)].last = last;
     }
 
-    pub(super) fn window(&self, rail: u16) -> &Window {
-        &self.ways[usize::from(rail)].window
+    /// The card of a rail.
+    pub(super) fn card(&mut self, rail: u16) -> &mut Card {
+        &mut self.cards[usize::from(self.ways[usize::from(rail)].card)]
     }
 
-    pub(super) fn take(&mut self, rail: u16, bytes: u32) -> Result<Grant, u16> {
-        let grant = self.ways[usize::from(rail)].window.take(bytes)?;
+    /// Bytes of the next slice of an op of a line: what the slowest of its cards is to have.
+    pub(super) fn slice(&self, line: u16) -> u32 {
+        let cards = each_bit(self.set(line)).map(|rail| self.ways[usize::from(rail)].card);
+        cards.map(|card| self.cards[usize::from(card)].pace.slice()).min().unwrap_or(u32::MAX)
+    }
+
+    /// Ops and bytes that a pass over the queue may bring into flight. With nothing in flight what
+    /// is larger than the window goes alone.
+    pub(super) fn left(&self) -> (u32, u64) {
+        if self.flying == 0 {
+            return (u32::MAX, u64::MAX);
+        }
+        let left = self.cards.iter().map(|card| card.window.left());
+        left.max_by_key(|left| left.1).unwrap_or_default()
+    }
+
+    /// Whether a line's window would.
+    pub(super) fn peer_admits(&self, line: u16, ask: Ask) -> Result<(), u16> {
+        self.lines[usize::from(line)].window.admits(ask).map_err(|_| WAIT_PEER)
+    }
+
+    /// Takes the credits of a request that was found admissible.
+    pub(super) fn take(&mut self, record: &mut Record, rail: u16, ask: Ask) -> Option<Grant> {
+        let way = &mut self.ways[usize::from(rail)];
+        let grant = self.cards[usize::from(way.card)].window.take(ask).ok()?;
+        way.flying += 1;
         self.flying |= 1 << rail;
-        Ok(grant)
+        self.lines[usize::from(record.line)].window.share(ask);
+        if ask.enters {
+            record.entered = way.card;
+        }
+        Some(grant)
     }
 
-    pub(super) fn give(&mut self, rail: u16, grant: Grant) {
-        let window = &mut self.ways[usize::from(rail)].window;
-        window.give(grant);
-        if window.ops() == 0 {
+    /// Gives them back; `record` no longer counts the request among those in the fabric.
+    pub(super) fn give(&mut self, record: &Record, rail: u16, grant: Grant) {
+        let (leaves, internal) = (record.in_fabric == 0, record.origin != 0);
+        self.lines[usize::from(record.line)].window.unshare(&grant, leaves);
+        let way = &mut self.ways[usize::from(rail)];
+        way.flying -= 1;
+        if way.flying == 0 {
             self.flying &= !(1 << rail);
+        }
+        let here = record.entered == way.card;
+        self.cards[usize::from(way.card)].window.give(grant, leaves && here, internal);
+        if leaves && !here {
+            self.cards[usize::from(record.entered)].window.leave(internal);
         }
     }
 
-    /// Lanes of a line, and of the rail of the same number, with what their ops have stepped
+    /// Something that went by a rail has ended: for the measured rate of its card.
+    pub(super) fn ended(&mut self, rail: u16, bytes: u32, now_ns: u64) {
+        let card = self.card(rail);
+        card.pace.ended(1, u64::from(bytes), card.window.wrs() > 0, now_ns);
+    }
+
+    /// Lists of a line, and of the rail of the same number, with what their ops have stepped
     /// aside for.
     #[cfg(all(any(test, feature = "sim"), not(verbring_loom)))]
-    pub(super) fn lanes(&self, rail: u16) -> [(&Lanes, Aside); 4] {
+    pub(super) fn lanes(&self, rail: u16) -> [(&Lanes, Aside); 3] {
         let line = &self.lines[usize::from(rail)];
         [
-            (&line.lanes, Aside::No),
             (&line.returned, Aside::Returned),
             (&line.starved, Aside::Credit),
             (&self.ways[usize::from(rail)].lanes, Aside::Rail),
         ]
+    }
+
+    /// The card of a rail, to be looked at.
+    pub(super) fn card_of(&self, rail: u16) -> &Card {
+        &self.cards[usize::from(self.ways[usize::from(rail)].card)]
+    }
+
+    /// Requests of a rail in the fabric.
+    pub(super) fn flying_on(&self, rail: u16) -> u32 {
+        self.ways[usize::from(rail)].flying
+    }
+
+    /// The window of a line.
+    pub(super) fn peer_window(&self, line: u16) -> &Window {
+        &self.lines[usize::from(line)].window
     }
 }
 
@@ -388,7 +536,7 @@ pub(super) fn each_bit(mut set: u64) -> impl Iterator<Item = u16> {
 }
 
 /// The line of a set: its lowest rail.
-fn lead_of(set: u64) -> u16 {
+pub(super) fn lead_of(set: u64) -> u16 {
     u16::try_from(set.trailing_zeros()).unwrap_or(0)
 }
 

@@ -31,6 +31,7 @@ mod schedule;
 mod search;
 mod started;
 mod tables;
+mod tent;
 #[cfg(all(test, not(verbring_loom)))]
 mod tests;
 mod untaken;
@@ -45,9 +46,11 @@ use crate::fabric::{Done, Fabric, Request};
 use crate::ids::{RegionId, RingId};
 use crate::ledger::{LANE, Ledger, List};
 use crate::ring::Memory;
-use crate::sched::Policy;
+use crate::sched::ahead::Ahead;
 use crate::sched::credits::Window;
-use crate::sched::lanes::Lanes;
+use crate::sched::pace::Pace;
+use crate::sched::{Bounds, Mode, Policy};
+use crate::sched::{Scheduler, Shape};
 use crate::telemetry::Recorder;
 
 pub use command::{Command, Event, Reply, Why};
@@ -77,7 +80,7 @@ pub struct Limits {
     /// Regions and imports.
     pub regions_max: u32,
     /// Requests in flight.
-    pub window_ops: u32,
+    pub window_wrs: u32,
     /// Bytes in flight.
     pub window_bytes: u64,
     /// Bytes of a slice.
@@ -140,9 +143,13 @@ pub struct Engine<F: Fabric, M> {
     limits: Limits,
     fabric: F,
     ledger: Ledger,
-    lanes: Lanes,
+    /// Ops that stay on this host, and those of them that were let in as a whole.
+    lanes: Scheduler,
+    admitted: List<LANE>,
     abroad: Abroad,
     window: Window,
+    ahead: Ahead,
+    pace: Pace,
     posts: Posts,
     pages: PagePool,
     sessions: Vec<Session>,
@@ -212,6 +219,16 @@ const SWEEP_EVERY_NS: u64 = 1_000_000;
 /// Records looked at for searches, barriers and sweeps in one turn.
 const STEPS_PER_TURN: u32 = 256;
 
+/// The window of this host's own device. Without scheduling the device's depth is all that bounds.
+fn near_window(limits: &Limits, depth: u32) -> Window {
+    let Policy { mode, window_ops, reserve_ops, reserve_bytes, .. } = limits.policy;
+    let bounds = Bounds { ops: window_ops, wrs: depth, bytes: limits.window_bytes };
+    if mode == Mode::Direct {
+        return Window::new(Bounds { wrs: depth, ..Bounds::NONE });
+    }
+    Window::with_reserve(bounds, reserve_ops, reserve_bytes)
+}
+
 impl<F: Fabric, M: Memory> Engine<F, M> {
     /// Makes an engine; everything it will ever need is allocated here.
     ///
@@ -219,17 +236,23 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     /// If limits contradict each other.
     pub fn new(limits: Limits, fabric: F) -> Self {
         limits.check();
-        let depth = fabric.limits().depth.min(limits.window_ops);
+        let depth = fabric.limits().depth.min(limits.window_wrs);
         let rings = limits.rings_max as usize;
         let abroad = Abroad::depth(&fabric);
-        let set = if abroad > 0 { rails::BATCH_MAX } else { 0 };
-        let batch = (depth as usize + 1).max(set);
+        let batch = depth as usize + 1;
         let in_fabric = depth + abroad;
+        let policy = &limits.policy;
+        let shape =
+            Shape { sessions: limits.sessions_max, peers: 1, window_bytes: limits.window_bytes };
+        let window = near_window(&limits, depth);
         Self {
             ledger: Ledger::new(limits.engine, limits.records),
-            lanes: Lanes::default(),
-            abroad: Abroad::new(&fabric, limits.window_bytes),
-            window: Window::new(depth, limits.window_bytes),
+            lanes: Scheduler::new(policy, shape),
+            admitted: List::EMPTY,
+            abroad: Abroad::new(&fabric, limits.sessions_max, limits.slice_bytes, policy),
+            window,
+            ahead: Ahead::new(depth),
+            pace: Pace::new(limits.slice_bytes, policy.slice_ns),
             // What was handed back keeps its place until it is posted again.
             posts: Posts::new(depth, 4 * abroad),
             pages: PagePool::new(limits.list_blocks),
@@ -291,10 +314,11 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             self.wake_blocked();
         }
         self.wind();
-        self.step_query();
+        self.step_cancel_query();
         turn.taken = self.intake();
         let flushed = self.step_flushes();
         self.sweep_deadlines();
+        self.age();
         turn.posted = self.schedule();
         if abroad {
             let sent = self.schedule_abroad();
@@ -303,6 +327,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             turn.reaped += if sent > 0 { self.reap_abroad() } else { 0 };
             self.abroad.moved = flushed || self.ledger.open_count() != open;
         }
+        self.step_why_query();
         self.publish();
         turn.busy = self.busy();
         turn
@@ -311,7 +336,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     /// True if a further turn may move something that is already here.
     fn busy(&self) -> bool {
         let here = !self.lanes.is_empty()
-            || self.window.ops() > 0
+            || !self.admitted.is_empty()
+            || self.window.wrs() > 0
             || !self.unsure.is_empty()
             || !self.disarming.is_empty()
             || self.query.is_some()

@@ -14,122 +14,46 @@
 //! **Deliberately absent**: why a rail takes nothing, and how it is mended (`fabric::qp`).
 
 use crate::abi::{
-    CQE_FLUSHED, CQE_MAYBE_DONE, CQE_RETRYABLE, Detail, SQE_NOTIFY, WAIT_CREDIT, WAIT_FABRIC,
-    WAIT_RAIL, errno,
+    CQE_FLUSHED, CQE_MAYBE_DONE, CQE_RETRYABLE, Class, Detail, SQE_NOTIFY, WAIT_CREDIT,
+    WAIT_FABRIC, WAIT_RAIL, WAIT_WINDOW_BYTES, errno,
 };
 use crate::fabric::{
     DONE_FLUSHED, DONE_MAYBE, DONE_PLACED, Done, Fabric, REQUEST_CHAIN, REQUEST_NOTIFY, Request,
-    Room, Stop,
+    Stop,
 };
-use crate::ids::RecordId;
 use crate::ledger::{Aside, Failure, NIL, Record, State};
 use crate::plant::{Plant, planted};
 use crate::ring::Memory;
+use crate::sched::credits::Ask;
 
-use super::lines::{Abroad, Open, SET_MAX, closed, each_bit, is_atomic};
+use super::lines::{Open, SET_MAX, closed, each_bit, is_atomic, lead_of};
 use super::tables::{Phase, RegionKind, Slice};
 use super::{Engine, STEPS_PER_TURN};
 
 /// Requests given to a rail in one turn, with one doorbell. What one costs is spread over enough of
 /// them then; and between two posts completions are reaped and published, so that clients refill
 /// what they empty. A device whose driver does the work while it posts would else hold all back.
-const POST_MAX: usize = 16;
-
-/// Places for what one turn gives to the rails of one set.
-pub(super) const BATCH_MAX: usize = POST_MAX * SET_MAX;
-
-/// The rails of a set, as they are while a turn fills them.
-#[derive(Debug)]
-struct Fan {
-    ways: [Way; SET_MAX],
-    len: usize,
-    /// The op that a slice was laid of last, and for which rail: more of it goes the same way in
-    /// this turn, so that what a device does not take is taken back in order.
-    current: Option<(u32, usize)>,
-}
-
-/// A rail that is filled.
-#[derive(Clone, Copy, Debug)]
-struct Way {
-    rail: u16,
-    room: Room,
-    /// Requests laid for it.
-    count: usize,
-    /// Its window refused one: those behind it are not to pass.
-    full: bool,
-    /// Whose request it took last, before this turn.
-    last: Option<RecordId>,
-}
+pub(super) const POST_MAX: usize = 16;
 
 /// Why an op does not go now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Hold {
-    /// No rail has room for it, nor for any other.
-    Full(u16),
+    /// No rail of its line has room for it.
+    Line(u16),
+    /// The windows of the cards that its line goes by are in use.
+    Card(u16),
+    /// What comes free on its card is for another.
+    Kept,
     /// It lacks a credit only.
     Credit,
     /// It is this rail's alone, which does not take it.
     Rail(u16, u16),
 }
 
-impl Way {
-    const NONE: Self = Self {
-        rail: 0,
-        room: Room { requests: 0, notifies: 0, stop: None },
-        count: 0,
-        full: false,
-        last: None,
-    };
-
-    /// Its peer is gone: it takes everything, and ends it at once.
-    fn dead(&self) -> bool {
-        self.room.stop == Some(Stop::Dead)
-    }
-
-    fn takes(&self) -> bool {
-        (self.room.requests > 0 || self.dead()) && self.count < POST_MAX && !self.full
-    }
-
-    fn has_credit(&self) -> bool {
-        self.room.notifies > 0 || self.dead()
-    }
-}
-
-impl Fan {
-    fn new<F: Fabric>(fabric: &F, abroad: &Abroad, line: u16) -> Self {
-        let mut fan = Self { ways: [Way::NONE; SET_MAX], len: 0, current: None };
-        for rail in each_bit(abroad.set(line)) {
-            let (room, last) = (fabric.room(rail), abroad.last(rail));
-            fan.ways[fan.len] = Way { rail, room, last, ..Way::NONE };
-            fan.len += 1;
-        }
-        fan
-    }
-
-    fn ways(&self) -> &[Way] {
-        &self.ways[..self.len]
-    }
-
-    /// No rail is left that may ever work.
-    fn over(&self) -> bool {
-        self.ways().iter().all(Way::dead)
-    }
-
-    /// True if any rail works, or all are over.
-    fn works(&self) -> bool {
-        self.over() || self.ways().iter().any(|way| !closed(way.room.stop) && !way.dead())
-    }
-
-    /// Rails that take one more.
-    fn open(&self) -> Open {
-        let (mut open, over) = (Open::default(), self.over());
-        for way in self.ways().iter().filter(|way| way.takes()) {
-            open.takes |= 1 << way.rail;
-            open.credits |= u64::from(way.has_credit()) << way.rail;
-            open.shunned |= u64::from(way.dead() && !over) << way.rail;
-        }
-        open
-    }
+/// Lines that take something in this turn, a bit each.
+#[derive(Debug)]
+struct Round {
+    open: u64,
 }
 
 /// What an op posts next.
@@ -183,6 +107,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     /// Queues an op where it belongs.
     pub(super) fn enqueue(&mut self, slot: u32) {
         if !(self.abroad() && self.abroad.queue(&self.regions, &mut self.ledger, slot)) {
+            self.ledger[slot].aside = Aside::No;
             self.lanes.push(&mut self.ledger, slot);
         }
     }
@@ -191,199 +116,355 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     pub(super) fn requeue(&mut self, slot: u32) {
         if self.abroad() && self.ledger[slot].line != 0 {
             self.abroad.push_front(&mut self.ledger, slot);
-        } else {
+        } else if self.ledger[slot].aside == Aside::No {
             self.lanes.push_front(&mut self.ledger, slot);
+        } else {
+            self.admitted.push_front(&mut self.ledger, slot);
         }
     }
 
-    /// Posts what the rails of each line take, most urgent first; returns the number of requests.
+    /// Posts what rails take of what is queued for them; returns the number of requests.
     pub(super) fn schedule_abroad(&mut self) -> u32 {
-        let mut posted = 0;
-        let mut ends = STEPS_PER_TURN;
-        for line in each_bit(self.abroad.queued) {
-            posted += self.schedule_line(line, &mut ends);
-        }
-        posted
-    }
-
-    fn schedule_line(&mut self, line: u16, ends: &mut u32) -> u32 {
-        let mut fan = Fan::new(&self.fabric, &self.abroad, line);
-        let cut_off_ns = self.abroad.cut_off_for(line, fan.works(), self.now_ns);
-        if cut_off_ns > self.limits.cut_off_ns {
-            self.give_up_line(line, ends);
+        if self.abroad.queued() == 0 {
             return 0;
         }
-        let mut batch = std::mem::take(&mut self.batch);
-        let mut steps = STEPS_PER_TURN;
-        loop {
-            let first = self.abroad.first(&self.ledger, line, fan.open());
-            let Some(slot) = first.filter(|_| steps > 0) else { break };
+        let mut ends = STEPS_PER_TURN;
+        let mut round = self.begin_round(&mut ends);
+        let (ops, bytes) = self.abroad.left();
+        self.abroad.queue.begin(ops, bytes);
+        let mut steps = 2 * STEPS_PER_TURN;
+        while steps > 0 && ends > 0 && self.abroad.queued() & round.open != 0 {
+            steps -= 1;
+            let Some(slot) = self.first_abroad(&round) else { break };
             if let Some(failure) = self.spoiled(slot) {
-                if *ends == 0 {
-                    break;
-                }
-                *ends -= 1;
+                ends -= 1;
                 self.ledger[slot].failure = Some(failure);
                 self.settle_head(slot);
                 continue;
             }
-            match self.choose(slot, &mut fan) {
-                Ok(at) => {
-                    let place = &mut batch[at * POST_MAX + fan.ways[at].count];
-                    self.post_abroad(slot, place, &mut fan, at);
-                    continue;
+            match self.choose(slot) {
+                Ok(rail) => self.post_abroad(slot, rail, &mut round),
+                Err(hold) => self.hold(slot, hold, &mut round),
+            }
+        }
+        self.end_round()
+    }
+
+    /// Looks what each line with ops takes, and brings those back into turn that take something.
+    fn begin_round(&mut self, ends: &mut u32) -> Round {
+        let mut round = Round { open: 0 };
+        for card in &mut self.abroad.cards {
+            card.full = false;
+            // Whoever has not asked again since does not want it any more, or cannot go.
+            card.reserved = card.reserved.take_if(|_| std::mem::take(&mut card.asked));
+        }
+        for line in each_bit(self.abroad.queued()) {
+            let (mut works, mut over) = (false, true);
+            for rail in each_bit(self.abroad.set(line)) {
+                let room = self.fabric.room(rail);
+                let way = &mut self.abroad.ways[usize::from(rail)];
+                (way.room, way.laid, way.before) = (room, 0, way.last);
+                if !way.flies() {
+                    way.card = self.fabric.card_of(rail);
                 }
-                Err(Hold::Full(wait)) => {
-                    self.note_wait(slot, wait);
-                    break;
-                }
-                Err(Hold::Credit) => {
-                    self.note_wait(slot, WAIT_CREDIT);
-                    self.abroad.starve(&mut self.ledger, slot);
-                }
-                Err(Hold::Rail(rail, wait)) => {
-                    self.note_wait(slot, wait);
-                    self.abroad.set_aside(&mut self.ledger, slot, rail);
+                over &= way.dead();
+                works |= !closed(room.stop) && !way.dead();
+            }
+            let cut_off_ns = self.abroad.cut_off_for(line, works || over, self.now_ns);
+            if cut_off_ns > self.limits.cut_off_ns {
+                self.give_up_line(line, ends);
+                continue;
+            }
+            if self.openings(line).takes != 0 {
+                round.open |= 1 << line;
+                if self.abroad.queue.parked() >> line & 1 != 0 {
+                    self.abroad.queue.unpark(line);
                 }
             }
-            steps -= 1;
         }
+        round
+    }
+
+    /// Rails of a line that take one more in this turn.
+    fn openings(&self, line: u16) -> Open {
+        let set = self.abroad.set(line);
+        let ways = || each_bit(set).map(|rail| (rail, &self.abroad.ways[usize::from(rail)]));
+        let over = ways().all(|(_, way)| way.dead());
+        let mut open = Open::default();
+        for (rail, way) in ways() {
+            let full = self.abroad.cards[usize::from(way.card)].full && !way.dead();
+            if (way.room.requests > 0 || way.dead()) && way.laid < POST_MAX && !full {
+                open.takes |= 1 << rail;
+                open.credits |= u64::from(way.has_credit()) << rail;
+                open.shunned |= u64::from(way.dead() && !over) << rail;
+            }
+        }
+        open
+    }
+
+    /// The op to serve next. Of a class, what has stepped aside goes first.
+    fn first_abroad(&mut self, round: &Round) -> Option<u32> {
+        let aside = self.abroad.aside & round.open;
+        if aside == 0 {
+            return self.abroad.queue.first(&self.ledger);
+        }
+        let mut heads = [None; 3];
+        for line in each_bit(aside) {
+            let open = self.openings(line);
+            for (class, head) in Class::ALL.into_iter().zip(&mut heads) {
+                let found = self.abroad.first_aside(&self.ledger, line, open, Some(class));
+                let key = |slot: &u32| {
+                    let record = &self.ledger[*slot];
+                    (record.aside != Aside::Returned, record.sequence)
+                };
+                *head = [*head, found].into_iter().flatten().min_by_key(key);
+            }
+        }
+        let elsewhere =
+            (0..).zip(heads).fold(0, |bits, (at, head)| bits | u8::from(head.is_some()) << at);
+        let class = self.abroad.queue.class(&self.ledger, elsewhere)?;
+        heads[class.index()].or_else(|| self.abroad.queue.first_of(&self.ledger, class))
+    }
+
+    /// An op cannot go: others are let by that can.
+    fn hold(&mut self, slot: u32, hold: Hold, round: &mut Round) {
+        let line = self.ledger[slot].line;
+        match hold {
+            Hold::Credit => {
+                self.note_wait(slot, WAIT_CREDIT);
+                self.abroad.starve(&mut self.ledger, slot);
+            }
+            Hold::Rail(rail, wait) => {
+                self.note_wait(slot, wait);
+                self.abroad.set_aside(&mut self.ledger, slot, rail);
+            }
+            Hold::Kept => {
+                self.note_wait(slot, WAIT_WINDOW_BYTES);
+                if self.ledger[slot].aside == Aside::No {
+                    self.abroad.queue.park(&self.ledger, slot);
+                } else {
+                    round.open &= !(1 << line);
+                }
+            }
+            Hold::Line(wait) | Hold::Card(wait) => {
+                self.note_wait(slot, wait);
+                if let Hold::Card(_) = hold {
+                    self.reserve(slot);
+                    self.look_again(round);
+                } else {
+                    round.open &= !(1 << line);
+                }
+                // With nobody to let by it stays where it is, and is first again.
+                let others = self.abroad.queued() & round.open != 0;
+                if others && self.ledger[slot].aside == Aside::No {
+                    self.abroad.queue.park(&self.ledger, slot);
+                }
+            }
+        }
+    }
+
+    /// A card's window has refused an op: nobody takes more of it in this turn, and what comes free
+    /// later is kept for the op.
+    fn reserve(&mut self, slot: u32) {
+        let id = self.ledger.id(slot);
+        for rail in each_bit(self.abroad.set(self.ledger[slot].line)) {
+            let card = self.abroad.card(rail);
+            card.full = true;
+            let (kept_for, _) = card.reserved.get_or_insert((slot, id));
+            card.asked |= *kept_for == slot;
+        }
+    }
+
+    /// Which lines still take something.
+    fn look_again(&self, round: &mut Round) {
+        for line in each_bit(round.open) {
+            if self.openings(line).takes == 0 {
+                round.open &= !(1 << line);
+            }
+        }
+    }
+
+    /// Gives each rail what was laid for it, with one doorbell each.
+    fn end_round(&mut self) -> u32 {
         let mut posted = 0;
-        for (way, part) in fan.ways().iter().zip(batch.chunks(POST_MAX)) {
-            posted += self.post_batch(way, &part[..way.count]);
+        let mut laid = std::mem::take(&mut self.abroad.laid);
+        let batch = std::mem::take(&mut self.abroad.batch);
+        while laid != 0 {
+            let rail = laid.trailing_zeros() as usize;
+            laid &= laid - 1;
+            let way = &self.abroad.ways[rail];
+            let (count, before) = (way.laid, way.before);
+            let part = &batch[rail * POST_MAX..][..count];
+            let taken = self.ring_doorbell(part);
+            let youngest = part[..taken as usize].last();
+            let last = youngest.map(|youngest| self.ledger.id(self.posts.slot(youngest.ticket)));
+            self.abroad.ways[rail].last = last.or(before);
+            posted += taken;
         }
-        self.batch = batch;
+        self.abroad.batch = batch;
         posted
     }
 
-    /// Gives a rail what was laid for it, with one doorbell.
-    fn post_batch(&mut self, way: &Way, batch: &[Request]) -> u32 {
-        if batch.is_empty() {
-            return 0;
-        }
-        let taken = self.ring_doorbell(batch);
-        let youngest = batch[..taken as usize].last();
-        let last = youngest.map(|youngest| self.ledger.id(self.posts.slot(youngest.ticket)));
-        self.abroad.set_last(way.rail, last.or(way.last));
-        taken
-    }
-
-    /// The rail that an op's next slice goes by, as its place in the set.
-    fn choose(&mut self, slot: u32, fan: &mut Fan) -> Result<usize, Hold> {
+    /// The rail that an op's next slice goes by.
+    fn choose(&mut self, slot: u32) -> Result<u16, Hold> {
         let record = &self.ledger[slot];
         let next = self.next_slice(record);
         if record.returned == NIL && !self.posts.spare() {
-            return Err(Hold::Full(WAIT_FABRIC));
+            return Err(Hold::Card(WAIT_FABRIC));
         }
+        let line = record.line;
+        let (enters, internal) = (record.in_fabric == 0, record.origin != 0);
+        let ask = Ask { bytes: next.bytes, enters, internal };
         // Slices of it are under way, by one rail.
         let chained = next.told && record.in_fabric > 0;
+        let set = self.abroad.set(line);
         let its_own = if is_atomic(&record.op) {
-            Some(0)
+            Some(lead_of(set))
         } else if chained {
-            fan.ways().iter().position(|way| way.rail == record.rail)
+            Some(record.rail)
         } else {
             None
         };
-        let current = fan.current.filter(|(other, _)| *other == slot && record.returned == NIL);
-        let Some(at) = its_own.or_else(|| current.map(|(_, at)| at)) else {
-            return self.choose_any(slot, fan, &next);
+        // More of what was laid in this turn goes the same way, so that what a device does not take
+        // is taken back in order.
+        let again = record.laid_turn == self.turns && record.returned == NIL;
+        let Some(rail) = its_own.or(again.then_some(record.rail)) else {
+            return self.choose_any(slot, &next, ask);
         };
-        let way = &fan.ways[at];
-        let broken = chained && self.abroad.last(way.rail) != Some(record.id());
-        let wait = if !way.takes() {
-            WAIT_RAIL
+        let way = &self.abroad.ways[usize::from(rail)];
+        let open = self.openings(line);
+        let broken = chained && self.abroad.last(rail) != Some(record.id());
+        let hold = if open.takes >> rail & 1 == 0 {
+            Hold::Line(WAIT_RAIL)
         } else if broken {
-            WAIT_FABRIC
+            return Err(Hold::Rail(rail, WAIT_FABRIC));
         } else if next.notifies && !way.has_credit() {
-            WAIT_CREDIT
-        } else if let Err(wait) = self.abroad.window(way.rail).admits(next.bytes) {
-            fan.ways[at].full = true;
-            wait
+            Hold::Credit
+        } else if let Err(wait) = self.abroad.peer_admits(line, ask) {
+            Hold::Line(wait)
+        } else if let Err(hold) = self.admitted_by(slot, way.card, ask) {
+            hold
         } else {
-            return Ok(at);
+            return Ok(rail);
         };
-        Err(match its_own {
-            Some(at) if fan.len > 1 => Hold::Rail(fan.ways[at].rail, wait),
-            _ if wait == WAIT_CREDIT => Hold::Credit,
-            _ => Hold::Full(wait),
+        Err(match (its_own, hold) {
+            (Some(rail), Hold::Line(wait)) if set.count_ones() > 1 => Hold::Rail(rail, wait),
+            (Some(rail), Hold::Credit) if set.count_ones() > 1 => Hold::Rail(rail, WAIT_CREDIT),
+            (_, hold) => hold,
         })
     }
 
     /// Of the rails that may take it, the one with the most room; in turn among equals.
-    fn choose_any(&mut self, slot: u32, fan: &Fan, next: &Next) -> Result<usize, Hold> {
+    fn choose_any(&mut self, slot: u32, next: &Next, ask: Ask) -> Result<u16, Hold> {
         let line = self.ledger[slot].line;
+        self.abroad.peer_admits(line, ask).map_err(Hold::Line)?;
+        let open = self.openings(line);
+        let (mut rails, mut len) = ([0; SET_MAX], 0);
+        for rail in each_bit(self.abroad.set(line)) {
+            rails[len] = rail;
+            len += 1;
+        }
         let from = self.abroad.turn(line);
         let (mut best, mut poor, mut refused) = (None, false, None);
-        let over = fan.over();
-        for step in 1..=fan.len {
-            let at = (from + step) % fan.len;
-            let way = &fan.ways[at];
-            if !way.takes() || way.dead() && !over {
+        for step in 1..=len {
+            let at = (from + step) % len;
+            let rail = rails[at];
+            if (open.takes & !open.shunned) >> rail & 1 == 0 {
                 continue;
             }
+            let way = &self.abroad.ways[usize::from(rail)];
             if next.notifies && !way.has_credit() {
                 poor = true;
                 continue;
             }
-            if let Err(wait) = self.abroad.window(way.rail).admits(next.bytes) {
-                refused = Some(wait);
+            if let Err(hold) = self.admitted_by(slot, way.card, ask) {
+                refused = Some(hold);
                 continue;
             }
-            let more = |other: usize| way.room.requests > fan.ways[other].room.requests;
-            if best.is_none_or(more) {
-                best = Some(at);
+            let room = way.room.requests;
+            if best.is_none_or(|(_, most)| room > most) {
+                best = Some((at, room));
             }
         }
-        let Some(at) = best else {
+        let Some((at, _)) = best else {
             return Err(match refused {
+                Some(hold) => hold,
                 None if poor => Hold::Credit,
-                wait => Hold::Full(wait.unwrap_or(WAIT_RAIL)),
+                None => Hold::Line(WAIT_RAIL),
             });
         };
         self.abroad.set_turn(line, at);
-        Ok(at)
+        Ok(rails[at])
     }
 
-    /// Adds the next slice of an op to its rail's batch.
-    fn post_abroad(&mut self, slot: u32, place: &mut Request, fan: &mut Fan, at: usize) {
-        let way = &mut fan.ways[at];
-        let rail = way.rail;
+    /// Whether a card's window has room for an op, and keeps it for nobody else.
+    fn admitted_by(&self, slot: u32, card: u8, ask: Ask) -> Result<(), Hold> {
+        let card = &self.abroad.cards[usize::from(card)];
+        let kept =
+            |other: u32| other != slot && self.ledger[other].op.class <= self.ledger[slot].op.class;
+        if card.reserved.is_some_and(|(other, _)| kept(other)) {
+            return Err(Hold::Kept);
+        }
+        card.window.admits(ask).map_err(Hold::Card)
+    }
+
+    /// Lays the next slice of an op for its rail.
+    fn post_abroad(&mut self, slot: u32, rail: u16, round: &mut Round) {
         let record = &mut self.ledger[slot];
         let id = record.id();
         let chained = record.state == State::Posted && self.abroad.last(rail) == Some(id);
         record.rail = rail;
         let again = record.returned != NIL;
+        let class_only = record.aside != Aside::No;
         let next = self.next_slice(&self.ledger[slot]);
-        let Ok(grant) = self.abroad.take(rail, next.bytes) else {
+        let record = &mut self.ledger[slot];
+        let (enters, internal) = (record.in_fabric == 0, record.origin != 0);
+        let ask = Ask { bytes: next.bytes, enters, internal };
+        let Some(grant) = self.abroad.take(record, rail, ask) else {
             unreachable!("a window that admits takes");
         };
-        if again {
-            self.lay_again(slot, place, grant);
+        if class_only {
+            self.abroad.queue.charge_aside(&self.ledger, slot, next.bytes);
         } else {
-            fan.current = Some((slot, at));
-            self.lay_slice::<true>(slot, place, next.bytes, grant);
+            self.abroad.queue.charge(&self.ledger, slot, next.bytes);
         }
-        place.rail = rail;
-        place.flags = 0;
+        let place = usize::from(rail) * POST_MAX + self.abroad.ways[usize::from(rail)].laid;
+        let mut request = Request::NONE;
+        if again {
+            self.lay_again(slot, &mut request, grant);
+        } else {
+            self.ledger[slot].laid_turn = self.turns;
+            self.lay_slice::<true>(slot, &mut request, next.bytes, grant);
+        }
+        request.rail = rail;
+        request.flags = 0;
         if next.told && chained {
-            place.flags |= REQUEST_CHAIN;
+            request.flags |= REQUEST_CHAIN;
         }
         if next.notifies {
-            place.flags |= REQUEST_NOTIFY;
+            request.flags |= REQUEST_NOTIFY;
         }
-        place.immediate = self.ledger[slot].op.immediate;
+        request.immediate = self.ledger[slot].op.immediate;
+        self.abroad.batch[place] = request;
         self.abroad.set_last(rail, Some(id));
-        let room = &mut way.room;
-        room.requests = room.requests.saturating_sub(1);
-        room.notifies = room.notifies.saturating_sub(u32::from(next.notifies));
-        way.count += 1;
+        self.abroad.laid |= 1 << rail;
+        let way = &mut self.abroad.ways[usize::from(rail)];
+        way.laid += 1;
+        way.room.requests = way.room.requests.saturating_sub(1);
+        way.room.notifies = way.room.notifies.saturating_sub(u32::from(next.notifies));
+        let card = self.abroad.card(rail);
+        card.reserved = card.reserved.filter(|(other, _)| *other != slot);
+        let line = self.ledger[slot].line;
+        if self.openings(line).takes == 0 {
+            round.open &= !(1 << line);
+        }
     }
 
     /// What an op posts next: what was handed back, or the slice after its last.
     fn next_slice(&self, record: &Record) -> Next {
         let op = &record.op;
         let (page, cursor, bytes) = if record.returned == NIL {
-            let bytes = (op.bytes - record.cursor).min(self.limits.slice_bytes);
+            let bytes = (op.bytes - record.cursor).min(self.abroad.slice(record.line));
             (record.page, record.cursor, bytes)
         } else {
             let Slice { page, cursor, bytes, .. } = self.posts.returned(record.returned).slice;
@@ -405,37 +486,10 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         }
     }
 
-    /// What an op that is queued in a line waits for.
-    pub(super) fn wait_abroad(&self, slot: u32, ahead: u32, behind: u16) -> u16 {
-        let record = &self.ledger[slot];
-        let alone = is_atomic(&record.op) || record.aside == Aside::Rail;
-        let set = self.abroad.set(record.line);
-        let set = match record.aside {
-            Aside::Rail => 1 << record.rail,
-            _ if alone => set & set.wrapping_neg(),
-            _ => set,
-        };
-        let takes = each_bit(set).any(|rail| {
-            let room = self.fabric.room(rail);
-            room.requests > 0 || room.stop == Some(Stop::Dead)
-        });
-        let open = Open { takes: set, ..Open::default() };
-        match record.wait {
-            _ if !takes => WAIT_RAIL,
-            _ if record.aside == Aside::Credit => WAIT_CREDIT,
-            wait if ahead == 0
-                && self.abroad.first(&self.ledger, record.line, open) == Some(slot) =>
-            {
-                wait
-            }
-            _ => behind,
-        }
-    }
-
     /// Has queued ops looked through for those whose region is gone: a rail that takes nothing
     /// would not find them.
     pub(super) fn purge(&mut self) {
-        if self.abroad.queued != 0 {
+        if self.abroad.queued() != 0 {
             self.abroad.purge = Some(0);
         }
     }
@@ -474,7 +528,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             || (self.deadlines > 0 && self.sweep_from != 0)
             || self.winding.iter().any(|&id| self.winds(id))
             || each_bit(abroad.flying).any(|rail| !closed(self.fabric.room(rail).stop))
-            || each_bit(abroad.queued).any(|line| self.line_busy(line))
+            || each_bit(abroad.queued()).any(|line| self.line_busy(line))
     }
 
     /// True if an op of a line may be taken, by a rail that works or by one whose peer is gone.
@@ -494,7 +548,9 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             open.shunned = 0;
         }
         // What one rail alone may take, and one that is over ends, has been ended in this turn.
-        open.any() && self.abroad.first(&self.ledger, line, open).is_some()
+        let queued = self.abroad.queue.queued() >> line & 1 != 0;
+        let aside = || self.abroad.first_aside(&self.ledger, line, open, None).is_some();
+        open.any() && (queued || aside())
     }
 
     /// True if a ring that is wound up has more to do than to wait for ops.

@@ -18,9 +18,9 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     #[cold]
     pub(super) fn bring_back(&mut self, done: Done) {
         let Some((place, slot, slice, grant)) = self.posts.hand_back(done.ticket) else { return };
-        self.abroad.give(slice.rail, grant);
         let record = &mut self.ledger[slot];
         record.in_fabric -= 1;
+        self.abroad.give(record, slice.rail, grant);
         if self.abroad.last(slice.rail) == Some(record.id()) {
             // What follows is not to depend on it.
             self.abroad.set_last(slice.rail, None);
@@ -93,10 +93,10 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     #[cold]
     pub(super) fn put_back_returned(&mut self, ticket: u64) {
         let Some((place, slot, slice, grant)) = self.posts.hand_back(ticket) else { return };
-        self.abroad.give(slice.rail, grant);
         let record = &mut self.ledger[slot];
         debug_assert!(record.state == State::Posted);
         record.in_fabric -= 1;
+        self.abroad.give(record, slice.rail, grant);
         self.posts.returned_mut(place).next = record.returned;
         if record.returned == NIL {
             record.returned_last = place;

@@ -1,24 +1,31 @@
 //! From lanes to the fabric, and back: credits, slices, posts, completions.
 
-use crate::abi::{CQE_RETRYABLE, Detail, Opcode, SQE_NOTIFY, WAIT_FABRIC, WAIT_RAIL, errno};
+use crate::abi::{
+    CQE_RETRYABLE, Detail, Opcode, SQE_NOTIFY, WAIT_FABRIC, WAIT_RAIL, WAIT_WINDOW_BYTES, errno,
+};
 use crate::fabric::{DONE_RETURNED, Done, Fabric, Request, Verb};
-use crate::ledger::{Failure, NIL, Op, State};
+use crate::ledger::{Aside, Failure, NIL, Op, Record, State};
 use crate::plant::{Plant, planted};
 use crate::ring::Memory;
-use crate::sched::credits::Grant;
+use crate::sched::Mode;
+use crate::sched::credits::{Ask, Grant};
 
 use super::intake::order_fates;
 use super::pages::{BLOCK_PAGES, PagePool};
 use super::rails::note_failure;
 use super::tables::{Closed, RegionKind, Slice};
+use super::tent::release_whole;
 use super::validate::current;
 use super::{Engine, STEPS_PER_TURN, SWEEP_EVERY_NS};
+
+/// Flows looked at for ops that have aged, in one turn.
+const FLOWS_AGED: u32 = 64;
 
 impl<F: Fabric, M: Memory> Engine<F, M> {
     /// Collects completions: they give credits back and end ops.
     #[inline(never)]
     pub(super) fn reap(&mut self) -> u32 {
-        if self.window.ops() == 0 && !self.abroad() {
+        if self.window.wrs() == 0 && !self.abroad() {
             return 0;
         }
         let mut done = std::mem::take(&mut self.done);
@@ -37,6 +44,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     #[inline]
     fn bring_home<const ABROAD: bool>(&mut self, mut done: Vec<Done>) -> u32 {
         let reaped = u32::try_from(done.len()).unwrap_or(u32::MAX);
+        let (mut near, mut near_bytes) = (0, 0);
         for completion in &done {
             if ABROAD && completion.flags & DONE_RETURNED != 0 {
                 self.bring_back(*completion);
@@ -48,12 +56,20 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 continue;
             };
             let record = &mut self.ledger[slot];
-            if ABROAD && rail != 0 {
-                self.abroad.give(rail, grant);
-            } else {
-                self.window.give(grant);
-            }
             record.in_fabric -= 1;
+            if ABROAD && rail != 0 {
+                self.abroad.give(record, rail, grant);
+                self.abroad.ended(rail, bytes, self.now_ns);
+            } else {
+                let leaves = record.in_fabric == 0 && !record.whole;
+                self.window.give(grant, leaves, record.origin != 0);
+                if record.whole && record.in_fabric == 0 && record.posted_whole {
+                    release_whole(&mut self.window, record);
+                }
+                self.ahead.pop();
+                near += 1;
+                near_bytes += u64::from(bytes);
+            }
             record.repeated(completion.attempts);
             if completion.errno == 0 {
                 record.done_bytes += u64::from(bytes);
@@ -69,6 +85,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             }
         }
         self.let_go();
+        self.pace.ended(near, near_bytes, self.window.wrs() > 0, self.now_ns);
         done.clear();
         self.done = done;
         reaped
@@ -111,19 +128,27 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         self.deadlines -= u32::from(self.ledger[slot].op.deadline_us > 0);
         if ABROAD {
             self.abroad.remove(&mut self.ledger, slot);
-        } else {
+        } else if self.ledger[slot].aside == Aside::No {
             self.lanes.remove(&mut self.ledger, slot);
+        } else {
+            self.admitted.remove(&mut self.ledger, slot);
+            if self.ledger[slot].in_fabric == 0 {
+                release_whole(&mut self.window, &mut self.ledger[slot]);
+            }
         }
     }
 
-    /// Posts what the window lets in, most urgent first; returns the number of requests. Only the
-    /// window ends the loop: whoever is at the head then learns what it waits for.
+    /// Posts what the window lets in, in turn; returns the number of requests. Only the window ends
+    /// the loop: whoever is in turn then learns what it waits for, and comes first again.
     #[inline(never)]
     pub(super) fn schedule(&mut self) -> u32 {
+        if self.whole_ops() {
+            self.admit_whole();
+        }
         let mut batch = std::mem::take(&mut self.batch);
         let mut count = 0;
         let mut ends = STEPS_PER_TURN;
-        while let Some(slot) = self.lanes.first() {
+        while let Some(slot) = self.first() {
             if let Some(failure) = self.spoiled(slot) {
                 if ends == 0 {
                     break;
@@ -134,10 +159,15 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 continue;
             }
             let Some(place) = batch.get_mut(count) else { break };
-            if !self.post_slice(slot, place) {
-                break;
+            let Err(wait) = self.post_slice(slot, place) else {
+                count += 1;
+                continue;
+            };
+            self.defer(slot, wait);
+            match self.beside(slot, wait) {
+                Some(other) if self.post_slice(other, place).is_ok() => count += 1,
+                _ => break,
             }
-            count += 1;
         }
         let posted = if count == 0 { 0 } else { self.ring_doorbell(&batch[..count]) };
         self.batch = batch;
@@ -186,21 +216,45 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         late.then_some(Failure { errno: errno::ETIME, detail, flags: CQE_RETRYABLE })
     }
 
-    /// Adds the next slice of an op to the batch; false if there is no credit for it.
+    /// The op to serve next.
     #[inline]
-    fn post_slice(&mut self, slot: u32, place: &mut Request) -> bool {
-        let record = &mut self.ledger[slot];
-        let op = &record.op;
-        let bytes = (op.bytes - record.cursor).min(self.limits.slice_bytes);
-        let grant = match self.window.take(bytes) {
-            Ok(grant) => grant,
-            Err(wait) => {
-                self.defer(slot, wait);
-                return false;
-            }
-        };
+    fn first(&mut self) -> Option<u32> {
+        if self.whole_ops() {
+            return Some(self.admitted.head()).filter(|&slot| slot != NIL);
+        }
+        self.lanes.first(&self.ledger)
+    }
+
+    /// Adds the next slice of an op to the batch, or says which credit is wanting.
+    #[inline]
+    fn post_slice(&mut self, slot: u32, place: &mut Request) -> Result<(), u16> {
+        let record = &self.ledger[slot];
+        let bytes = (record.op.bytes - record.cursor).min(self.pace.slice());
+        let (enters, internal) = (record.in_fabric == 0, record.origin != 0);
+        if self.whole_ops() {
+            let grant = self.window.take(self.ask_within(slot))?;
+            self.lay_slice::<false>(slot, place, bytes, grant);
+            return Ok(());
+        }
+        let grant = self.window.take(Ask { bytes, enters, internal })?;
+        self.lanes.charge(&self.ledger, slot, bytes);
         self.lay_slice::<false>(slot, place, bytes, grant);
-        true
+        Ok(())
+    }
+
+    /// What may go though the first in turn has no room, because it is not put off by it: by the
+    /// time that enough has ended for the first, there will be room for both.
+    #[cold]
+    fn beside(&mut self, slot: u32, wait: u16) -> Option<u32> {
+        if wait != WAIT_WINDOW_BYTES || self.limits.policy.mode != Mode::Weighted {
+            return None;
+        }
+        let bytes = |record: &Record, most: u32| (record.op.bytes - record.cursor).min(most);
+        let slice = self.pace.slice();
+        let first = bytes(&self.ledger[slot], slice);
+        let room = self.ahead.room(self.window.bounds().bytes, first);
+        let other = self.lanes.beside(&self.ledger, slot, room, slice)?;
+        self.spoiled(other).is_none().then_some(other)
     }
 
     /// Makes the request of an op's next slice, for which there is credit.
@@ -215,6 +269,9 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let record = &mut self.ledger[slot];
         let op = &record.op;
         let rail = if ABROAD { record.rail } else { 0 };
+        if !ABROAD {
+            self.ahead.push(bytes);
+        }
         let slice = Slice { bytes, cursor: record.cursor, page: record.page, rail };
         let Some(ticket) = self.posts.open::<ABROAD>(slot, slice, grant) else {
             unreachable!("more credits than posts");
@@ -287,12 +344,14 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             return;
         };
         let record = &mut self.ledger[slot];
-        if request.rail != 0 {
-            self.abroad.give(request.rail, grant);
-        } else {
-            self.window.give(grant);
-        }
         record.in_fabric -= 1;
+        if request.rail != 0 {
+            self.abroad.give(record, request.rail, grant);
+        } else {
+            let leaves = record.in_fabric == 0 && !record.whole;
+            self.window.give(grant, leaves, record.origin != 0);
+            self.ahead.take_back();
+        }
         record.laid = false;
         record.posts = record.posts.saturating_sub(1);
         let whole = std::mem::take(&mut record.posted_whole);
@@ -318,7 +377,13 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 (record.ring, record.fate, record.number, self.ledger.id(slot));
             self.ring(id).end.fate_accepted(fate, record.0, number);
         }
-        if request.rail != 0 {
+        let queued = self.ledger[slot].aside == Aside::No;
+        if request.rail == 0 && queued {
+            self.lanes.refund(&self.ledger, slot, bytes);
+        } else if request.rail != 0 {
+            if queued {
+                self.abroad.queue.refund(&self.ledger, slot, bytes);
+            }
             self.abroad.rejoin(&mut self.ledger, slot);
         }
     }
@@ -352,6 +417,15 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 self.unqueue(slot);
                 self.finish(slot);
             }
+        }
+    }
+
+    /// Has ops that waited for long count as high, of a bounded number of flows.
+    #[inline]
+    pub(super) fn age(&mut self) {
+        if self.limits.policy.aging_ns != [0; 2] {
+            self.lanes.age(&mut self.ledger, self.now_ns, FLOWS_AGED);
+            self.abroad.queue.age(&mut self.ledger, self.now_ns, FLOWS_AGED);
         }
     }
 

@@ -481,7 +481,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::sched::credits::Window;
+    use crate::sched::Bounds;
+    use crate::sched::credits::{Ask, Window};
     use crate::seeds::property;
 
     const SESSIONS: u32 = 4;
@@ -532,20 +533,22 @@ mod tests {
         fn tickets_of_posts_are_never_the_same_and_close_once(
             steps in proptest::collection::vec((any::<bool>(), 0..64usize), 1..300),
         ) {
-            let mut window = Window::new(8, 1_000);
+            let mut window = Window::new(Bounds { ops: 8, wrs: 8, bytes: 1_000 });
             let mut posts = Posts::new(8, 0);
+            let ask = Ask { bytes: 7, enters: true, internal: false };
             let seven = Slice { bytes: 7, cursor: 0, page: 0, rail: 0 };
             let (mut open, mut closed) = (Vec::new(), Vec::new());
             for (slot, (begin, at)) in (0..).zip(steps) {
                 if begin && open.len() < 8 {
-                    let ticket = posts.open::<true>(slot, seven, window.take(7).unwrap()).unwrap();
+                    let grant = window.take(ask).unwrap();
+                    let ticket = posts.open::<true>(slot, seven, grant).unwrap();
                     prop_assert!(!closed.contains(&ticket) && !open.contains(&(ticket, slot)));
                     open.push((ticket, slot));
                 } else if !open.is_empty() {
                     let (ticket, slot) = open.swap_remove(at % open.len());
                     let was = posts.close(ticket).unwrap();
                     prop_assert_eq!((was.slot, was.bytes, was.rail), (slot, 7, 0));
-                    window.give(was.grant);
+                    window.give(was.grant, true, false);
                     closed.push(ticket);
                 }
                 for ticket in &closed {

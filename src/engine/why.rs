@@ -9,19 +9,18 @@
 use crate::abi::{
     MODE_DIRECT, MODE_FIFO, MODE_STRICT, MODE_TENT, MODE_WEIGHTED, RAIL_CONNECTING, RAIL_DEAD,
     RAIL_DEGRADED, RAIL_FULL, RAIL_MEMORY, RAIL_OPEN, RAIL_PAUSED, RAIL_REBUILDING, STATE_ARMED,
-    STATE_FLUSHING, STATE_POSTED, STATE_QUEUED, WAIT_CLASS, WAIT_CREDIT, WAIT_EARLIER, WAIT_FABRIC,
-    WAIT_LANE, WAIT_NONE, WAIT_NOTIFY, WAIT_RAIL, WAIT_WINDOW_BYTES, WAIT_WINDOW_OPS,
+    STATE_FLUSHING, STATE_POSTED, STATE_QUEUED, WAIT_CREDIT, WAIT_EARLIER, WAIT_FABRIC, WAIT_LANE,
+    WAIT_NONE, WAIT_NOTIFY, WAIT_PEER, WAIT_RAIL, WAIT_WINDOW_BYTES, WAIT_WINDOW_OPS,
+    WAIT_WINDOW_WRS,
 };
 use crate::fabric::{Fabric, Room, Stop};
 use crate::ledger::{Aside, LANE, List, NIL, Record, State};
 use crate::ring::Memory;
-use crate::sched::Mode;
+use crate::sched::credits::{Ask, Window};
+use crate::sched::{self, Bounds, Mode};
 
 use super::lines::{each_bit, is_atomic};
 use super::{Engine, Why};
-
-/// WHY counts the ops ahead up to this many.
-const AHEAD_MAX: u32 = 4_095;
 
 /// Where a queued op stands.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +46,16 @@ pub(super) struct Lack {
 impl Lack {
     pub(super) fn of(used: impl Into<u64>, limit: impl Into<u64>, wants: impl Into<u64>) -> Self {
         Self { used: used.into(), limit: limit.into(), wants: wants.into(), rail: None }
+    }
+
+    /// Of the one thing that is used up in a window.
+    fn in_window(window: &Window, wait: u16, bytes: u32) -> Self {
+        let Bounds { ops, wrs, bytes: most } = *window.bounds();
+        match wait {
+            WAIT_WINDOW_OPS => Self::of(window.ops(), ops, 1_u32),
+            WAIT_WINDOW_WRS => Self::of(window.wrs(), wrs, 1_u32),
+            _ => Self::of(window.bytes(), most, bytes),
+        }
     }
 }
 
@@ -109,23 +118,41 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     /// Where an op stands that is queued, all of it or the rest.
     fn place(&self, slot: u32) -> Place {
         let record = &self.ledger[slot];
+        let far = self.abroad() && record.line != 0;
+        let (ahead, flows, wait) = if record.aside == Aside::No {
+            let queue = if far { &self.abroad.queue } else { &self.lanes };
+            let place = queue.place(&self.ledger, slot);
+            // The first of all, or of a flow that cannot go on, waits for what it lacked.
+            let wait = if place.wait == WAIT_NONE { record.wait } else { place.wait };
+            (place.ahead, place.flows, wait)
+        } else {
+            let ahead = self.ahead_of(slot);
+            let behind = far && ahead > 0;
+            (ahead, 0, if behind { WAIT_LANE } else { record.wait })
+        };
+        let takes = |rail: u16| {
+            let room = self.fabric.room(rail);
+            room.requests > 0 || room.stop == Some(Stop::Dead)
+        };
+        let wait = match record.aside {
+            _ if far && !each_bit(self.may_go_by(record)).any(takes) => WAIT_RAIL,
+            Aside::Credit => WAIT_CREDIT,
+            // The first of all is tried in this turn: those that were before it are gone.
+            _ if ahead == 0 && wait == WAIT_LANE => WAIT_NONE,
+            _ => wait,
+        };
+        Place { ahead, flows, wait }
+    }
+
+    /// Ops before one that has stepped aside, counted as far as the scheduler counts.
+    fn ahead_of(&self, slot: u32) -> u32 {
         let mut ahead = 0;
         let mut at = List::<LANE>::previous(&self.ledger, slot);
-        while at != NIL && ahead < AHEAD_MAX {
+        while at != NIL && ahead < sched::Place::AHEAD_MAX {
             ahead += 1;
             at = List::<LANE>::previous(&self.ledger, at);
         }
-        let behind = if ahead > 0 { WAIT_LANE } else { WAIT_CLASS };
-        let wait = if self.abroad() && record.line != 0 {
-            self.wait_abroad(slot, ahead, behind)
-        } else if self.lanes.first() == Some(slot) {
-            record.wait
-        } else {
-            behind
-        };
-        // The first of all is tried in this turn: those that were before it are gone.
-        let wait = if ahead == 0 && wait == WAIT_LANE { WAIT_NONE } else { wait };
-        Place { ahead, flows: 0, wait }
+        ahead
     }
 
     /// The rails that may carry what an op posts next; none if it stays on this host.
@@ -144,27 +171,31 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     /// How much is in use of what a queued op waits for, and how much there is.
     fn lack(&self, record: &Record, wait: u16, set: u64) -> Lack {
         let bytes = self.next_bytes(record);
-        let of = |rail: u16| {
-            let window = if rail == 0 { &self.window } else { self.abroad.window(rail) };
-            let depth = self.fabric.depth_of(rail);
-            match wait {
-                WAIT_WINDOW_OPS if rail == 0 => {
-                    Lack::of(window.ops(), depth.min(self.limits.window_ops), 1_u32)
-                }
-                WAIT_WINDOW_OPS | WAIT_RAIL => Lack::of(window.ops(), depth, 1_u32),
-                _ => Lack::of(window.bytes(), self.limits.window_bytes, bytes),
-            }
-        };
-        let windows = matches!(wait, WAIT_WINDOW_OPS | WAIT_WINDOW_BYTES);
-        let refuses = |rail: &u16| match wait {
-            WAIT_RAIL => self.fabric.room(*rail).stop == Some(Stop::Depth),
-            _ => self.abroad.window(*rail).admits(bytes) == Err(wait),
-        };
+        let (enters, internal) = (record.in_fabric == 0, record.origin != 0);
+        let ask = Ask { bytes, enters, internal };
         match wait {
-            _ if windows && set == 0 => of(0),
-            _ if windows || wait == WAIT_RAIL => {
-                let rail = each_bit(set).find(refuses);
-                rail.map_or(Lack::default(), |rail| Lack { rail: Some(rail), ..of(rail) })
+            WAIT_WINDOW_OPS | WAIT_WINDOW_WRS | WAIT_WINDOW_BYTES if set == 0 => {
+                Lack::in_window(&self.window, wait, bytes)
+            }
+            WAIT_WINDOW_OPS | WAIT_WINDOW_WRS | WAIT_WINDOW_BYTES => {
+                let window = |rail: u16| &self.abroad.card_of(rail).window;
+                let rail = each_bit(set).find(|rail| window(*rail).admits(ask) == Err(wait));
+                rail.map_or(Lack::default(), |rail| Lack {
+                    rail: Some(rail),
+                    ..Lack::in_window(window(rail), wait, bytes)
+                })
+            }
+            WAIT_PEER => {
+                let window = self.abroad.peer_window(record.line);
+                let wait = window.admits(ask).err().unwrap_or(WAIT_WINDOW_BYTES);
+                Lack::in_window(window, wait, bytes)
+            }
+            WAIT_RAIL => {
+                let full = |rail: &u16| self.fabric.room(*rail).stop == Some(Stop::Depth);
+                each_bit(set).find(full).map_or(Lack::default(), |rail| {
+                    let depth = self.fabric.depth_of(rail);
+                    Lack { rail: Some(rail), ..Lack::of(self.abroad.flying_on(rail), depth, 1_u32) }
+                })
             }
             WAIT_CREDIT => Lack::of(0_u32, 0_u32, 1_u32),
             _ => Lack::default(),
@@ -176,7 +207,9 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         if record.returned != NIL {
             return self.posts.returned(record.returned).slice.bytes;
         }
-        (record.op.bytes - record.cursor).min(self.limits.slice_bytes)
+        let slice =
+            if record.line == 0 { self.pace.slice() } else { self.abroad.slice(record.line) };
+        (record.op.bytes - record.cursor).min(slice)
     }
 
     /// `RAIL_*` of each rail of a set, lowest first, a byte each.

@@ -232,6 +232,13 @@ pub trait Fabric {
         self.limits().fabric
     }
 
+    /// Which of several devices carries a rail, from 0, below 4. Asked when a rail is used for the
+    /// first time in a while: its number may be given to another device later.
+    #[inline]
+    fn card_of(&self, _rail: u16) -> u8 {
+        0
+    }
+
     /// Requests that a rail holds at once, at most.
     fn depth_of(&self, _rail: u16) -> u32 {
         self.limits().depth

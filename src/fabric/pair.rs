@@ -156,6 +156,10 @@ impl<P: Provider> Fabric for Pair<P> {
         }
     }
 
+    fn card_of(&self, rail: u16) -> u8 {
+        self.rails.as_ref().map_or(0, |rails| rails.card_of(rail))
+    }
+
     fn share(&mut self, rails: u64) {
         if let Some(own) = self.rails.as_mut() {
             own.share(rails);

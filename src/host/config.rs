@@ -399,7 +399,7 @@ impl Config {
             floor_bytes: self.floor_bytes,
             min_share: [0, self.min_share, self.min_share],
             aging_ns: [ns(self.aging_medium_us), ns(self.aging_low_us)],
-            window_wrs: self.window_wrs,
+            window_ops: self.window_ops,
             card: Bounds {
                 ops: self.verbs_window_ops,
                 wrs: self.verbs_window_wrs,

@@ -217,7 +217,7 @@ impl Engine {
             sessions_max: config.sessions_max,
             rings_max: config.rings_max,
             regions_max: config.regions_max,
-            window_ops: config.window_ops,
+            window_wrs: config.window_wrs,
             window_bytes: config.window_bytes,
             slice_bytes: config.slice_bytes,
             intake_budget: config.intake_budget,

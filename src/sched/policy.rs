@@ -89,9 +89,9 @@ pub struct Policy {
     /// Nanoseconds after which a queued op of class medium, and of class low, counts as high; 0 for
     /// never.
     pub aging_ns: [u64; 2],
-    /// Work requests in flight on this host's own device; its ops and bytes are the engine's
-    /// `window_ops` and `window_bytes`.
-    pub window_wrs: u32,
+    /// Ops in flight on this host's own device; its work requests and bytes are the engine's
+    /// `window_wrs` and `window_bytes`.
+    pub window_ops: u32,
     /// What may be in flight on one card, over all its rails.
     pub card: Bounds,
     /// What may be in flight towards one peer.
@@ -113,7 +113,7 @@ impl Policy {
         floor_bytes: 512,
         min_share: [0, 10, 10],
         aging_ns: [0; 2],
-        window_wrs: u32::MAX,
+        window_ops: u32::MAX,
         card: Bounds::NONE,
         peer: Bounds::NONE,
         reserve_ops: 0,

@@ -13,7 +13,7 @@ use super::check::{data, fates, hold, untouched};
 use super::counts::{Count, Counts};
 use super::ground::{BUFFERS, Ground, SLOT_BYTES, SLOT_SIZE, SLOTS};
 use crate::abi::{
-    CQE_MAYBE_DONE, CQE_MORE, CQE_NOTIFY, CQE_RETRYABLE, Cqe, Opcode, SQE_REVOKE, Sqe, errno,
+    CQE_MAYBE_DONE, CQE_MORE, CQE_NOTIFY, CQE_RETRYABLE, Class, Cqe, Opcode, SQE_REVOKE, Sqe, errno,
 };
 use crate::fabric::qp::sim::Net;
 use crate::ids::RingId;
@@ -108,6 +108,7 @@ pub(super) struct Client {
     pub(super) broken: bool,
     /// It looks at nothing until then.
     pub(super) away_until_ns: u64,
+    pub(super) ceiling: Class,
 }
 
 /// What a client is made with.
@@ -120,11 +121,13 @@ pub(super) struct Place {
     pub(super) memory: Arc<Mapping>,
     pub(super) ground: u32,
     pub(super) heap: Arc<Heap>,
+    /// The most urgent class that it may use.
+    pub(super) ceiling: Class,
 }
 
 impl Client {
     pub(super) fn new(place: Place) -> Self {
-        let Place { net, engine, row, own, memory, ground, heap } = place;
+        let Place { net, engine, row, own, memory, ground, heap, ceiling } = place;
         Self {
             net,
             engine,
@@ -142,6 +145,7 @@ impl Client {
             armed: None,
             bell: false,
             deaf: false,
+            ceiling,
             revoking: None,
             quiet: None,
             heard: 0,

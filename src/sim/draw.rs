@@ -22,6 +22,7 @@ impl Client {
         let user_data = self.number();
         let number = self.end.pushed();
         let class = u8::try_from(random.below(4)).ok()?;
+        let class = if class == 0 { 0 } else { class.max(self.ceiling as u8) };
         let skips = random.below(20) == 0;
         let flags = if skips { SQE_SKIP_SUCCESS } else { 0 };
         let sqe = Sqe { class, flags, user_data, ..Sqe::default() };

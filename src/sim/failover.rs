@@ -20,6 +20,7 @@ use crate::fabric::qp::{self, RailState, Recovery};
 use crate::ids::{RingId, SessionId};
 use crate::random::Random;
 use crate::ring::{ClientEnd, Heap};
+use crate::sched::{Contract, Policy};
 use crate::shm::Mapping;
 
 const MS: u64 = 1_000_000;
@@ -143,12 +144,14 @@ fn options() -> Options {
     options.strands = vec![0, 1];
     options.timeout = TIMEOUT;
     (options.sq_entries, options.cq_entries) = (128, 128);
+    (options.contract, options.owners) = (Contract::of_ops(options.limits.records), 1);
     options.limits = crate::engine::Limits {
-        window_ops: 64,
+        window_wrs: 64,
         window_bytes: 1 << 20,
         slice_bytes: OP_BYTES,
         intake_budget: 64,
         cut_off_ns: 1_000 * MS,
+        policy: Policy::DEFAULT,
         ..options.limits
     };
     options.rails = qp::Config {

@@ -13,7 +13,6 @@ use crate::fabric::qp::{self, CardKeys, Rails, Wish};
 use crate::fabric::{Held, Local, Pair};
 use crate::ids::{RegionId, RingId, SessionId};
 use crate::ring::Heap;
-use crate::sched::Contract;
 use crate::shm::Mapping;
 
 pub(super) type Core = Engine<Pair<SimProvider>, Arc<Heap>>;
@@ -45,7 +44,7 @@ impl Node {
         let (provider, controls) = net.cards(&options.cards, options.rails.completions());
         let mut limits = options.limits;
         limits.engine = u8::try_from(number).unwrap_or(u8::MAX);
-        let local = Local::new(limits.regions_max, limits.window_ops, limits.slice_bytes);
+        let local = Local::new(limits.regions_max, limits.window_wrs, limits.slice_bytes);
         let fabric = Pair::new(local, Some(Rails::new(provider, options.rails)));
         Self {
             engine: Engine::new(limits, fabric),
@@ -127,10 +126,9 @@ impl Node {
 
     /// Makes a session with one ring; its memory.
     pub(super) fn open(&mut self, session: SessionId, options: &Options) -> Arc<Heap> {
-        let ops_max = options.limits.records;
-        let command =
-            Command::AddSession { session, owner: session.0, contract: Contract::of_ops(ops_max) };
-        self.engine.command(command);
+        let contract = options.contract;
+        let owner = session.0 % options.owners;
+        self.engine.command(Command::AddSession { session, owner, contract });
         let heap = Arc::new(Heap::new(options.sq_entries, options.cq_entries, u32::MAX - 20));
         let token = self.token();
         let ring = Ring::new(RingId(session.0), session, Arc::clone(&heap), false);

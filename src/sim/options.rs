@@ -2,11 +2,12 @@
 //!
 //! Swarm: most worlds have only some of the faults, so that none hides behind another.
 
+use crate::abi::Class;
 use crate::fabric::qp;
 use crate::fabric::qp::provider::Caps;
 use crate::fabric::qp::sim::SimConfig;
 use crate::random::Random;
-use crate::sched::Policy;
+use crate::sched::{Bounds, Contract, Mode, Policy};
 
 /// How often a fault is planted, per mille of the steps; of a card, per mille of what it is asked.
 #[derive(Clone, Copy, Debug, Default)]
@@ -58,6 +59,9 @@ pub(super) struct Options {
     pub(super) cq_entries: u32,
     pub(super) limits: crate::engine::Limits,
     pub(super) rails: qp::Config,
+    /// What each uid may have, and how many uids the sessions of an engine are of.
+    pub(super) contract: Contract,
+    pub(super) owners: u32,
     /// Each engine's cards; card i here is joined to card i there.
     pub(super) cards: Vec<SimConfig>,
     /// The cards of the rails between two engines.
@@ -71,6 +75,49 @@ pub(super) struct Options {
     /// Card work takes at most so long, ns.
     pub(super) card_ns: u64,
     pub(super) rates: Rates,
+}
+
+/// How devices are shared: each mode, with narrow windows and wide ones.
+fn draw_policy(random: &mut Random, window_wrs: u32, slice_bytes: u32) -> Policy {
+    let slices = |random: &mut Random| u64::from(slice_bytes) * (1 + random.below(8));
+    let reserve = random.below(4) == 0;
+    let (ops, wrs) = (2 + random.below32(31), 2 + random.below32(31));
+    let card = Bounds { ops, wrs, bytes: u64::from(slice_bytes) + slices(random) };
+    let narrow =
+        Bounds { ops: 1 + random.below32(16), wrs: 1 + random.below32(16), bytes: slices(random) };
+    Policy {
+        mode: random.pick(&[
+            Mode::Weighted,
+            Mode::Weighted,
+            Mode::Strict,
+            Mode::Fifo,
+            Mode::Tent,
+            Mode::Direct,
+        ]),
+        weights: random.pick(&[[4, 2, 1], [1, 1, 1], [64, 7, 3]]),
+        floor_bytes: random.pick(&[0, 64, 512]),
+        min_share: random.pick(&[[0; 3], [0, 10, 10], [0, 250, 250]]),
+        aging_ns: random.pick(&[[0; 2], [0; 2], [20_000, 50_000], [0, 5_000]]),
+        window_ops: 2 + random.below32(window_wrs.max(2)),
+        card,
+        peer: random.pick(&[Bounds::NONE, narrow]),
+        reserve_ops: u32::from(reserve && window_wrs > 1),
+        reserve_bytes: 0,
+        slice_ns: random.pick(&[0, 1_000, 100_000]),
+    }
+}
+
+/// What a uid may have: mostly all, sometimes little.
+fn draw_contract(random: &mut Random, limits: &crate::engine::Limits) -> Contract {
+    let little = |random: &mut Random, bytes: u64| random.pick(&[u64::MAX, u64::MAX, bytes]);
+    let slice_bytes = u64::from(limits.slice_bytes);
+    Contract {
+        ops_max: random.pick(&[limits.records, limits.records, 8]),
+        bytes_max: little(random, 4 * slice_bytes),
+        high_bytes_max: little(random, slice_bytes),
+        weight: 1 + u8::try_from(random.below(64)).unwrap_or(0),
+        ceiling: random.pick(&[Class::High, Class::High, Class::High, Class::Medium, Class::Low]),
+    }
 }
 
 const MS: u64 = 1_000_000;
@@ -92,7 +139,7 @@ impl Options {
             device.caps_max = Caps { sends: 3 + depth / 2, receives: 4, inline_bytes: 16 };
         }
         let (cards, strands) = draw_cards(random, device);
-        let window_ops = 1 + random.below32(32);
+        let window_wrs = 1 + random.below32(32);
         let slice_bytes = random.pick(&[64, 128, 256, 4096]);
         let limits = crate::engine::Limits {
             engine: 0,
@@ -101,13 +148,13 @@ impl Options {
             sessions_max: 8,
             rings_max: 16,
             regions_max: 128,
-            window_ops,
+            window_wrs,
             window_bytes: u64::from(slice_bytes) * (1 + random.below(8)),
             slice_bytes,
             intake_budget: 1 + random.below32(16),
             ring_idle_ns: 100_000,
             cut_off_ns: random.pick(&[MS / 4, 20 * MS]),
-            policy: Policy::STRICT,
+            policy: draw_policy(random, window_wrs, slice_bytes),
         };
         let rails = draw_rails(random, depth, device.limits.message_bytes_max, &limits);
         Self {
@@ -117,6 +164,8 @@ impl Options {
             step_ns: 500 + random.below(1_000),
             sq_entries: random.pick(&[4, 16, 64]),
             cq_entries: random.pick(&[16, 64]),
+            contract: draw_contract(random, &limits),
+            owners: 1 + random.below32(limits.sessions_max),
             limits,
             rails,
             cards,

@@ -90,7 +90,9 @@ impl World {
             self.grounds.push(Ground::new(Arc::clone(&target), rows));
             self.places.push(Land { node: engine, region: ground, memory: target, revoked: false });
             let net = self.net.clone();
-            let place = Place { net, engine, row, own: own.0, memory, ground: ground.0, heap };
+            let ceiling = self.options.contract.ceiling;
+            let (own, ground) = (own.0, ground.0);
+            let place = Place { net, engine, row, own, memory, ground, heap, ceiling };
             self.clients.push(Client::new(place));
         }
         for node in 0..self.options.engines {

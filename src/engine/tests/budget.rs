@@ -10,7 +10,7 @@ use crate::engine::{Limits, RINGS_PER_TURN, STEPS_PER_TURN, Wind};
 use crate::ring::{Memory as _, Word};
 
 const LARGE: Limits =
-    Limits { records: 8192, window_ops: 4, intake_budget: 4096, rings_max: 512, ..LIMITS };
+    Limits { records: 8192, window_wrs: 4, intake_budget: 4096, rings_max: 512, ..LIMITS };
 
 /// Nothing completes by itself, and no turn is audited: there is too much of everything.
 fn held(limits: Limits) -> (Stage, Pair<Script>) {
@@ -193,7 +193,7 @@ fn rings_beyond_a_turns_looks_are_served_in_turn() {
 /// One slice's bytes a turn, so that what is finished is published before the next copy.
 #[test]
 fn the_same_host_fabric_copies_a_slice_a_turn() {
-    let limits = Limits { window_ops: 64, window_bytes: 1 << 20, ..LIMITS };
+    let limits = Limits { window_wrs: 64, window_bytes: 1 << 20, ..LIMITS };
     let mut pair = Pair::new(World::local(limits), 64);
     let sqe = pair.write(0, u32::try_from(REGION_BYTES / 4).unwrap());
     pair.world.push(SENDER, sqe);
@@ -215,7 +215,7 @@ fn the_same_host_fabric_copies_a_slice_a_turn() {
 /// A turn posts no more than the window, however much is queued.
 #[test]
 fn a_turn_posts_at_most_a_window() {
-    let limits = Limits { window_ops: 32, window_bytes: 1 << 20, ..LARGE };
+    let limits = Limits { window_wrs: 32, window_bytes: 1 << 20, ..LARGE };
     let (stage, mut pair) = held(limits);
     let sqe = pair.write(0, 0);
     fill(&mut pair, SENDER, 2_000, sqe);

@@ -18,7 +18,7 @@ const TAKEN_BACK: (i32, u16, u16) = (-errno::ECANCELED, CQE_RETRYABLE, Detail::C
 
 /// One request at a time, and nothing completes by itself.
 pub(super) fn held(entries: u32) -> (Stage, Pair<Script>) {
-    let limits = Limits { window_ops: 1, ..LIMITS };
+    let limits = Limits { window_wrs: 1, ..LIMITS };
     held_under(limits, entries)
 }
 
@@ -248,7 +248,7 @@ fn rule_6_an_op_taken_back_never_reaches_the_fabric() {
 /// further SQEs came, and a CANCEL at the end of a burst was never answered.
 #[test]
 fn a_long_search_ends_by_itself() {
-    let limits = Limits { window_ops: 1, records: 4096, intake_budget: 2048, ..LIMITS };
+    let limits = Limits { window_wrs: 1, records: 4096, intake_budget: 2048, ..LIMITS };
     for by in [CANCEL_BY_USER_DATA, CANCEL_BY_NUMBER] {
         for target in [0, 600, 1_199, 5_000] {
             for in_ring in [true, false] {
@@ -293,7 +293,7 @@ fn a_long_search_ends_by_itself() {
 /// The op that a search stands at leaves; the search goes on with the next.
 #[test]
 fn a_search_survives_the_op_under_its_cursor() {
-    let limits = Limits { window_ops: 4, records: 4096, intake_budget: 2048, ..LIMITS };
+    let limits = Limits { window_wrs: 4, records: 4096, intake_budget: 2048, ..LIMITS };
     for in_ring in [true, false] {
         for leaving in 250..262 {
             let (stage, mut pair) = held_under(limits, 2048);
@@ -331,7 +331,7 @@ fn a_search_survives_the_op_under_its_cursor() {
 /// While a CANCEL searches, its ring's later SQEs wait, and other rings do not.
 #[test]
 fn a_search_holds_its_own_ring_only() {
-    let limits = Limits { window_ops: 1, records: 4096, intake_budget: 2048, ..LIMITS };
+    let limits = Limits { window_wrs: 1, records: 4096, intake_budget: 2048, ..LIMITS };
     let (stage, mut pair) = held_under(limits, 2048);
     for at in 0..1_000 {
         let sqe = pair.write(at * 64, 64);

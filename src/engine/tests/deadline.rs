@@ -24,7 +24,7 @@ fn pass_us(pair: &mut Pair<Script>, us: u64) {
 
 #[test]
 fn a_deadline_in_the_queue_ends_an_op_on_time() {
-    let (stage, mut pair) = held(Limits { window_ops: 1, ..LIMITS });
+    let (stage, mut pair) = held(Limits { window_wrs: 1, ..LIMITS });
     let first = pair.write(0, 64);
     pair.world.push(SENDER, first);
     for us in [20, 10, 30] {
@@ -60,7 +60,7 @@ fn a_deadline_is_kept_by_every_kind_of_op() {
         (Opcode::CmpSwap, false),
     ] {
         for flags in [0, SQE_SKIP_SUCCESS] {
-            let (stage, mut pair) = held(Limits { window_ops: 1, ..LIMITS });
+            let (stage, mut pair) = held(Limits { window_wrs: 1, ..LIMITS });
             let first = pair.write(0, 64);
             pair.world.push(SENDER, first);
             let mut sqe = if list { pair.list(opcode, &pages, 32) } else { pair.op(opcode, 64, 9) };
@@ -84,7 +84,7 @@ fn a_deadline_is_kept_by_every_kind_of_op() {
 
 #[test]
 fn a_deadline_does_not_bind_what_is_posted() {
-    let (stage, mut pair) = held(Limits { window_ops: 1, ..LIMITS });
+    let (stage, mut pair) = held(Limits { window_wrs: 1, ..LIMITS });
     let sqe = Sqe { arg: [5, 0], ..pair.write(0, 600) };
     pair.world.push(SENDER, sqe);
     pass_us(&mut pair, 50);
@@ -96,7 +96,7 @@ fn a_deadline_does_not_bind_what_is_posted() {
 
 #[test]
 fn a_zero_deadline_is_none_and_the_longest_does_not_overflow() {
-    let (stage, mut pair) = held(Limits { window_ops: 1, ..LIMITS });
+    let (stage, mut pair) = held(Limits { window_wrs: 1, ..LIMITS });
     for us in [0, 0, u64::from(u32::MAX)] {
         let sqe = Sqe { arg: [us, 0], ..pair.write(0, 64) };
         pair.world.push(SENDER, sqe);
@@ -115,7 +115,7 @@ fn a_zero_deadline_is_none_and_the_longest_does_not_overflow() {
 /// The sweep passes over all records in a bounded number of turns.
 #[test]
 fn a_deadline_behind_a_blocked_head_is_met_within_a_sweep() {
-    let limits = Limits { records: 2048, window_ops: 1, intake_budget: 64, ..LIMITS };
+    let limits = Limits { records: 2048, window_wrs: 1, intake_budget: 64, ..LIMITS };
     let (stage, mut pair) = held(limits);
     pair.world.audited = false;
     let session = pair.world.clients[SENDER].session;

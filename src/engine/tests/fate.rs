@@ -12,7 +12,7 @@ use crate::engine::Limits;
 use crate::ring::Heap;
 use crate::seeds::{Random, each_seed};
 
-const WIDE: Limits = Limits { window_ops: 8, window_bytes: 4096, ..LIMITS };
+const WIDE: Limits = Limits { window_wrs: 8, window_bytes: 4096, ..LIMITS };
 
 /// A pair whose third ring is watched at every access of the engine.
 fn watched(entries: u32) -> (Stage, Pair<Script>, usize, Watch) {

@@ -77,7 +77,7 @@ fn rule_1_every_impossible_cursor_faults_its_ring_with_a_reason() {
 #[test]
 fn rule_1_the_fate_table_of_a_broken_ring_stays_true() {
     for half_way in [false, true] {
-        let (stage, mut pair) = held(Limits { window_ops: 4, ..LIMITS });
+        let (stage, mut pair) = held(Limits { window_wrs: 4, ..LIMITS });
         let skipped = Sqe { flags: SQE_SKIP_SUCCESS, ..pair.write_as(Class::High, 256, 64) };
         let sqes = [
             (pair.write_as(Class::High, 0, 64), Verdict::Done),
@@ -139,7 +139,7 @@ fn rule_1_the_fate_table_of_a_broken_ring_stays_true() {
 #[test]
 fn rule_1_the_turn_in_which_a_ring_breaks_is_told_in_full() {
     for taken_first in [false, true] {
-        let limits = Limits { window_ops: 4, intake_budget: 64, ..LIMITS };
+        let limits = Limits { window_wrs: 4, intake_budget: 64, ..LIMITS };
         let (stage, mut pair) = held(limits);
         let session = pair.world.clients[SENDER].session;
         let client = pair.world.ring(session, 16, 4);
@@ -200,7 +200,7 @@ fn rule_1_no_verdict_on_a_broken_ring_is_wrong() {
     let counts = std::cell::RefCell::new([0; 3]);
     each_seed(100, |seed| {
         let mut random = Random::new(seed);
-        let limits = Limits { window_ops: 4, intake_budget: 4, ..LIMITS };
+        let limits = Limits { window_wrs: 4, intake_budget: 4, ..LIMITS };
         let (stage, mut pair) = held(limits);
         let session = pair.world.clients[SENDER].session;
         let client = pair.world.ring(session, 16, random.pick(&[4, 16]));
@@ -293,7 +293,7 @@ fn judge(
 #[test]
 fn rule_1_a_broken_ring_is_wound_up_like_any_other() {
     for early in [false, true] {
-        let (stage, mut pair) = held(Limits { window_ops: 1, ..LIMITS });
+        let (stage, mut pair) = held(Limits { window_wrs: 1, ..LIMITS });
         for at in 0..4 {
             let sqe = pair.write(at * 64, 64);
             pair.world.push(SENDER, sqe);

@@ -17,7 +17,7 @@ fn many_small(entries: u32, receives: u32) {
     const IN_FLIGHT: u64 = 512;
     let limits = Limits {
         records: 2048,
-        window_ops: entries,
+        window_wrs: entries,
         window_bytes: 1 << 30,
         slice_bytes: 1 << 16,
         intake_budget: 64,

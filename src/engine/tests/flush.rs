@@ -114,7 +114,7 @@ fn rule_9_flush_ignores_other_regions_arms_and_flushes() {
 /// The scan is bounded a turn, and starts anywhere: many ops, many flushes.
 #[test]
 fn rule_9_flush_in_a_crowd() {
-    let limits = Limits { records: 2048, window_ops: 64, intake_budget: 64, ..LIMITS };
+    let limits = Limits { records: 2048, window_wrs: 64, intake_budget: 64, ..LIMITS };
     let (stage, mut pair) = held(limits);
     pair.world.audited = false;
     let session = pair.world.clients[SENDER].session;
@@ -150,7 +150,7 @@ fn rule_9_flush_in_a_crowd() {
 
 #[test]
 fn rule_9_revoke_refuses_new_ops_and_ends_queued_ones() {
-    let limits = Limits { window_ops: 1, ..LIMITS };
+    let limits = Limits { window_wrs: 1, ..LIMITS };
     let (stage, mut pair) = held(limits);
     for at in 0..3 {
         let sqe = pair.write(at * 64, 64);
@@ -187,7 +187,7 @@ fn rule_9_revoke_refuses_new_ops_and_ends_queued_ones() {
 
 #[test]
 fn rule_9_a_half_posted_op_is_not_posted_further_after_revoke() {
-    let (stage, mut pair) = held(Limits { window_ops: 2, ..LIMITS });
+    let (stage, mut pair) = held(Limits { window_wrs: 2, ..LIMITS });
     let sqe = pair.write(0, 2048);
     pair.world.push(SENDER, sqe);
     pair.world.turn();

@@ -124,7 +124,7 @@ fn a_list_is_copied_once() {
 #[test]
 fn a_list_pool_used_up_is_back_pressure() {
     let stage = Stage::new();
-    let limits = Limits { list_blocks: 64, window_ops: 1, ..LIMITS };
+    let limits = Limits { list_blocks: 64, window_wrs: 1, ..LIMITS };
     let mut pair = Pair::new(World::new(limits, stage.fabric(limits)), 16);
     stage.hold();
     let pages = shuffled(&mut Random::new(1), 1_024, 32);

@@ -28,7 +28,7 @@ fn place(stage: &Stage, offset: u64) -> usize {
 #[test]
 fn a_high_op_overtakes_between_the_slices_of_a_low_one() {
     for moment in 0..62 {
-        let limits = Limits { window_ops: 3, window_bytes: 512, ..LIMITS };
+        let limits = Limits { window_wrs: 3, window_bytes: 512, ..LIMITS };
         let (stage, mut pair) = held(limits);
         let sqe = pair.write_as(Class::Low, 0, 64 * 256);
         pair.world.push(SENDER, sqe);
@@ -55,7 +55,7 @@ fn a_high_op_overtakes_between_the_slices_of_a_low_one() {
 
 #[test]
 fn classes_are_served_strictly_and_in_order_within() {
-    let (stage, mut pair) = held(Limits { window_ops: 1, ..LIMITS });
+    let (stage, mut pair) = held(Limits { window_wrs: 1, ..LIMITS });
     let classes = [3, 0, 1, 2, 3, 1, 0, 2, 1, 3];
     for (at, &class) in (0u64..).zip(&classes) {
         let sqe = Sqe { class, ..pair.write(at * 64, 8) };
@@ -89,7 +89,7 @@ fn a_blocked_head_is_not_passed_by_smaller_ops() {
 
 #[test]
 fn the_window_is_respected_in_ops_and_bytes_and_used_up() {
-    for (window_ops, window_bytes, size, full) in [
+    for (window_wrs, window_bytes, size, full) in [
         (1, 1024, 100, 1),
         (3, 1024, 100, 3),
         (8, 1024, 200, 5),
@@ -99,7 +99,7 @@ fn the_window_is_respected_in_ops_and_bytes_and_used_up() {
         (8, 10, 10, 1),
         (8, 10, 11, 1),
     ] {
-        let (stage, mut pair) = held(Limits { window_ops, window_bytes, ..LIMITS });
+        let (stage, mut pair) = held(Limits { window_wrs, window_bytes, ..LIMITS });
         for at in 0..20 {
             let sqe = pair.write(at * 256, size);
             pair.world.push(SENDER, sqe);
@@ -107,7 +107,7 @@ fn the_window_is_respected_in_ops_and_bytes_and_used_up() {
         pair.world.turn();
         pair.world.turn();
         for left in (0..20usize).rev() {
-            assert_eq!(stage.held(), full.min(left + 1), "{window_ops} {window_bytes} {size}");
+            assert_eq!(stage.held(), full.min(left + 1), "{window_wrs} {window_bytes} {size}");
             assert!(bytes_held(&stage) <= window_bytes || stage.held() == 1);
             stage.complete(0, 0);
             // Credits given back are used in the same turn.
@@ -138,7 +138,7 @@ fn rule_6_no_op_is_refused_for_being_larger_than_a_window() {
 #[test]
 fn slices_cover_an_op_exactly() {
     for bytes in [0, 1, 255, 256, 257, 511, 512, 513, 10_000] {
-        let (stage, mut pair) = held(Limits { window_ops: 64, window_bytes: 1 << 20, ..LIMITS });
+        let (stage, mut pair) = held(Limits { window_wrs: 64, window_bytes: 1 << 20, ..LIMITS });
         let sqe = Sqe { local_offset: 77, remote_offset: 1_111, ..pair.write(0, bytes) };
         pair.world.push(SENDER, sqe);
         pair.world.turn();
@@ -164,7 +164,7 @@ fn slices_cover_an_op_exactly() {
 /// Pages of a list are slices of their own; an urgent op passes between them.
 #[test]
 fn a_high_op_overtakes_between_the_pages_of_a_list() {
-    let (stage, mut pair) = held(Limits { window_ops: 1, ..LIMITS });
+    let (stage, mut pair) = held(Limits { window_wrs: 1, ..LIMITS });
     let pages: Vec<Page> =
         (0..100).map(|at| Page { local_offset: at * 64, remote_offset: at * 64 }).collect();
     let sqe = Sqe { class: Class::Low as u8, ..pair.list(Opcode::Writev, &pages, 64) };
@@ -185,7 +185,7 @@ fn a_high_op_overtakes_between_the_pages_of_a_list() {
 /// Every wait of a head is counted, for the session whose op it was.
 #[test]
 fn defers_are_counted_for_whoever_waits() {
-    let (stage, mut pair) = held(Limits { window_ops: 1, ..LIMITS });
+    let (stage, mut pair) = held(Limits { window_wrs: 1, ..LIMITS });
     for at in 0..2 {
         let sqe = pair.write(at * 64, 8);
         pair.world.push(SENDER, sqe);

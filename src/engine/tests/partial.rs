@@ -11,7 +11,7 @@ use crate::abi::{
 use crate::engine::Limits;
 use crate::fabric::Request;
 
-const WIDE: Limits = Limits { window_ops: 16, window_bytes: 1 << 20, ..LIMITS };
+const WIDE: Limits = Limits { window_wrs: 16, window_bytes: 1 << 20, ..LIMITS };
 
 fn held() -> (Stage, Pair<Script>) {
     let stage = Stage::new();

@@ -9,7 +9,7 @@ use super::world::{LIMITS, Pair, RECEIVER, SENDER, World, arm, cancel, flush, no
 use crate::abi::{
     CANCEL_BY_NUMBER, CQE_FLUSHED, CQE_MAYBE_DONE, Class, Cqe, Detail, Opcode, RecordEntry,
     SQE_SKIP_SUCCESS, Sqe, WAIT_CLASS, WAIT_FABRIC, WAIT_LANE, WAIT_NONE, WAIT_WINDOW_BYTES,
-    WAIT_WINDOW_OPS, errno,
+    WAIT_WINDOW_WRS, errno,
 };
 use crate::engine::{Command, Limits, Reply, Wind};
 use crate::fabric::{DONE_FLUSHED, DONE_MAYBE, Done, Fabric};
@@ -90,7 +90,7 @@ fn an_entry_tells_what_the_cqe_tells_and_how_it_came_to_that() {
 fn what_an_op_lacked_last_outlives_its_post() {
     let narrow = Limits { window_bytes: 300, ..LIMITS };
     for (limits, wait) in
-        [(Limits { window_ops: 1, ..LIMITS }, WAIT_WINDOW_OPS), (narrow, WAIT_WINDOW_BYTES)]
+        [(Limits { window_wrs: 1, ..LIMITS }, WAIT_WINDOW_WRS), (narrow, WAIT_WINDOW_BYTES)]
     {
         let (stage, mut pair) = held_under(limits, 16);
         let kept = Kept::of(&mut pair.world, 0);
@@ -325,14 +325,14 @@ fn what_lacked_nothing_and_waited_says_who_went_before_it() {
     };
     assert_eq!(reason(1), (WAIT_NONE, false, false));
     assert_eq!(reason(4), (WAIT_NONE, false, false), "posted in the turn that took it");
-    assert_eq!(reason(5), (WAIT_WINDOW_OPS, true, true));
+    assert_eq!(reason(5), (WAIT_WINDOW_WRS, true, true));
     assert_eq!(reason(6), (WAIT_LANE, true, false), "it was behind another all the time");
     assert_eq!(reason(7), (WAIT_CLASS, true, false), "first of its lane, behind another class");
 }
 
 #[test]
 fn what_was_never_posted_says_what_it_waited_for() {
-    let (stage, mut pair) = held_under(Limits { window_ops: 1, ..LIMITS }, 16);
+    let (stage, mut pair) = held_under(Limits { window_wrs: 1, ..LIMITS }, 16);
     let kept = Kept::of(&mut pair.world, 0);
     for (at, class) in (0..).zip([Class::Medium, Class::Medium, Class::Medium, Class::Low]) {
         let sqe = pair.write_as(class, at * 512, 64);
@@ -351,7 +351,7 @@ fn what_was_never_posted_says_what_it_waited_for() {
         writes.map(|entry| (u16::from(entry.wait), time_ns(entry.total) > 0)).collect();
     stage.release();
     pair.world.settle();
-    assert_eq!(waits, [(WAIT_CLASS, true), (WAIT_LANE, true), (WAIT_WINDOW_OPS, true)]);
+    assert_eq!(waits, [(WAIT_CLASS, true), (WAIT_LANE, true), (WAIT_WINDOW_WRS, true)]);
 }
 
 /// A device that does not take what it is offered is a reason, too.

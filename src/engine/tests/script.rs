@@ -87,8 +87,8 @@ impl Stage {
 
     /// A fabric on this stage.
     pub(super) fn fabric(&self, limits: EngineLimits) -> Script {
-        let local = Local::new(limits.regions_max, limits.window_ops, limits.slice_bytes);
-        Script { stage: self.clone(), local, depth: limits.window_ops }
+        let local = Local::new(limits.regions_max, limits.window_wrs, limits.slice_bytes);
+        Script { stage: self.clone(), local, depth: limits.window_wrs }
     }
 
     pub(super) fn plan(&self) -> RefMut<'_, Plan> {

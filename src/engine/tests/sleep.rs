@@ -192,7 +192,7 @@ fn rule_5_one_bell_is_enough_for_a_fenceless_burst() {
 #[test]
 fn rule_5_no_ring_sleeps_in_the_middle_of_a_search() {
     let stage = Stage::new();
-    let limits = Limits { records: 2048, window_ops: 1, intake_budget: 2048, ..IDLE };
+    let limits = Limits { records: 2048, window_wrs: 1, intake_budget: 2048, ..IDLE };
     let mut pair = Pair::new(World::new(limits, stage.fabric(limits)), 1024);
     let target = pair.target;
     for _ in 0..900 {

@@ -73,7 +73,7 @@ fn listened(limits: Limits, test: impl FnOnce(&Ear, Stage, Pair<Script>)) {
 
 #[test]
 fn each_op_tells_once_that_it_has_started_and_why_not_before() {
-    listened(Limits { window_ops: 1, ..LIMITS }, |ear, stage, mut pair| {
+    listened(Limits { window_wrs: 1, ..LIMITS }, |ear, stage, mut pair| {
         // Three slices, one at a time.
         let first = pair.write_as(Class::Medium, 0, 600);
         pair.world.push(SENDER, first);
@@ -105,7 +105,7 @@ fn each_op_tells_once_that_it_has_started_and_why_not_before() {
         pair.world.turn();
         let [event] = &ear.heard()[..] else { panic!("one event") };
         has(event, "class", "high");
-        has(event, "wait", "window_ops");
+        has(event, "wait", "window_wrs");
         has(event, "queued_ns", &(5 * STEP_NS).to_string());
         assert_ne!(event["defers"], "0");
         stage.release();

@@ -34,7 +34,7 @@ impl Stream {
         let mut random = Random::new(seed);
         let limits = Limits {
             records: random.pick(&[24, 128]),
-            window_ops: 1 + random.below32(8),
+            window_wrs: 1 + random.below32(8),
             window_bytes: random.pick(&[100, 700, 4096]),
             slice_bytes: random.pick(&[64, 256, 1000]),
             intake_budget: random.pick(&[1, 8, 64]),

@@ -75,7 +75,7 @@ impl Two {
         let net = Net::new();
         let sides = [0; 2].map(|_| {
             let (provider, control) = net.device(SimConfig::DEFAULT, config.completions());
-            let local = Local::new(limits.regions_max, limits.window_ops, limits.slice_bytes);
+            let local = Local::new(limits.regions_max, limits.window_wrs, limits.slice_bytes);
             let fabric = Pair::new(local, Some(Rails::new(provider, config)));
             (World::new(limits, fabric), control)
         });

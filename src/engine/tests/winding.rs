@@ -38,7 +38,7 @@ fn load(pair: &mut Pair<Script>) {
 
 #[test]
 fn f17_a_ring_wound_up_by_cancel_ends_ops_in_every_state() {
-    let (stage, mut pair) = held(Limits { window_ops: 2, ..LIMITS });
+    let (stage, mut pair) = held(Limits { window_wrs: 2, ..LIMITS });
     load(&mut pair);
     assert_eq!(stage.held(), 2);
     let token = pair.world.wind(SENDER, Wind::Cancel);
@@ -76,7 +76,7 @@ fn f17_a_ring_wound_up_by_cancel_ends_ops_in_every_state() {
 
 #[test]
 fn a_ring_wound_up_by_draining_finishes_what_it_took() {
-    let (stage, mut pair) = held(Limits { window_ops: 2, ..LIMITS });
+    let (stage, mut pair) = held(Limits { window_wrs: 2, ..LIMITS });
     load(&mut pair);
     let token = pair.world.wind(SENDER, Wind::Drain);
     pair.world.turn();
@@ -96,7 +96,7 @@ fn a_ring_wound_up_by_draining_finishes_what_it_took() {
 /// A drain that takes too long is followed by a cancel; the first command is answered, too.
 #[test]
 fn a_drain_can_be_hurried() {
-    let (stage, mut pair) = held(Limits { window_ops: 1, ..LIMITS });
+    let (stage, mut pair) = held(Limits { window_wrs: 1, ..LIMITS });
     for at in 0..5 {
         let sqe = pair.write(at * 64, 64);
         pair.world.push(SENDER, sqe);
@@ -128,7 +128,7 @@ fn a_drain_can_be_hurried() {
 fn a_long_ring_is_wound_up_with_everything_in_motion() {
     for mode in [Wind::Cancel, Wind::Drain] {
         for leaving in 250..262 {
-            let limits = Limits { records: 2048, window_ops: 4, intake_budget: 2048, ..LIMITS };
+            let limits = Limits { records: 2048, window_wrs: 4, intake_budget: 2048, ..LIMITS };
             let stage = Stage::new();
             let mut pair = Pair::new(World::new(limits, stage.fabric(limits)), 1024);
             stage.hold();
@@ -162,7 +162,7 @@ fn a_long_ring_is_wound_up_with_everything_in_motion() {
 
 #[test]
 fn a_region_taken_back_under_load_ends_importers_ops() {
-    let (stage, mut pair) = held(Limits { window_ops: 1, ..LIMITS });
+    let (stage, mut pair) = held(Limits { window_wrs: 1, ..LIMITS });
     for at in 0..4 {
         let sqe = pair.write(at * 64, 64);
         pair.world.push(SENDER, sqe);
@@ -194,7 +194,7 @@ fn a_region_taken_back_under_load_ends_importers_ops() {
 #[test]
 fn an_own_region_and_an_import_are_free_when_their_ops_are_over() {
     for import in [false, true] {
-        let (stage, mut pair) = held(Limits { window_ops: 1, ..LIMITS });
+        let (stage, mut pair) = held(Limits { window_wrs: 1, ..LIMITS });
         for at in 0..3 {
             let sqe = pair.write(at * 64, 64);
             pair.world.push(SENDER, sqe);
@@ -226,7 +226,7 @@ fn an_own_region_and_an_import_are_free_when_their_ops_are_over() {
 /// A session leaves with everything under way, and what it had goes to the next one.
 #[test]
 fn a_session_that_left_leaves_nothing() {
-    let (stage, mut pair) = held(Limits { window_ops: 2, ..LIMITS });
+    let (stage, mut pair) = held(Limits { window_wrs: 2, ..LIMITS });
     let receiver = pair.world.clients[RECEIVER].session;
     let back = pair.world.import(receiver, pair.near);
     for round in 0..3 {

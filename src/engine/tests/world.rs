@@ -28,7 +28,7 @@ pub(super) const LIMITS: Limits = Limits {
     sessions_max: 4,
     rings_max: 8,
     regions_max: 64,
-    window_ops: 4,
+    window_wrs: 4,
     window_bytes: 1024,
     slice_bytes: 256,
     intake_budget: 8,
@@ -91,7 +91,7 @@ pub(super) struct World<F: Fabric> {
 impl World<Local> {
     /// A world over the real same-host fabric.
     pub(super) fn local(limits: Limits) -> Self {
-        let depth = limits.window_ops;
+        let depth = limits.window_wrs;
         Self::new(limits, Local::new(limits.regions_max, depth, limits.slice_bytes))
     }
 }
@@ -348,7 +348,7 @@ where
     pub(super) fn expect_rest(&self) {
         let engine = &self.engine;
         assert_eq!(engine.ledger.open_count(), 0, "open records");
-        assert_eq!((engine.window.ops(), engine.window.bytes()), (0, 0), "credits");
+        assert_eq!((engine.window.wrs(), engine.window.bytes()), (0, 0), "credits");
         assert!(engine.posts.at_rest(), "places of posts");
         assert_eq!(engine.pages.free_count(), engine.limits.list_blocks, "page blocks");
         assert!(engine.regions.iter().all(super::super::tables::Region::idle), "references");
@@ -358,7 +358,7 @@ where
                 engine.abroad.lanes(rail).iter().all(|(lanes, _)| lanes.is_empty()),
                 "rail {rail}"
             );
-            assert_eq!(engine.abroad.window(rail).ops(), 0, "credits of rail {rail}");
+            assert_eq!(engine.abroad.peer_window(rail).wrs(), 0, "credits of rail {rail}");
         }
         assert_eq!(engine.deadlines, 0);
         for ring in engine.rings.iter().flatten().filter(|ring| !ring.faulted) {

@@ -500,6 +500,10 @@ impl<P: Provider> Fabric for Rails<P> {
         self.config.depth
     }
 
+    fn card_of(&self, rail: u16) -> u8 {
+        self.rails.get(usize::from(rail)).map_or(0, |rail| rail.card)
+    }
+
     fn set_home(&mut self, region: u32, memory: Memory) {
         if let Some(Some(place)) = self.regions.get_mut(region as usize) {
             place.set_home(memory);

@@ -1,0 +1,204 @@
+//! `weighted` and `strict`: turns of classes, and within a class a fair tree of flows.
+
+use crate::abi::{Class, WAIT_CAP, WAIT_CLASS, WAIT_LANE, WAIT_NONE, WAIT_TURN};
+use crate::ids::SessionId;
+use crate::ledger::{Ledger, NIL};
+
+use super::Policy;
+use super::flows::{Extent, Flows, LANES, class_of, high_of};
+use super::owners::Owners;
+use super::scheduler::{Place, Shape};
+use super::tree::Tree;
+use super::turns::Turns;
+
+/// The schedulers that have classes and flows.
+#[derive(Debug)]
+pub(super) struct Fair {
+    turns: Turns,
+    tree: Tree,
+    pub(super) flows: Flows,
+    lines: u32,
+    /// A request costs at least so many bytes.
+    floor: u32,
+    /// By line: the first and the last flow parked for it.
+    parked: Box<[[u32; 2]]>,
+    parked_lines: u64,
+}
+
+impl Fair {
+    pub(super) fn new(policy: &Policy, shape: Shape) -> Self {
+        let (sessions, lines) = (shape.sessions, u32::from(shape.peers));
+        let extent = Extent { lanes: LANES, sessions, lines };
+        let floor = policy.floor_bytes.max(1);
+        Self {
+            turns: Turns::new(policy, shape.window_bytes),
+            tree: Tree::new(extent, floor),
+            flows: Flows::new(extent, policy.aging_ns != [0; 2]),
+            lines,
+            floor,
+            parked: vec![[NIL; 2]; lines as usize].into(),
+            parked_lines: 0,
+        }
+    }
+
+    pub(super) fn adopt(&mut self, session: SessionId, owner: u32, weight: u8, capped: bool) {
+        self.tree.adopt(session.0, owner, weight);
+        self.cap(owner, capped);
+    }
+
+    #[inline]
+    pub(super) fn push(&mut self, ledger: &mut Ledger, slot: u32) -> bool {
+        let flow = self.flows.of(&ledger[slot]);
+        let idle = self.flows.push(ledger, slot, flow, false);
+        if idle {
+            self.tree.enter(class_of(&ledger[slot]), flow);
+        }
+        idle
+    }
+
+    pub(super) fn push_front(&mut self, ledger: &mut Ledger, slot: u32) {
+        let flow = self.flows.of(&ledger[slot]);
+        self.flows.push(ledger, slot, flow, true);
+        self.tree.enter_first(class_of(&ledger[slot]), flow);
+    }
+
+    #[inline]
+    pub(super) fn remove(&mut self, ledger: &mut Ledger, slot: u32) {
+        let flow = self.flows.of(&ledger[slot]);
+        if self.flows.remove(ledger, slot, flow) {
+            if self.tree.is_held(flow) {
+                self.unlist(flow);
+            }
+            self.tree.leave(class_of(&ledger[slot]), flow);
+        }
+    }
+
+    #[inline]
+    pub(super) fn class(&mut self, elsewhere: u8) -> Option<Class> {
+        self.turns.pick(self.tree.ready() | elsewhere).map(|class| Class::ALL[class])
+    }
+
+    #[inline]
+    pub(super) fn first_of(&self, ledger: &Ledger, class: Class) -> Option<u32> {
+        self.tree.first(class.index()).map(|flow| self.flows.head(ledger, flow))
+    }
+
+    #[inline]
+    fn cost(&self, bytes: u32) -> u32 {
+        bytes.max(self.floor)
+    }
+
+    #[inline]
+    pub(super) fn charge(&mut self, ledger: &Ledger, slot: u32, bytes: u32) {
+        let (record, cost) = (&ledger[slot], self.cost(bytes));
+        let class = class_of(record);
+        self.turns.charge(class, cost);
+        self.tree.charge(class, self.flows.of(record), cost);
+    }
+
+    #[inline]
+    pub(super) fn charge_aside(&mut self, ledger: &Ledger, slot: u32, bytes: u32) {
+        self.turns.charge(class_of(&ledger[slot]), self.cost(bytes));
+    }
+
+    pub(super) fn refund(&mut self, ledger: &Ledger, slot: u32, bytes: u32) {
+        let cost = self.cost(bytes);
+        self.turns.refund(class_of(&ledger[slot]), cost);
+        self.tree.refund(class_of(&ledger[slot]), self.flows.of(&ledger[slot]), cost);
+    }
+
+    pub(super) fn beside(
+        &self,
+        ledger: &Ledger,
+        slot: u32,
+        room_bytes: u64,
+        slice_bytes: u32,
+    ) -> Option<u32> {
+        let blocked = class_of(&ledger[slot]);
+        let others = (0..3).filter(|&class| class != blocked);
+        let fits = |slot: &u32| {
+            let record = &ledger[*slot];
+            let rest = record.op.bytes.saturating_sub(record.cursor);
+            u64::from(rest.min(slice_bytes)) <= room_bytes
+        };
+        others.filter_map(|class| self.first_of(ledger, Class::ALL[class])).find(fits)
+    }
+
+    pub(super) fn park(&mut self, ledger: &Ledger, slot: u32) {
+        let flow = self.flows.of(&ledger[slot]);
+        if self.tree.is_held(flow) {
+            return;
+        }
+        self.tree.hold(class_of(&ledger[slot]), flow, true);
+        let line = self.line(flow);
+        let last = self.parked[line][1];
+        let (next, previous) = self.tree.links(flow);
+        (*next, *previous) = (NIL, last);
+        self.parked[line][1] = flow;
+        if last == NIL {
+            self.parked[line][0] = flow;
+            self.parked_lines |= 1 << line;
+        } else {
+            *self.tree.links(last).0 = flow;
+        }
+    }
+
+    fn line(&self, flow: u32) -> usize {
+        (flow % self.lines) as usize
+    }
+
+    /// Takes a flow off the list of those parked for its line.
+    fn unlist(&mut self, flow: u32) {
+        let line = self.line(flow);
+        let (next, previous) = self.tree.links(flow);
+        let (next, previous) = (std::mem::replace(next, NIL), std::mem::replace(previous, NIL));
+        match previous {
+            NIL => self.parked[line][0] = next,
+            _ => *self.tree.links(previous).0 = next,
+        }
+        match next {
+            NIL => self.parked[line][1] = previous,
+            _ => *self.tree.links(next).1 = previous,
+        }
+        self.parked_lines &= !(u64::from(self.parked[line][0] == NIL) << line);
+    }
+
+    pub(super) fn unpark(&mut self, line: u16) {
+        while let Some(&[flow, _]) = self.parked.get(usize::from(line))
+            && flow != NIL
+        {
+            self.unlist(flow);
+            self.tree.hold(self.flows.class(flow), flow, false);
+        }
+    }
+
+    pub(super) fn parked(&self) -> u64 {
+        self.parked_lines
+    }
+
+    pub(super) fn cap(&mut self, owner: u32, capped: bool) {
+        self.tree.cap(owner, capped);
+    }
+
+    pub(super) fn place(&self, ledger: &Ledger, owners: &Owners, slot: u32, most: u32) -> Place {
+        let record = &ledger[slot];
+        let flow = self.flows.of(record);
+        let ahead = self.flows.ahead(ledger, slot, most);
+        let first = ahead == 0;
+        let class = self.turns.choose();
+        let wait = if !first {
+            WAIT_LANE
+        } else if self.tree.is_held(flow) {
+            record.wait
+        } else if high_of(record).is_some_and(|session| owners.is_capped(session)) {
+            WAIT_CAP
+        } else if !self.tree.is_first(class_of(record), flow) {
+            WAIT_TURN
+        } else if class.is_some_and(|class| class != class_of(record)) {
+            WAIT_CLASS
+        } else {
+            WAIT_NONE
+        };
+        Place { ahead, first, wait, flows: self.flows.in_lane(record) }
+    }
+}

@@ -1,0 +1,412 @@
+//! Who goes next within a class: surplus round robin over origins, their owners, the owners'
+//! sessions, and their peers.
+//!
+//! The children of a node that have something to serve stand in a ring, whose first is served until
+//! its balance is used up; then it gets a quantum and goes to the end. The quantum of a ring is the
+//! largest cost that was charged in it since it had nothing, so one quantum always suffices. What
+//! is parked, or capped, is not in its ring, but keeps its balance; what has no ops forgets it.
+//!
+//! **Invariants**: a node is in its parent's ring if and only if something under it can be served;
+//! a balance in a ring is above 0 and at most a quantum times its weight.
+
+use crate::ledger::NIL;
+
+use super::flows::{Extent, LANES};
+use super::solo::Solo;
+
+/// Where a node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// It has no ops.
+    Out,
+    /// It has, but they cannot be served.
+    Kept,
+    /// In its parent's ring.
+    Ring,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Node {
+    next: u32,
+    previous: u32,
+    parent: u32,
+    /// The first of its ring, or [`NIL`].
+    first: u32,
+    /// Of its ring, in bytes.
+    quantum: u32,
+    /// Children that are [`Place::Kept`].
+    kept: u32,
+    /// Bytes it may still go.
+    balance: i64,
+    /// Its quanta in its parent's ring.
+    weight: u8,
+    place: Place,
+    /// It is parked, or capped.
+    held: bool,
+}
+
+/// The trees of all three classes.
+#[derive(Debug)]
+pub(super) struct Tree {
+    nodes: Box<[Node]>,
+    sessions: u32,
+    /// The node of flow 0; those below are inner nodes.
+    leaves: u32,
+    /// The least quantum.
+    floor: u32,
+    /// Classes that have something to serve, a bit each.
+    ready: u8,
+    /// By class: its one flow, while the tree of that class is not in use.
+    solo: [Solo; CLASSES as usize],
+    /// Owners that are capped.
+    capped: u32,
+}
+
+/// Nodes of classes, one each, then those of lanes.
+const CLASSES: u32 = 3;
+const OWNERS: u32 = CLASSES + LANES;
+
+impl Tree {
+    pub(super) fn new(Extent { sessions, lines, .. }: Extent, floor: u32) -> Self {
+        let blank = Node {
+            next: NIL,
+            previous: NIL,
+            parent: NIL,
+            first: NIL,
+            quantum: floor,
+            kept: 0,
+            balance: 0,
+            weight: 1,
+            place: Place::Out,
+            held: false,
+        };
+        let (owners, sessions_from) = (OWNERS, OWNERS + LANES * sessions);
+        let inner = if lines == 1 { sessions_from } else { sessions_from + LANES * sessions };
+        let count = inner + LANES * sessions * lines;
+        let parent = |node: u32| match node {
+            0..CLASSES => NIL,
+            CLASSES..OWNERS => (node - CLASSES) / 2,
+            _ if node < sessions_from => CLASSES + (node - owners) / sessions,
+            // Until it is adopted, a session is its own owner's.
+            _ if node < sessions_from + LANES * sessions => node - LANES * sessions,
+            _ => sessions_from + (node - inner) / lines,
+        };
+        let nodes = (0..count).map(|node| Node { parent: parent(node), ..blank }).collect();
+        let solo = [Solo::NONE; CLASSES as usize];
+        Self { nodes, sessions, leaves: inner, floor, ready: 0, solo, capped: 0 }
+    }
+
+    /// Puts a session, which has no ops, under an owner.
+    pub(super) fn adopt(&mut self, session: u32, owner: u32, weight: u8) {
+        for lane in 0..LANES {
+            self.unfold(lane as usize / 2);
+            let above = OWNERS + lane * self.sessions + owner;
+            let node = OWNERS + (LANES + lane) * self.sessions + session;
+            assert!(self.at(node).place == Place::Out, "adopted a session that has ops");
+            self.at_mut(node).parent = above;
+            self.at_mut(above).weight = weight.max(1);
+        }
+    }
+
+    #[inline]
+    fn at(&self, node: u32) -> &Node {
+        &self.nodes[node as usize]
+    }
+
+    #[inline]
+    fn at_mut(&mut self, node: u32) -> &mut Node {
+        &mut self.nodes[node as usize]
+    }
+
+    /// Classes that have something to serve, a bit each.
+    #[inline]
+    pub(super) fn ready(&self) -> u8 {
+        self.ready
+    }
+
+    /// The flow of a class to serve next.
+    #[inline]
+    pub(super) fn first(&self, class: usize) -> Option<u32> {
+        if self.ready >> class & 1 == 0 {
+            return None;
+        }
+        if self.solo[class].flow() != NIL {
+            return Some(self.solo[class].flow());
+        }
+        let mut node = self.nodes[class].first;
+        while node < self.leaves {
+            node = self.at(node).first;
+        }
+        Some(node - self.leaves)
+    }
+
+    /// True if a flow is that to serve next of its class.
+    pub(super) fn is_first(&self, class: usize, flow: u32) -> bool {
+        if self.solo[class].flow() != NIL {
+            return self.solo[class].flow() == flow;
+        }
+        let mut node = self.leaves + flow;
+        while self.at(node).parent != NIL {
+            let parent = self.at(node).parent;
+            if self.at(parent).first != node {
+                return false;
+            }
+            node = parent;
+        }
+        true
+    }
+
+    /// True if a class has no flows, and may have one without its tree.
+    #[inline]
+    fn is_vacant(&self, class: usize) -> bool {
+        self.solo[class].flow() == NIL
+            && self.nodes[class].place == Place::Out
+            && (class > 0 || self.capped == 0)
+    }
+
+    /// A flow of a class got its first op.
+    #[inline]
+    pub(super) fn enter(&mut self, class: usize, flow: u32) {
+        if self.is_vacant(class) {
+            self.solo[class] = Solo::new(flow, self.floor);
+            self.ready |= 1 << class;
+            return;
+        }
+        self.unfold(class);
+        self.settle(self.leaves + flow, true, false);
+    }
+
+    /// A flow, whose first op is back, is in turn again.
+    pub(super) fn enter_first(&mut self, class: usize, flow: u32) {
+        if self.solo[class].flow() == flow || self.is_vacant(class) {
+            return self.enter_alone(class, flow);
+        }
+        self.unfold(class);
+        let mut node = self.leaves + flow;
+        self.settle(node, true, true);
+        while node >= CLASSES && self.at(node).place == Place::Ring {
+            let parent = self.at(node).parent;
+            if self.at(parent).first != node {
+                self.unlink(node, parent);
+                self.link(node, parent, true);
+            }
+            node = parent;
+        }
+    }
+
+    fn enter_alone(&mut self, class: usize, flow: u32) {
+        if self.solo[class].flow() == NIL {
+            self.enter(class, flow);
+        }
+    }
+
+    /// Brings the tree of a class to where it would be if its one flow had used it.
+    #[inline]
+    fn unfold(&mut self, class: usize) {
+        if self.solo[class].flow() != NIL {
+            self.unfold_one(class);
+        }
+    }
+
+    fn unfold_one(&mut self, class: usize) {
+        let solo = std::mem::replace(&mut self.solo[class], Solo::NONE);
+        let mut node = self.leaves + solo.flow();
+        self.settle(node, true, false);
+        while self.at(node).parent != NIL {
+            let at = self.at_mut(node);
+            at.balance = solo.balance(at.weight).cast_signed();
+            node = at.parent;
+            self.at_mut(node).quantum = solo.quantum();
+        }
+    }
+
+    /// A flow of a class lost its last op.
+    #[inline]
+    pub(super) fn leave(&mut self, class: usize, flow: u32) {
+        if self.solo[class].flow() == flow {
+            self.solo[class] = Solo::NONE;
+            self.ready &= !(1 << class);
+            return;
+        }
+        let leaf = self.leaves + flow;
+        self.at_mut(leaf).held = false;
+        self.settle(leaf, false, false);
+    }
+
+    /// A flow that has ops leaves the turn, or comes back.
+    pub(super) fn hold(&mut self, class: usize, flow: u32, held: bool) {
+        self.unfold(class);
+        let leaf = self.leaves + flow;
+        self.at_mut(leaf).held = held;
+        self.settle(leaf, true, false);
+    }
+
+    /// True if a flow has left the turn.
+    pub(super) fn is_held(&self, flow: u32) -> bool {
+        self.at(self.leaves + flow).held
+    }
+
+    /// All that an owner has of class high leaves the turn, or comes back.
+    pub(super) fn cap(&mut self, owner: u32, capped: bool) {
+        self.unfold(0);
+        let was = self.at(OWNERS + owner).held;
+        self.capped = self.capped + u32::from(capped) - u32::from(was);
+        for lane in 0..2 {
+            let node = OWNERS + lane * self.sessions + owner;
+            self.at_mut(node).held = capped;
+            self.settle(node, false, false);
+        }
+    }
+
+    /// Links of a flow that is held, for a list of such.
+    pub(super) fn links(&mut self, flow: u32) -> (&mut u32, &mut u32) {
+        let node = &mut self.nodes[(self.leaves + flow) as usize];
+        debug_assert!(node.held);
+        (&mut node.next, &mut node.previous)
+    }
+
+    /// Brings a node to where it belongs, and then those above it; `has_ops` of a leaf.
+    #[inline]
+    fn settle(&mut self, mut node: u32, mut has_ops: bool, front: bool) {
+        loop {
+            let at = self.at(node);
+            let can_go = if node < self.leaves { at.first != NIL } else { has_ops };
+            has_ops = can_go || at.kept > 0;
+            let (from, parent) = (at.place, at.parent);
+            let to = match has_ops {
+                false => Place::Out,
+                true if can_go && !at.held => Place::Ring,
+                true => Place::Kept,
+            };
+            if parent == NIL {
+                self.ready = self.ready & !(1 << node) | u8::from(can_go) << node;
+            }
+            if to == Place::Out {
+                let floor = self.floor;
+                self.at_mut(node).quantum = floor;
+            }
+            if parent == NIL || from == to {
+                self.at_mut(node).place = to;
+                return;
+            }
+            self.change(node, parent, (from, to), front);
+            node = parent;
+        }
+    }
+
+    #[inline]
+    fn change(&mut self, node: u32, parent: u32, (from, to): (Place, Place), front: bool) {
+        match from {
+            Place::Out => {
+                let quantum = self.at(parent).quantum;
+                let node = self.at_mut(node);
+                node.balance = i64::from(quantum) * i64::from(node.weight);
+            }
+            Place::Kept => self.at_mut(parent).kept -= 1,
+            Place::Ring => self.unlink(node, parent),
+        }
+        match to {
+            Place::Out => {}
+            Place::Kept => self.at_mut(parent).kept += 1,
+            Place::Ring => self.link(node, parent, front),
+        }
+        self.at_mut(node).place = to;
+    }
+
+    /// Puts a node at the end of its parent's ring, or at the front.
+    #[inline]
+    fn link(&mut self, node: u32, parent: u32, front: bool) {
+        let first = self.at(parent).first;
+        if first == NIL {
+            (self.at_mut(node).next, self.at_mut(node).previous) = (node, node);
+            self.at_mut(parent).first = node;
+            return;
+        }
+        let last = self.at(first).previous;
+        (self.at_mut(node).next, self.at_mut(node).previous) = (first, last);
+        self.at_mut(last).next = node;
+        self.at_mut(first).previous = node;
+        if front {
+            self.at_mut(parent).first = node;
+        }
+    }
+
+    #[inline]
+    fn unlink(&mut self, node: u32, parent: u32) {
+        let Node { next, previous, .. } = *self.at(node);
+        self.at_mut(previous).next = next;
+        self.at_mut(next).previous = previous;
+        if self.at(parent).first == node {
+            self.at_mut(parent).first = if next == node { NIL } else { next };
+        }
+    }
+
+    /// A flow was served.
+    #[inline]
+    pub(super) fn charge(&mut self, class: usize, flow: u32, cost: u32) {
+        if self.solo[class].flow() == flow {
+            if !self.solo[class].charge(cost) {
+                self.raise(class, cost);
+            }
+            return;
+        }
+        let mut node = self.leaves + flow;
+        loop {
+            let parent = self.at(node).parent;
+            if parent == NIL {
+                return;
+            }
+            let above = self.at_mut(parent);
+            above.quantum = above.quantum.max(cost);
+            let quantum = i64::from(above.quantum);
+            let at = self.at_mut(node);
+            at.balance -= i64::from(cost);
+            if at.balance <= 0 {
+                at.balance += quantum * i64::from(at.weight);
+                if at.place == Place::Ring {
+                    self.rotate(node, parent);
+                }
+            }
+            node = parent;
+        }
+    }
+
+    /// The one flow of a class was charged more than ever.
+    #[cold]
+    fn raise(&mut self, class: usize, cost: u32) {
+        let mut node = self.leaves + self.solo[class].flow();
+        while node >= OWNERS + LANES * self.sessions {
+            node = self.at(node).parent;
+        }
+        let weight = self.at(node).weight;
+        self.solo[class].raise(cost, weight);
+    }
+
+    /// Brings a node of a ring to its end.
+    #[inline]
+    fn rotate(&mut self, node: u32, parent: u32) {
+        let next = self.at(node).next;
+        if self.at(parent).first == node {
+            self.at_mut(parent).first = next;
+        } else {
+            self.unlink(node, parent);
+            self.link(node, parent, false);
+        }
+    }
+
+    /// What a flow was charged did not happen. What has no ops left has forgotten it.
+    pub(super) fn refund(&mut self, class: usize, flow: u32, cost: u32) {
+        self.unfold(class);
+        let mut node = self.leaves + flow;
+        while self.at(node).parent != NIL {
+            let parent = self.at(node).parent;
+            let quantum = i64::from(self.at(parent).quantum);
+            let at = self.at_mut(node);
+            let most = quantum * i64::from(at.weight);
+            if at.place != Place::Out {
+                at.balance = at.balance.max(most.min(at.balance + i64::from(cost)));
+            }
+            node = parent;
+        }
+    }
+}

@@ -60,7 +60,9 @@ fn a_rail_whose_depth_is_used_up_is_named_with_its_depth() {
 
 #[test]
 fn a_rails_window_is_told_with_its_bytes() {
-    let (mut two, ids) = joined(LIMITS, 1);
+    let card = Bounds { bytes: 1024, ..Bounds::NONE };
+    let policy = Policy { card, ..LIMITS.policy };
+    let (mut two, ids) = joined(Limits { policy, ..LIMITS }, 1);
     slow(&two, 1);
     let big = two.push(0, transfer(Opcode::Write, ids, 0, 2000));
     let next = two.push(0, transfer(Opcode::Write, ids, 4096, 100));

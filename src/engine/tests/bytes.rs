@@ -12,7 +12,7 @@ use crate::ring::Word;
 
 /// A pair of which the sender's uid may have so many bytes in flight; nothing completes by itself.
 fn bounded(bytes_max: u64) -> (Stage, Pair<Script>) {
-    let limits = Limits { window_ops: 64, window_bytes: 1 << 20, slice_bytes: 1 << 20, ..LIMITS };
+    let limits = Limits { window_wrs: 64, window_bytes: 1 << 20, slice_bytes: 1 << 20, ..LIMITS };
     let stage = Stage::new();
     let mut pair = Pair::new(World::new(limits, stage.fabric(limits)), 16);
     pair.world.engine.owners[0].bytes_max = bytes_max;

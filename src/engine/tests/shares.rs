@@ -91,8 +91,7 @@ impl Stage {
     fn new(limits: Limits, owners: &[u32]) -> Self {
         let clock = Rc::new(Cell::new(0));
         let depth = limits.window_wrs;
-        let fabric =
-            Paced { clock: Rc::clone(&clock), flying: VecDeque::new(), depth, free_ns: 0 };
+        let fabric = Paced { clock: Rc::clone(&clock), flying: VecDeque::new(), depth, free_ns: 0 };
         let mut world = World::new(limits, fabric);
         world.audited = false;
         let clients = (0..).zip(owners).map(|(session, &owner)| {

@@ -12,6 +12,7 @@ use crate::engine::{Limits, Why};
 use crate::fabric::qp::{News, RailState, Told};
 use crate::fabric::{Room, Stop};
 use crate::ids::RegionId;
+use crate::sched::{Bounds, Policy};
 
 /// Rails 1 and 2 to one place.
 const BOTH: u64 = 0b110;

@@ -180,7 +180,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             WAIT_WINDOW_OPS | WAIT_WINDOW_WRS | WAIT_WINDOW_BYTES => {
                 let window = |rail: u16| &self.abroad.card_of(rail).window;
                 let rail = each_bit(set).find(|rail| window(*rail).admits(ask) == Err(wait));
-                rail.map_or(Lack::default(), |rail| Lack {
+                rail.map_or_else(Lack::default, |rail| Lack {
                     rail: Some(rail),
                     ..Lack::in_window(window(rail), wait, bytes)
                 })
@@ -192,7 +192,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             }
             WAIT_RAIL => {
                 let full = |rail: &u16| self.fabric.room(*rail).stop == Some(Stop::Depth);
-                each_bit(set).find(full).map_or(Lack::default(), |rail| {
+                each_bit(set).find(full).map_or_else(Lack::default, |rail| {
                     let depth = self.fabric.depth_of(rail);
                     Lack { rail: Some(rail), ..Lack::of(self.abroad.flying_on(rail), depth, 1_u32) }
                 })

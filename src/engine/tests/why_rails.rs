@@ -60,7 +60,7 @@ fn a_rail_whose_depth_is_used_up_is_named_with_its_depth() {
 }
 
 #[test]
-fn a_rails_window_is_told_with_its_bytes() {
+fn a_cards_window_is_told_with_its_bytes() {
     let card = Bounds { bytes: 1024, ..Bounds::NONE };
     let policy = Policy { card, ..LIMITS.policy };
     let (mut two, ids) = joined(Limits { policy, ..LIMITS }, 1);

@@ -19,7 +19,7 @@ use verbring::fabric::{Done, Fabric, Request};
 use verbring::ids::{RegionId, RingId, SessionId};
 use verbring::ring::{ClientEnd, EngineEnd, Heap};
 use verbring::sched::{Contract, Policy};
-use verbring::telemetry::Recorder;
+use verbring::telemetry::{Page as Telemetry, Recorder};
 
 #[global_allocator]
 static ALLOCATOR: AllocProfiler = AllocProfiler::system();
@@ -105,6 +105,14 @@ impl World {
         world
     }
 
+    /// An engine that copies what it counts to a telemetry page.
+    fn watched() -> Self {
+        let mut world = Self::new();
+        let (page, _lines) = Telemetry::on_heap(world.engine.telemetry_header());
+        world.engine.keep_telemetry(page);
+        world
+    }
+
     fn new() -> Self {
         let fabric = Null { posted: Vec::with_capacity(LIMITS.window_wrs as usize) };
         let mut engine = Engine::new(LIMITS, fabric);
@@ -178,6 +186,15 @@ fn write(bencher: Bencher<'_, '_>, batch: u32) {
 #[divan::bench(args = BATCHES)]
 fn write_recorded(bencher: Bencher<'_, '_>, batch: u32) {
     let mut world = World::recorded();
+    let sqe = transfer(Opcode::Write);
+    bencher.counter(ItemsCount::new(batch)).bench_local(|| world.round(sqe, batch));
+}
+
+/// `write`, with a telemetry page: what it takes more is what copying to it costs an op. Ops are
+/// counted in `write`, too.
+#[divan::bench(args = BATCHES)]
+fn write_watched(bencher: Bencher<'_, '_>, batch: u32) {
+    let mut world = World::watched();
     let sqe = transfer(Opcode::Write);
     bencher.counter(ItemsCount::new(batch)).bench_local(|| world.round(sqe, batch));
 }

@@ -15,8 +15,8 @@ use divan::{AllocProfiler, Bencher};
 use verbring::abi::Class;
 use verbring::ids::{RingId, SessionId};
 use verbring::ledger::{Ledger, Op};
-use verbring::sched::credits::Window;
-use verbring::sched::{Mode, Policy, Scheduler, Shape};
+use verbring::sched::credits::{Ask, Window};
+use verbring::sched::{Bounds, Mode, Policy, Scheduler, Shape};
 
 #[global_allocator]
 static ALLOCATOR: AllocProfiler = AllocProfiler::system();
@@ -30,6 +30,8 @@ const DEEP: u32 = 4;
 const BYTES: u32 = 4_096;
 const WINDOW_OPS: u32 = 64;
 const WINDOW_BYTES: u64 = 64 << 20;
+const BOUNDS: Bounds = Bounds { ops: WINDOW_OPS, wrs: WINDOW_OPS, bytes: WINDOW_BYTES };
+const ASK: Ask = Ask { bytes: BYTES, enters: true, internal: false };
 
 struct World {
     ledger: Ledger,
@@ -46,7 +48,7 @@ impl World {
             scheduler.adopt(SessionId(session), 1_000 + session, 1);
         }
         let ledger = Ledger::new(0, flows * DEEP);
-        Self { ledger, scheduler, window: Window::new(WINDOW_OPS, WINDOW_BYTES), passes: 0 }
+        Self { ledger, scheduler, window: Window::new(BOUNDS), passes: 0 }
     }
 
     /// Queues the ops of all flows; those of one do not lie in a row.
@@ -71,10 +73,10 @@ impl World {
             self.passes += 1;
         }
         let slot = self.scheduler.first(&self.ledger).expect("a queued op");
-        let grant = self.window.take(BYTES).expect("room in the window");
+        let grant = self.window.take(ASK).expect("room in the window");
         self.scheduler.charge(&self.ledger, slot, BYTES);
         self.scheduler.remove(&mut self.ledger, slot);
-        self.window.give(grant);
+        self.window.give(grant, true, false);
         self.ledger[slot].sequence += u64::from(self.ledger.capacity());
         self.scheduler.push(&mut self.ledger, slot);
     }

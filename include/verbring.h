@@ -346,6 +346,61 @@ VR_AT_(vr_record, res, 48);
 VR_AT_(vr_record, bytes, 56);
 VR_AT_(vr_record, retries, 63);
 
+/* A telemetry page's header, written once before anybody sees it. Behind it lie blocks of u64
+ * words, block_stride bytes each: of the lanes (class high, medium, low; of each users' and then
+ * the engine's own work), of the rails, of all sessions that are gone, and of each session. */
+#define VR_TELEMETRY_MAGIC UINT64_C(0x53524554454d5256)
+#define VR_TELEMETRY_HEADER_BYTES 4096u
+#define VR_BLOCK_STRIDE 4096u
+#define VR_BLOCK_COUNTERS 32u    /* words before the histograms */
+#define VR_HISTOGRAM_BUCKETS 240u
+#define VR_HISTOGRAM_UNIT_NS 16u
+#define VR_HISTOGRAM_STEPS 8u    /* buckets to an octave */
+#define VR_TELEMETRY_LANES 6u
+#define VR_WAIT_REASONS 16u      /* counted apart, VR_WAIT_* from 0 */
+#define VR_FEATURE_TELEMETRY 2u  /* PROBE: TELEMETRY is served */
+
+struct vr_telemetry_header {
+    uint64_t magic;
+    uint32_t abi_version;
+    uint32_t header_bytes; /* to the first block */
+    uint32_t block_stride; /* from one block to the next: they may grow */
+    uint32_t counters;     /* words of a block before its two histograms */
+    uint32_t buckets;      /* words of each histogram: queue wait, service */
+    uint32_t unit_ns;
+    uint32_t steps; /* buckets to an octave, a power of two */
+    uint32_t lanes; /* blocks of each kind */
+    uint32_t rails;
+    uint32_t sessions;
+    uint64_t boot_id[2];
+    uint32_t engine;
+    uint32_t engine_pid;
+};
+VR_SIZE_(vr_telemetry_header, 72);
+VR_AT_(vr_telemetry_header, boot_id, 48);
+VR_AT_(vr_telemetry_header, engine_pid, 68);
+
+/* Words of a block: of ops, in lanes and sessions; of requests, at rails. */
+enum vr_tally {
+    VR_TALLY_SEQUENCE = 0, /* odd while the block is written */
+    VR_TALLY_ENQUEUED = 1,
+    VR_TALLY_DISPATCHED = 2,
+    VR_TALLY_COMPLETED = 3,
+    VR_TALLY_BYTES = 4,
+    VR_TALLY_PASSED = 5,    /* ended without a lane */
+    VR_TALLY_QUEUED = 6,    /* now */
+    VR_TALLY_IN_FLIGHT = 7, /* now */
+    VR_TALLY_FAILED = 8,    /* of those dispatched */
+    VR_TALLY_WITHDRAWN = 9, /* ended while queued */
+    VR_TALLY_CANCELLED = 10, /* of these */
+    VR_TALLY_REQUEUED = 11,  /* not taken; at rails: handed back undone */
+    VR_TALLY_RETURNED = 12,  /* requests that a rail handed back */
+    VR_TALLY_DEFERS = 13,
+    VR_TALLY_USES = 14, /* sessions: odd if the place is in use */
+    VR_TALLY_SPARE = 15,
+    VR_TALLY_WAITS = 16 /* the first of VR_WAIT_REASONS: defers by VR_WAIT_* */
+};
+
 /* Byte offsets of the shared words: u32, but for the u64 counters. */
 #define VR_AT_SQ_TAIL 256u      /* client: SQEs pushed */
 #define VR_AT_CQ_HEAD 384u      /* client: CQEs popped */
@@ -412,7 +467,8 @@ enum vr_kind {
     VR_KIND_STATS = 11,
     VR_KIND_CANCEL = 12,
     VR_KIND_WHY = 13,
-    VR_KIND_RECORDER = 14
+    VR_KIND_RECORDER = 14,
+    VR_KIND_TELEMETRY = 15
 };
 
 /* Places in a STATS reply; those not named are 0. */
@@ -448,6 +504,20 @@ enum vr_counter {
 #define VR_STATE_POSTED 2u
 #define VR_STATE_ARMED 3u
 #define VR_STATE_FLUSHING 4u
+#define VR_STATE_UNTAKEN 5u /* its SQE lies in the SQ, or is kept as a copy */
+#define VR_MODE_WEIGHTED 1u
+#define VR_MODE_STRICT 2u
+#define VR_MODE_FIFO 3u
+#define VR_MODE_TENT 4u
+#define VR_MODE_DIRECT 5u
+#define VR_RAIL_OPEN 0u       /* takes requests */
+#define VR_RAIL_FULL 1u       /* its depth is used up */
+#define VR_RAIL_MEMORY 2u     /* its device had no memory for the last post */
+#define VR_RAIL_CONNECTING 3u /* for the first time */
+#define VR_RAIL_DEGRADED 4u   /* in doubt: it is brought to rest */
+#define VR_RAIL_REBUILDING 5u /* or on trial after that */
+#define VR_RAIL_PAUSED 6u     /* its card erred too often */
+#define VR_RAIL_DEAD 7u       /* its peer is gone */
 #define VR_WAIT_NONE 0u
 #define VR_WAIT_LANE 1u         /* ops of its lane */
 #define VR_WAIT_CLASS 2u        /* a more urgent class */
@@ -462,6 +532,17 @@ enum vr_counter {
 #define VR_WAIT_PEER 11u        /* the window towards its peer is in use */
 #define VR_WAIT_TURN 12u        /* other users, sessions or peers of its lane have their turn */
 #define VR_WAIT_CAP 13u         /* its uid has as many bytes of class high posted as it may */
+/* Of SQEs that are not taken. */
+#define VR_WAIT_BELL 14u        /* the ring sleeps, and its bell was not rung */
+#define VR_WAIT_INTAKE 15u      /* SQEs before it in its ring */
+#define VR_WAIT_CQ 16u          /* no CQ slot can be promised: take completions */
+#define VR_WAIT_RECORDS 17u     /* its session's part of the records */
+#define VR_WAIT_QUOTA_OPS 18u   /* its uid has as many ops in flight as it may */
+#define VR_WAIT_QUOTA_BYTES 19u /* its uid has as many bytes in flight as it may */
+#define VR_WAIT_PAGES 20u       /* its session's part of the page list blocks */
+#define VR_WAIT_SEARCH 21u      /* a CANCEL before it still looks for its op */
+#define VR_WAIT_CLOSED 22u      /* nothing more is taken from its ring */
+#define VR_WAIT_REVOKED 23u     /* revocations that are yet to be told */
 
 struct vr_head { /* starts every request */
     uint16_t kind;
@@ -669,24 +750,40 @@ VR_SIZE_(vr_cancel_reply, 32);
 
 struct vr_why_reply {
     struct vr_reply_head reply;
-    uint64_t record;
+    uint64_t record; /* 0 before it is taken, as is all that only an op has */
     uint64_t number;
     uint64_t user_data;
     uint64_t age_ns;    /* since intake */
     uint64_t queued_ns; /* intake to first post; 0 if not posted */
     uint64_t bytes;
     uint64_t bytes_done;
-    uint32_t ahead;  /* ops before it in its lane, counted up to a limit */
+    uint32_t ahead;  /* ops before it in its flow, up to 4095; untaken: SQEs of its ring */
     uint32_t defers; /* times it was at the head and found no credit */
     uint16_t opcode;
     uint16_t class_;
     uint16_t state; /* VR_STATE_* */
     uint16_t wait;  /* VR_WAIT_* */
     uint64_t reserved;
+    uint64_t taken_ns;    /* CLOCK_MONOTONIC */
+    uint64_t used;        /* of what it waits for, in the unit that `wait` names */
+    uint64_t limit;       /* 0: it is nothing that is counted */
+    uint64_t wants;       /* what it takes of that next */
+    uint64_t rails;       /* that may carry what it posts next, a bit each; 0: this host */
+    uint64_t rail_states; /* of these, lowest first, a byte each: VR_RAIL_* */
+    uint32_t ring;
+    uint32_t session;
+    uint32_t flows;     /* other flows of its lane that have ops, up to 4095 */
+    uint32_t posts;     /* requests given to the fabric; saturates at 65535 */
+    uint32_t in_fabric; /* of these, under way */
+    uint16_t rail;      /* went by last, or is to go by; 0: this host */
+    uint8_t origin;     /* 0 ops of users, 1 the engine's own */
+    uint8_t mode;       /* VR_MODE_* */
 };
-VR_SIZE_(vr_why_reply, 104);
+VR_SIZE_(vr_why_reply, 176);
 VR_AT_(vr_why_reply, ahead, 80);
 VR_AT_(vr_why_reply, reserved, 96);
+VR_AT_(vr_why_reply, rail_states, 144);
+VR_AT_(vr_why_reply, mode, 175);
 
 struct vr_recorder_request {
     struct vr_head head;
@@ -702,6 +799,17 @@ struct vr_recorder_reply { /* with 1 descriptor: the memfd, to be mapped for rea
     uint64_t bytes;
 };
 VR_SIZE_(vr_recorder_reply, 40);
+
+struct vr_telemetry_request { /* its own uid and root only */
+    struct vr_head head;
+};
+VR_SIZE_(vr_telemetry_request, 16);
+
+struct vr_telemetry_reply { /* with 1 descriptor: the memfd, to be mapped for reading */
+    struct vr_reply_head reply;
+    uint64_t bytes;
+};
+VR_SIZE_(vr_telemetry_reply, 32);
 
 /* ===== The client's own types ===== */
 
@@ -769,6 +877,21 @@ struct vr_recorder {
     struct vr_recorder_header header; /* as checked; the shared one is never read again */
     const unsigned char *data;
     uint64_t bytes;
+};
+
+/* An engine's telemetry page, mapped for reading. It outlives the session and the engine. Freed by
+ * vr_telemetry_free. */
+struct vr_telemetry {
+    struct vr_telemetry_header header; /* as checked; the shared one is never read again */
+    const unsigned char *data;
+    uint64_t bytes;
+};
+
+/* One block of it, copied. */
+struct vr_tallies {
+    uint64_t counts[VR_BLOCK_COUNTERS];  /* by VR_TALLY_* */
+    uint64_t wait[VR_HISTOGRAM_BUCKETS]; /* from intake to first post, of ops that have ended */
+    uint64_t service[VR_HISTOGRAM_BUCKETS]; /* from first post to the end, of the same */
 };
 
 #define VR_SPIN_NS_DEFAULT UINT64_C(20000)
@@ -1930,8 +2053,8 @@ static inline int vr_cancel(struct vr_ring *ring, uint32_t by, uint64_t target, 
     return status;
 }
 
-/* Asks where an op of this ring is and what it waits for. 0, -ENOENT if it is not in flight, or
- * another -errno. */
+/* Asks where an op of this ring is and what it waits for; by number also of an SQE that is not
+ * taken yet. 0, -ENOENT if it is over or was never pushed, or another -errno. */
 static inline int vr_why(struct vr_ring *ring, uint32_t by, uint64_t target,
                          struct vr_why_reply *why)
 {
@@ -2079,6 +2202,147 @@ static inline uint32_t vr_record_posts(const struct vr_record *record)
 static inline uint32_t vr_record_defers(const struct vr_record *record)
 {
     return (uint32_t)(record->total & ((1u << VR_RECORD_TIME_SHIFT) - 1));
+}
+
+/* ===== The telemetry page ===== */
+
+static inline int vr_telemetry_good_(const struct vr_telemetry *telemetry)
+{
+    const struct vr_telemetry_header *header = &telemetry->header;
+    uint64_t words = header->counters + 2 * (uint64_t)header->buckets;
+    uint64_t blocks = (uint64_t)header->lanes + header->rails + header->sessions + 1;
+    /* Histograms of other buckets would have to be read otherwise. */
+    return header->magic == VR_TELEMETRY_MAGIC && header->abi_version == VR_ABI_VERSION &&
+           header->header_bytes >= VR_TELEMETRY_HEADER_BYTES && header->header_bytes % 8 == 0 &&
+           header->counters >= VR_BLOCK_COUNTERS && header->buckets == VR_HISTOGRAM_BUCKETS &&
+           header->unit_ns == VR_HISTOGRAM_UNIT_NS && header->steps == VR_HISTOGRAM_STEPS &&
+           header->block_stride % 8 == 0 && header->block_stride >= 8 * words &&
+           header->lanes >= VR_TELEMETRY_LANES &&
+           header->header_bytes + blocks * header->block_stride <= telemetry->bytes;
+}
+
+/* Unmaps a telemetry page. Safe to repeat. */
+static inline void vr_telemetry_free(struct vr_telemetry *telemetry)
+{
+    if (telemetry->data != NULL)
+        (void)munmap((void *)(uintptr_t)telemetry->data, (size_t)telemetry->bytes);
+    telemetry->data = NULL;
+}
+
+/* Asks for the engine's telemetry page and maps it: for root and the engine's own uid. 0;
+ * -EOPNOTSUPP if this engine has none; or another -errno. To read it asks nothing of the engine. */
+static inline int vr_telemetry_open(struct vr_session *session, struct vr_telemetry *telemetry)
+{
+    struct vr_telemetry_request request;
+    struct vr_telemetry_reply reply;
+    struct vr_probe_reply probe;
+    void *data = NULL;
+    int status, fd = -1;
+    memset(telemetry, 0, sizeof *telemetry);
+    status = vr_probe(session, &probe);
+    if (status != 0)
+        return status;
+    if ((probe.features & VR_FEATURE_TELEMETRY) == 0)
+        return vr_fail_(session, -EOPNOTSUPP, "this engine has no telemetry page");
+    memset(&request, 0, sizeof request);
+    status = vr_call_(session, VR_KIND_TELEMETRY, &request, sizeof request, -1, &reply,
+                      sizeof reply, &fd, 1);
+    if (status != 0)
+        return status;
+    status = reply.bytes < VR_TELEMETRY_HEADER_BYTES
+                 ? vr_fail_(session, -EPROTO, "a telemetry page without a header")
+                 : vr_map_as_(session, fd, reply.bytes, PROT_READ, &data);
+    vr_close_fd_(&fd);
+    if (status == 0) {
+        telemetry->data = (const unsigned char *)data;
+        telemetry->bytes = reply.bytes;
+        memcpy(&telemetry->header, data, sizeof telemetry->header);
+        if (!vr_telemetry_good_(telemetry) ||
+            memcmp(telemetry->header.boot_id, session->boot_id, sizeof session->boot_id) != 0)
+            status = vr_fail_(session, -EPROTO, "a telemetry page that cannot be");
+    }
+    if (status != 0)
+        vr_telemetry_free(telemetry);
+    return status;
+}
+
+/* Numbers of blocks, for vr_telemetry_read. */
+static inline uint32_t vr_lane_block(uint32_t class_, uint32_t origin)
+{
+    return (class_ - 1) * 2 + (origin & 1);
+}
+
+static inline uint32_t vr_rail_block(const struct vr_telemetry *telemetry, uint32_t rail)
+{
+    return telemetry->header.lanes + rail;
+}
+
+/* Of all sessions that are gone. */
+static inline uint32_t vr_gone_block(const struct vr_telemetry *telemetry)
+{
+    return telemetry->header.lanes + telemetry->header.rails;
+}
+
+static inline uint32_t vr_session_block(const struct vr_telemetry *telemetry, uint32_t session)
+{
+    return vr_gone_block(telemetry) + 1 + session;
+}
+
+/* Copies a block: 1 if the copy is whole; 0 if there is no such block, or it was being written each
+ * time (its engine was killed meanwhile). */
+static inline int vr_telemetry_read(const struct vr_telemetry *telemetry, uint32_t block,
+                                    struct vr_tallies *tallies)
+{
+    const struct vr_telemetry_header *header = &telemetry->header;
+    const unsigned char *data = telemetry->data + header->header_bytes;
+    const uint64_t *shared, *histograms;
+    uint64_t *out = tallies->counts;
+    int tries;
+    memset(tallies, 0, sizeof *tallies);
+    if (block >= (uint64_t)header->lanes + header->rails + header->sessions + 1)
+        return 0;
+    shared = (const uint64_t *)(const void *)(data + (uint64_t)block * header->block_stride);
+    histograms = shared + header->counters;
+    for (tries = 0; tries < 10000; tries++) {
+        uint64_t sequence = __atomic_load_n(&shared[VR_TALLY_SEQUENCE], __ATOMIC_ACQUIRE);
+        uint32_t at;
+        if (sequence % 2 == 1)
+            continue;
+        for (at = 0; at < VR_BLOCK_COUNTERS; at++)
+            out[at] = __atomic_load_n(&shared[at], __ATOMIC_RELAXED);
+        for (at = 0; at < VR_HISTOGRAM_BUCKETS; at++) {
+            tallies->wait[at] = __atomic_load_n(&histograms[at], __ATOMIC_RELAXED);
+            tallies->service[at] =
+                __atomic_load_n(&histograms[VR_HISTOGRAM_BUCKETS + at], __ATOMIC_RELAXED);
+        }
+        __atomic_thread_fence(__ATOMIC_ACQUIRE);
+        if (__atomic_load_n(&shared[VR_TALLY_SEQUENCE], __ATOMIC_RELAXED) == sequence)
+            return 1;
+    }
+    return 0;
+}
+
+/* The longest time, in ns, of the bucket of `histogram` that so many thousandths of all times do not
+ * exceed: 500 for p50, 999 for p99.9. 0 if it is empty. */
+static inline uint64_t vr_percentile_ns(const uint64_t *histogram, uint32_t thousandths)
+{
+    uint64_t count = 0, below = 0, rank;
+    uint32_t at;
+    for (at = 0; at < VR_HISTOGRAM_BUCKETS; at++)
+        count += histogram[at];
+    /* Without the product of both, which may not fit. */
+    rank = count / 1000 * thousandths + (count % 1000 * thousandths + 999) / 1000;
+    rank = rank == 0 ? 1 : rank;
+    for (at = 0; at < VR_HISTOGRAM_BUCKETS; at++) {
+        uint32_t next = at + 1, octave = next / VR_HISTOGRAM_STEPS;
+        below += histogram[at];
+        if (below < rank)
+            continue;
+        octave = octave == 0 ? 0 : octave - 1;
+        return ((uint64_t)(next - octave * VR_HISTOGRAM_STEPS) * VR_HISTOGRAM_UNIT_NS << octave) -
+               1;
+    }
+    return 0;
 }
 
 /* ===== Filling SQEs =====

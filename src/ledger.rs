@@ -10,7 +10,9 @@
 //! **Invariants**: a slot is on the free list or open, never both; a closed record is on no list.
 //! **Deliberately absent**: rings, fabrics, time sources. **Tests**: against a `BTreeMap`.
 
-use crate::abi::{CQE_FLUSHED, Class, Opcode, RecordEntry, errno};
+use crate::abi::{
+    CQE_FLUSHED, Class, Opcode, RecordEntry, WAIT_CLASS, WAIT_NONE, WAIT_TURN, errno,
+};
 use crate::ids::{RecordId, RingId, SessionId};
 
 /// "No record" in a link.
@@ -199,15 +201,17 @@ pub struct Record {
     pub posted_ns: u64,
     /// Times it found no credit at the head of its lane.
     pub defers: u32,
-    /// `WAIT_*` of the last time it found none.
+    /// `WAIT_*` of the last time it found none; before that, how it was queued: behind others of
+    /// its flow or not.
     pub wait: u16,
     /// The line of rails that it waits in; 0 if it stays on this host.
     pub line: u16,
     /// Requests given to the fabric; saturates.
     pub posts: u16,
-    /// What is nearly always 0, as an entry's last word has it: what it lacked the last time it
-    /// could not go on; errno of the first failure that was its own, if `failure` was that of its
-    /// queue pair; times the fabric posted one of its requests again.
+    /// As an entry's last word has it: what it lacked the last time it could not go on, or who went
+    /// before it; errno of the first failure that was its own, if `failure` was that of its queue
+    /// pair; times the fabric posted one of its requests again. Of an op that waited for nothing,
+    /// and did not fail, it is 0.
     trouble: u32,
     /// The rail that took it last.
     pub rail: u16,
@@ -308,6 +312,33 @@ impl Record {
         self.wait = wait;
         self.defers = self.defers.saturating_add(1);
         self.trouble = self.trouble & !(0xff << LACKED) | u32::from(wait & 0xff) << LACKED;
+    }
+
+    /// Notes that its first part is posted. `held` is the class of the op that those before it in
+    /// turn have waited for last, if there was one.
+    #[inline]
+    pub fn starts(&mut self, now_ns: u64, held: Option<Class>) {
+        self.posted_ns = now_ns;
+        self.waited(now_ns, held);
+    }
+
+    /// Notes who went before it, if it has waited and never lacked anything itself.
+    #[inline]
+    pub fn waited(&mut self, now_ns: u64, held: Option<Class>) {
+        if now_ns > self.taken_ns && self.trouble & 0xff << LACKED == 0 {
+            let others = match held {
+                Some(class) if class != self.op.class => WAIT_CLASS,
+                _ => WAIT_TURN,
+            };
+            let reason = if self.wait == WAIT_NONE { others } else { self.wait };
+            self.trouble |= u32::from(reason & 0xff) << LACKED;
+        }
+    }
+
+    /// `WAIT_*`: what it lacked the last time it could not go on, or who went before it.
+    #[must_use]
+    pub fn reason(&self) -> u16 {
+        (self.trouble >> LACKED & 0xff) as u16
     }
 
     /// Notes another failure behind the one that its CQE tells. A flush says nothing of the cause.

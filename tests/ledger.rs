@@ -263,7 +263,7 @@ fn a_live_engine_tells_of_ops_that_are_over_and_of_open_ones() {
     let record = record.filter_map(Result::ok).next().unwrap().record.to_string();
     let (code, told, _) = output(ledger(&[&record]).args(at));
     assert_eq!(code, Some(0));
-    assert!(told.contains("is not over: armed for"), "{told}");
+    assert!(told.contains("is not over. It is armed for"), "{told}");
     assert!(told.contains("waits for a notification"), "{told}");
     let (_, told, _) = output(ledger(&[&record, "--json"]).args(at));
     assert_eq!(lines(&told)[0]["state"], "armed");

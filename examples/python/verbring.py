@@ -748,6 +748,116 @@ class _Recorder:
             self._fd = None
 
 
+class Tallies:
+    """What one lane, rail or session has counted.
+
+    `counts[Tally.X]` are of ops, at rails of requests; `waits[WAIT_X]` are the defers for the lack
+    of that. `wait` and `service` are Histograms of queue wait and service, of ops that have ended.
+    """
+
+    def __init__(self, words, counters, buckets):
+        self.counts = words[:counters]
+        self.waits = words[Tally.WAITS:Tally.WAITS + WAIT_REASONS]
+        self.wait = Histogram(words[counters:counters + buckets])
+        self.service = Histogram(words[counters + buckets:counters + 2 * buckets])
+
+
+class Histogram:
+    """How many times fell into each bucket."""
+
+    def __init__(self, buckets):
+        self.buckets = buckets
+
+    def count(self):
+        return sum(self.buckets)
+
+    def percentile_ns(self, thousandths):
+        """The longest time of the bucket that so many thousandths of all times do not exceed.
+
+        500 for p50, 999 for p99.9; None if it is empty.
+        """
+        rank = max(-(-self.count() * thousandths // 1000), 1)
+        for bucket, count in enumerate(self.buckets, 1):
+            rank -= count
+            if rank <= 0:
+                octave = max(bucket // HISTOGRAM_STEPS - 1, 0)
+                units = bucket - octave * HISTOGRAM_STEPS
+                return (units * HISTOGRAM_UNIT_NS << octave) - 1
+        return None
+
+
+class Telemetry:
+    """An engine's telemetry page, mapped for reading: to look at it asks nothing of the engine."""
+
+    def __init__(self, fd, size_bytes):
+        self._map = _map(fd, size_bytes, mmap.PROT_READ)
+        header = TELEMETRY_HEADER.unpack(self._map[:TELEMETRY_HEADER.size])
+        self.header, stride = header, header.block_stride
+        blocks = header.lanes + header.rails + 1 + header.sessions
+        good = (
+            (header.magic, header.abi_version) == (TELEMETRY_MAGIC, ABI_VERSION)
+            and header.header_bytes >= TELEMETRY_HEADER_BYTES and header.header_bytes % 8 == 0
+            and header.counters >= BLOCK_COUNTERS and header.lanes >= TELEMETRY_LANES
+            # Histograms of other buckets would have to be read otherwise.
+            and (header.buckets, header.unit_ns, header.steps)
+            == (HISTOGRAM_BUCKETS, HISTOGRAM_UNIT_NS, HISTOGRAM_STEPS)
+            and stride >= 8 * (header.counters + 2 * header.buckets) and stride % 8 == 0
+            and header.header_bytes + blocks * stride <= size_bytes)
+        if not good:
+            self._map.close()
+            raise _protocol(Detail.NONE, f"a telemetry page's header cannot be {header}")
+        self._words = memoryview(self._map)[:size_bytes & ~7].cast("Q")
+
+    def lane(self, class_, origin=0):
+        """Tallies of a class's ops: of users, or with `origin` 1 of the engine's own work."""
+        return self._read((class_ - 1) * 2 + origin)
+
+    def rail(self, number):
+        """Tallies of a rail's requests; 0 is the engine's own host."""
+        return self._read(self._place(number, self.header.rails, "rail") + self.header.lanes)
+
+    def gone(self):
+        """Tallies of all sessions that are gone."""
+        return self._read(self.header.lanes + self.header.rails)
+
+    def sessions(self):
+        """Returns a dict of Tallies, by number, of the sessions that are there."""
+        first = self.header.lanes + self.header.rails + 1
+        found = {n: self._read(first + n) for n in range(self.header.sessions) if self._used(n)}
+        return {n: tallies for n, tallies in found.items() if tallies.counts[Tally.USES] % 2}
+
+    def close(self):
+        if self._words is not None:
+            self._words.release()
+            self._map.close()
+            self._words = None
+
+    # Helpers.
+
+    def _place(self, number, count, what):
+        if not 0 <= number < count:
+            raise ValueError(f"{what} is {number}, but must be 0 to {count - 1}")
+        return number
+
+    def _at(self, block):
+        return (self.header.header_bytes + block * self.header.block_stride) // 8
+
+    def _used(self, session):
+        first = self.header.lanes + self.header.rails + 1
+        return self._words[self._at(first + session) + Tally.USES] % 2
+
+    def _read(self, block):
+        at, counters, buckets = self._at(block), self.header.counters, self.header.buckets
+        for _ in range(1000):
+            sequence = self._words[at]
+            words = self._words[at:at + counters + 2 * buckets].tolist()
+            # Odd while it is written, and another number afterwards.
+            if sequence % 2 == 0 and self._words[at] == sequence:
+                break
+        # What is being written each time is taken as it is: its engine was killed meanwhile.
+        return Tallies(words, counters, buckets)
+
+
 class Session:
     """A connection to an engine; it owns rings, regions and imports, which end with it.
 
@@ -872,7 +982,8 @@ class Session:
     def why(self, ring, target, by=CANCEL_BY_NUMBER):
         """Returns where an op in flight is (STATE_*) and what it waits for (WAIT_*).
 
-        Raises VerbringError ENOENT for one that is not in flight.
+        By number also of an SQE that is not taken yet. Raises VerbringError ENOENT for what is
+        over or was never pushed.
         """
         return self._call(
             Kind.WHY, OP_QUERY, WHY_REPLY, ring=ring.number, by=by, target=target)[0]
@@ -890,6 +1001,21 @@ class Session:
         """Returns what is known of the op with this record; None if not over, or overwritten."""
         found = (entry for entry in self.last_records() if entry.record == record)
         return next(found, None)
+
+    def telemetry(self):
+        """Maps the engine's telemetry page, a Telemetry: for root and the engine's own uid."""
+        if not self.probe().features & FEATURE_TELEMETRY:
+            raise VerbringError(
+                Errno.EOPNOTSUPP, Detail.MESSAGE, "this engine has no telemetry page")
+        reply, (fd,) = self._call(Kind.TELEMETRY, TELEMETRY_REQUEST, TELEMETRY_REPLY, brings=1)
+        try:
+            telemetry = Telemetry(fd, reply.bytes)
+        finally:
+            os.close(fd)
+        if telemetry.header.boot_id != self.hello.boot_id:
+            telemetry.close()
+            raise _protocol(Detail.NONE, "another engine's telemetry page")
+        return telemetry
 
     def fileno(self):
         """Returns the engine's pidfd: readable once the engine is dead."""

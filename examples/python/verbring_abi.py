@@ -40,13 +40,22 @@ RIGHT_READ, RIGHT_WRITE, RIGHT_ATOMIC, RIGHT_NOTIFY = 1, 2, 4, 8
 RIGHTS_ALL = RIGHT_READ | RIGHT_WRITE | RIGHT_ATOMIC | RIGHT_NOTIFY
 CONTRACT_ALL, CONTRACT_UID = 0, 1
 STATS_SESSION, STATS_ENGINE = 0, 1
-STATE_QUEUED, STATE_POSTED, STATE_ARMED, STATE_FLUSHING = 1, 2, 3, 4
+STATE_QUEUED, STATE_POSTED, STATE_ARMED, STATE_FLUSHING, STATE_UNTAKEN = 1, 2, 3, 4, 5
+MODE_WEIGHTED, MODE_STRICT, MODE_FIFO, MODE_TENT, MODE_DIRECT = 1, 2, 3, 4, 5
+RAIL_OPEN, RAIL_FULL, RAIL_MEMORY, RAIL_CONNECTING, RAIL_DEGRADED = 0, 1, 2, 3, 4
+RAIL_REBUILDING, RAIL_PAUSED, RAIL_DEAD = 5, 6, 7
 WAIT_NONE, WAIT_LANE, WAIT_CLASS, WAIT_WINDOW_OPS, WAIT_WINDOW_BYTES = 0, 1, 2, 3, 4
 WAIT_FABRIC, WAIT_EARLIER, WAIT_NOTIFY, WAIT_RAIL, WAIT_CREDIT = 5, 6, 7, 8, 9
 WAIT_WINDOW_WRS, WAIT_PEER, WAIT_TURN, WAIT_CAP = 10, 11, 12, 13
+WAIT_BELL, WAIT_INTAKE, WAIT_CQ, WAIT_RECORDS, WAIT_QUOTA_OPS = 14, 15, 16, 17, 18
+WAIT_QUOTA_BYTES, WAIT_PAGES, WAIT_SEARCH, WAIT_CLOSED, WAIT_REVOKED = 19, 20, 21, 22, 23
 RECORDER_MAGIC = int.from_bytes(b"VRECORDS", "little")
 RECORDER_HEADER_BYTES, RECORDER_ENTRIES_MAX, RECORD_TIME_SHIFT = 4096, 65536, 16
 FEATURE_RECORDER, SESSION_OWN, RING_ANY = 1, 0xFFFF_FFFF, 0xFFFF_FFFF
+TELEMETRY_MAGIC = int.from_bytes(b"VRMETERS", "little")
+TELEMETRY_HEADER_BYTES, BLOCK_STRIDE, BLOCK_COUNTERS = 4096, 4096, 32
+HISTOGRAM_BUCKETS, HISTOGRAM_UNIT_NS, HISTOGRAM_STEPS = 240, 16, 8
+TELEMETRY_LANES, WAIT_REASONS, FEATURE_TELEMETRY = 6, 16, 2
 SECRET_BYTES, NAME_BYTES, URL_BYTES = 32, 64, 128
 ERROR_TEXT_MAX, MESSAGE_BYTES_MAX, COUNTERS = 240, 512, 32
 
@@ -71,12 +80,17 @@ Detail = enum.IntEnum(
     "URL REQUIRE WIRE", start=0)
 Kind = enum.IntEnum(
     "Kind", "HELLO RING MAPPED REGION EXPORT IMPORT CONNECT RELEASE PREPARE PROBE STATS CANCEL WHY "
-    "RECORDER")
+    "RECORDER TELEMETRY")
 Counter = enum.IntEnum(
     "Counter",
     "TAKEN COMPLETED REFUSED FAILED CANCELLED OPS_HIGH OPS_MEDIUM OPS_LOW BYTES NOTIFIED IN_FLIGHT "
     "RINGS REGIONS REGION_BYTES SESSIONS TURNS SLEEPS RECORDS DESCRIPTORS FAULTS DEFERS BELLS_RUNG "
     "EVICTED", start=0)
+# Words of a block of the telemetry page; WAITS is the first of WAIT_REASONS.
+Tally = enum.IntEnum(
+    "Tally",
+    "SEQUENCE ENQUEUED DISPATCHED COMPLETED BYTES PASSED QUEUED IN_FLIGHT FAILED WITHDRAWN "
+    "CANCELLED REQUEUED RETURNED DEFERS USES SPARE WAITS", start=0)
 
 
 class Layout:
@@ -132,6 +146,10 @@ RECORD = Layout(
     "Record",
     "sequence:I ring:H class_:B opcode:B record:Q user_data:Q taken_ns:Q queued:Q total:Q res:i "
     "flags:H detail:H bytes:I rail:B wait:B cause:B retries:B")
+TELEMETRY_HEADER = Layout(
+    "TelemetryHeader",
+    "magic:Q abi_version:I header_bytes:I block_stride:I counters:I buckets:I unit_ns:I steps:I "
+    "lanes:I rails:I sessions:I boot_id:2Q engine:I engine_pid:I")
 
 HEAD = Layout("Head", "kind:H reserved:H bytes:I tag:Q")
 REPLY_HEAD = Layout("ReplyHead", "kind:H reserved:H bytes:I tag:Q status:i detail:I")
@@ -173,6 +191,9 @@ OP_QUERY = _request("OpQuery", "ring:I by:I target:Q")
 CANCEL_REPLY = _reply("CancelReply", "record:Q")
 WHY_REPLY = _reply(
     "WhyReply", "record:Q number:Q user_data:Q age_ns:Q queued_ns:Q bytes:Q bytes_done:Q ahead:I "
-    "defers:I opcode:H class_:H state:H wait:H reserved:Q")
+    "defers:I opcode:H class_:H state:H wait:H reserved:Q taken_ns:Q used:Q limit:Q wants:Q "
+    "rails:Q rail_states:Q ring:I session:I flows:I posts:I in_fabric:I rail:H origin:B mode:B")
 RECORDER_REQUEST = _request("RecorderRequest", "session:I reserved:I")
 RECORDER_REPLY = _reply("RecorderReply", "session:I entries:I bytes:Q")
+TELEMETRY_REQUEST = _request("TelemetryRequest", "")
+TELEMETRY_REPLY = _reply("TelemetryReply", "bytes:Q")

@@ -80,11 +80,13 @@ pub enum Kind {
     Why = 13,
     /// Asks for a session's flight recorder; brings its memfd.
     Recorder = 14,
+    /// Asks for the engine's telemetry page; brings its memfd.
+    Telemetry = 15,
 }
 
 impl Kind {
     /// All kinds, by number from 1.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Hello,
         Self::Ring,
         Self::Mapped,
@@ -99,6 +101,7 @@ impl Kind {
         Self::Cancel,
         Self::Why,
         Self::Recorder,
+        Self::Telemetry,
     ];
 
     /// Reads a kind; `None` for an unknown one.
@@ -575,11 +578,12 @@ layout! {
 }
 
 layout! {
-    /// Answers WHY for an op in flight; ENOENT for one that is not.
-    WhyReply = 104 {
+    /// Answers WHY for an op in flight, and by number for an SQE that is not taken yet; ENOENT for
+    /// what is neither.
+    WhyReply = 176 {
         /// See [`ReplyHead`].
         reply: ReplyHead,
-        /// The op's record.
+        /// The op's record; 0 before it is taken, as are all fields that only an op has.
         record: u64,
         /// Its SQE number.
         number: u64,
@@ -587,19 +591,20 @@ layout! {
         user_data: u64,
         /// Nanoseconds since intake.
         age_ns: u64,
-        /// Nanoseconds from intake to first post; 0 if not posted.
+        /// Nanoseconds from intake to first post; 0 if not posted. The rest of `age_ns` is service.
         queued_ns: u64,
         /// Bytes asked for.
         bytes: u64,
         /// Bytes placed so far.
         bytes_done: u64,
-        /// Ops before it in its lane, counted up to 4,095.
+        /// Ops before it in its flow, counted up to 4,095; before it is taken, SQEs of its ring.
         ahead: u32,
         /// Times it was at the head and found no credit.
         defers: u32,
         /// An [`Opcode`](super::Opcode).
         opcode: u16,
-        /// 1 high, 2 medium, 3 low.
+        /// 1 high, 2 medium, 3 low; 0 if the SQE was not even copied: then `opcode`, `bytes` and
+        /// `user_data` are not known.
         class: u16,
         /// `STATE_*`.
         state: u16,
@@ -607,6 +612,34 @@ layout! {
         wait: u16,
         /// Zero.
         reserved: u64,
+        /// When it was taken: CLOCK_MONOTONIC, in nanoseconds.
+        taken_ns: u64,
+        /// Of what it waits for: how much is in use, in the unit that `wait` names.
+        used: u64,
+        /// How much of that there is; 0 if it is nothing that is counted.
+        limit: u64,
+        /// How much of it the op wants next.
+        wants: u64,
+        /// The rails that may carry what it posts next, a bit each; 0 if it stays on this host.
+        rails: u64,
+        /// Of these rails, lowest first, a byte each: `RAIL_*`.
+        rail_states: u64,
+        /// Its ring.
+        ring: u32,
+        /// Its session.
+        session: u32,
+        /// Other flows of its lane that have ops queued, counted up to 4,095.
+        flows: u32,
+        /// Requests given to the fabric so far; saturates at 65,535.
+        posts: u32,
+        /// Of these, how many are under way.
+        in_fabric: u32,
+        /// The rail that it went by last, or is to go by; 0 is the engine's host.
+        rail: u16,
+        /// Its lane, beside its class: 0 ops of users, 1 the engine's own.
+        origin: u8,
+        /// `MODE_*`: by which rule the engine takes ops from lanes.
+        mode: u8,
     }
 }
 
@@ -638,6 +671,25 @@ layout! {
     }
 }
 
+layout! {
+    /// TELEMETRY: asks for the engine's telemetry page, which root and the engine's own uid may
+    /// have. Served if PROBE's features have [`FEATURE_TELEMETRY`](super::FEATURE_TELEMETRY).
+    TelemetryRequest = 16 {
+        /// Kind [`Kind::Telemetry`].
+        head: Head,
+    }
+}
+
+layout! {
+    /// Answers TELEMETRY; one descriptor: the memfd, to be mapped for reading.
+    TelemetryReply = 32 {
+        /// See [`ReplyHead`].
+        reply: ReplyHead,
+        /// Bytes to map.
+        bytes: u64,
+    }
+}
+
 /// WHY state: in its lane.
 pub const STATE_QUEUED: u16 = 1;
 /// WHY state: all or part of it is with the fabric.
@@ -646,6 +698,36 @@ pub const STATE_POSTED: u16 = 2;
 pub const STATE_ARMED: u16 = 3;
 /// WHY state: a FLUSH, waiting for earlier ops.
 pub const STATE_FLUSHING: u16 = 4;
+/// WHY state: its SQE lies in the SQ, or is kept as a copy, and is not taken yet.
+pub const STATE_UNTAKEN: u16 = 5;
+
+/// WHY mode: classes share bytes by weight.
+pub const MODE_WEIGHTED: u8 = 1;
+/// WHY mode: the most urgent class goes first.
+pub const MODE_STRICT: u8 = 2;
+/// WHY mode: first come, first served.
+pub const MODE_FIFO: u8 = 3;
+/// WHY mode: byte deficits as in TENT.
+pub const MODE_TENT: u8 = 4;
+/// WHY mode: no scheduling.
+pub const MODE_DIRECT: u8 = 5;
+
+/// WHY rail: it takes requests.
+pub const RAIL_OPEN: u8 = 0;
+/// WHY rail: its depth is used up.
+pub const RAIL_FULL: u8 = 1;
+/// WHY rail: its device had no memory for the last post.
+pub const RAIL_MEMORY: u8 = 2;
+/// WHY rail: it is being connected for the first time.
+pub const RAIL_CONNECTING: u8 = 3;
+/// WHY rail: it is in doubt, and is brought to rest.
+pub const RAIL_DEGRADED: u8 = 4;
+/// WHY rail: it is being rebuilt, or is on trial after that.
+pub const RAIL_REBUILDING: u8 = 5;
+/// WHY rail: its card erred too often, and pauses.
+pub const RAIL_PAUSED: u8 = 6;
+/// WHY rail: its peer is gone.
+pub const RAIL_DEAD: u8 = 7;
 
 /// WHY wait: nothing holds it.
 pub const WAIT_NONE: u16 = 0;
@@ -675,3 +757,23 @@ pub const WAIT_PEER: u16 = 11;
 pub const WAIT_TURN: u16 = 12;
 /// WHY wait: its uid has as many bytes of class high posted as it may.
 pub const WAIT_CAP: u16 = 13;
+/// WHY wait, untaken: its ring sleeps, and its bell was not rung since the SQE came.
+pub const WAIT_BELL: u16 = 14;
+/// WHY wait, untaken: SQEs before it in its ring.
+pub const WAIT_INTAKE: u16 = 15;
+/// WHY wait, untaken: no CQ slot can be promised until its client takes completions.
+pub const WAIT_CQ: u16 = 16;
+/// WHY wait, untaken: its session has its part of the records, and what is for all is in use.
+pub const WAIT_RECORDS: u16 = 17;
+/// WHY wait, untaken: its uid has as many ops in flight as it may.
+pub const WAIT_QUOTA_OPS: u16 = 18;
+/// WHY wait, untaken: its uid has as many bytes in flight as it may.
+pub const WAIT_QUOTA_BYTES: u16 = 19;
+/// WHY wait, untaken: its session has its part of the page list blocks, and the rest is in use.
+pub const WAIT_PAGES: u16 = 20;
+/// WHY wait, untaken: a CANCEL before it in its ring still looks for its op.
+pub const WAIT_SEARCH: u16 = 21;
+/// WHY wait, untaken: nothing more is taken from its ring, which was broken or is going.
+pub const WAIT_CLOSED: u16 = 22;
+/// WHY wait, untaken: revocations that are yet to be told.
+pub const WAIT_REVOKED: u16 = 23;

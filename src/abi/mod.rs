@@ -20,6 +20,8 @@ mod segment;
 mod sqe;
 mod status;
 mod table;
+mod telemetry;
+mod waits;
 
 pub use control::*;
 pub use cqe::*;
@@ -28,6 +30,8 @@ pub use segment::*;
 pub use sqe::*;
 pub use status::*;
 pub use table::table;
+pub use telemetry::*;
+pub use waits::wait_name;
 
 #[cfg(not(all(target_endian = "little", target_pointer_width = "64")))]
 compile_error!("verbring's ABI is defined for little-endian 64-bit hosts");

@@ -90,7 +90,8 @@ pub struct RecordEntry {
     pub bytes: u32,
     /// The rail that it went by last.
     pub rail: u8,
-    /// `WAIT_*`: what it lacked the last time it could not go on; `WAIT_NONE` if it never did.
+    /// `WAIT_*`: what it lacked the last time it could not go on. If it lacked nothing and yet
+    /// waited, who went before it: `WAIT_LANE`, `WAIT_TURN` or `WAIT_CLASS`. Else `WAIT_NONE`.
     pub wait: u8,
     /// errno of the first failure that was its own, not that of its queue pair; 0 without one.
     pub cause: u8,

@@ -45,6 +45,8 @@ fn layouts(out: &mut Vec<(String, u64)>) {
         entries boot_id engine session engine_pid client_pid uid reserved);
     fields!(out, "record", RecordEntry, sequence ring class opcode record user_data taken_ns
         queued total res flags detail bytes rail wait cause retries);
+    fields!(out, "telemetry_header", TelemetryHeader, magic abi_version header_bytes block_stride
+        counters buckets unit_ns steps lanes rails sessions boot_id engine engine_pid);
 }
 
 fn numbers(out: &mut Vec<(String, u64)>) {
@@ -62,11 +64,18 @@ fn numbers(out: &mut Vec<(String, u64)>) {
         REPLY UID_OWN RING_FENCELESS OBJECT_RING OBJECT_REGION REGION_ALLOCATED REGION_MEMFD
         REGION_HUGE RIGHT_READ RIGHT_WRITE RIGHT_ATOMIC RIGHT_NOTIFY CONTRACT_ALL CONTRACT_UID
         STATS_SESSION STATS_ENGINE
-        STATE_QUEUED STATE_POSTED STATE_ARMED STATE_FLUSHING
+        STATE_QUEUED STATE_POSTED STATE_ARMED STATE_FLUSHING STATE_UNTAKEN
+        MODE_WEIGHTED MODE_STRICT MODE_FIFO MODE_TENT MODE_DIRECT
+        RAIL_OPEN RAIL_FULL RAIL_MEMORY RAIL_CONNECTING RAIL_DEGRADED RAIL_REBUILDING RAIL_PAUSED
+        RAIL_DEAD
         WAIT_NONE WAIT_LANE WAIT_CLASS WAIT_WINDOW_OPS WAIT_WINDOW_BYTES WAIT_FABRIC WAIT_EARLIER
         WAIT_NOTIFY WAIT_RAIL WAIT_CREDIT WAIT_WINDOW_WRS WAIT_PEER WAIT_TURN WAIT_CAP
+        WAIT_BELL WAIT_INTAKE WAIT_CQ WAIT_RECORDS WAIT_QUOTA_OPS WAIT_QUOTA_BYTES WAIT_PAGES
+        WAIT_SEARCH WAIT_CLOSED WAIT_REVOKED
         RECORDER_MAGIC RECORDER_HEADER_BYTES RECORDER_ENTRIES_MAX RECORD_TIME_SHIFT FEATURE_RECORDER
-        SESSION_OWN RING_ANY);
+        SESSION_OWN RING_ANY
+        TELEMETRY_MAGIC TELEMETRY_HEADER_BYTES BLOCK_STRIDE BLOCK_COUNTERS HISTOGRAM_BUCKETS
+        HISTOGRAM_UNIT_NS HISTOGRAM_STEPS TELEMETRY_LANES WAIT_REASONS FEATURE_TELEMETRY);
     out.push(("SECRET_BYTES".to_string(), SECRET_BYTES as u64));
     out.push(("NAME_BYTES".to_string(), NAME_BYTES as u64));
     out.push(("URL_BYTES".to_string(), URL_BYTES as u64));
@@ -91,6 +100,7 @@ fn numbers(out: &mut Vec<(String, u64)>) {
     out.extend(
         Counter::ALL.iter().map(|c| (named("COUNTER", format!("{c:?}")), u64::from(*c as u8))),
     );
+    out.extend(Tally::ALL.iter().map(|t| (named("TALLY", format!("{t:?}")), u64::from(*t as u8))));
 }
 
 fn messages(out: &mut Vec<(String, u64)>) {
@@ -110,7 +120,8 @@ fn messages(out: &mut Vec<(String, u64)>) {
         "export_reply" ExportReply "import" Import "import_reply" ImportReply "connect" Connect
         "connect_reply" ConnectReply "release" Release "probe" Probe "probe_reply" ProbeReply
         "stats" Stats "stats_reply" StatsReply "op_query" OpQuery "cancel_reply" CancelReply
-        "why_reply" WhyReply "recorder_request" RecorderRequest "recorder_reply" RecorderReply);
+        "why_reply" WhyReply "recorder_request" RecorderRequest "recorder_reply" RecorderReply
+        "telemetry_request" TelemetryRequest "telemetry_reply" TelemetryReply);
 }
 
 /// `FetchAdd` to `FETCH_ADD`.

@@ -6,9 +6,10 @@ use clap::Args;
 use nix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 use verbring::Session;
-use verbring::abi::{self, Detail, errno};
+use verbring::abi::{Detail, errno};
 use verbring::client::{LedgerEntry, OpRef, Recorder, Why, wait_words};
 
+use super::why::open_json;
 use super::{Failure, class_name, say, say_json};
 
 /// Arguments of `verbring ledger`.
@@ -52,7 +53,7 @@ impl Ledger {
         if let Some(session) = session
             && let Some(why) = open_op(&session, record)?
         {
-            return if self.json { say_json(&open_json(&why)) } else { say(&open_text(&why)) };
+            return if self.json { say_json(&open_json(&why)) } else { say(&format!("{why}\n")) };
         }
         Err(Failure::Failed(unknown(record, &recorders, self.pid.is_some())))
     }
@@ -60,13 +61,7 @@ impl Ledger {
     /// The recorders to look at, and the session to ask, if the engine lives.
     fn recorders(&self) -> Result<(Option<Session>, Vec<Recorder>), Failure> {
         if let Some(pid) = self.pid {
-            let found = Recorder::of_process(pid)
-                .map_err(|error| Failure::of("no flight recorder", &error))?;
-            if found.is_empty() {
-                let text = format!("process {pid} holds no flight recorder");
-                return Err(Failure::Failed(text));
-            }
-            return Ok((None, found));
+            return Ok((None, recorders_of(pid)?));
         }
         let path = self.socket.clone().unwrap_or_default();
         let session =
@@ -78,8 +73,18 @@ impl Ledger {
     }
 
     fn tell(&self, entry: &LedgerEntry) -> Result<(), Failure> {
-        if self.json { say_json(&to_json(entry)) } else { say(&to_text(entry, now_ns())) }
+        if self.json { say_json(&ended_json(entry)) } else { say(&to_text(entry, now_ns())) }
     }
+}
+
+/// The flight recorders of a process, at least one.
+pub(super) fn recorders_of(pid: u32) -> Result<Vec<Recorder>, Failure> {
+    let found =
+        Recorder::of_process(pid).map_err(|error| Failure::of("no flight recorder", &error))?;
+    if found.is_empty() {
+        return Err(Failure::Failed(format!("process {pid} holds no flight recorder")));
+    }
+    Ok(found)
 }
 
 /// Asks the engine about an op that is not over; `None` if there is none such.
@@ -109,7 +114,7 @@ fn to_text(entry: &LedgerEntry, now_ns: u64) -> String {
     format!("{ago:.3} s ago, session {}: {entry}\n", entry.session)
 }
 
-fn to_json(entry: &LedgerEntry) -> Value {
+pub(super) fn ended_json(entry: &LedgerEntry) -> Value {
     let nanos = |time: std::time::Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
     let carried = entry.res >= 0;
     json!({
@@ -140,55 +145,7 @@ fn to_json(entry: &LedgerEntry) -> Value {
     })
 }
 
-fn open_json(why: &Why) -> Value {
-    json!({
-        "record": why.record,
-        "number": why.number,
-        "user_data": why.user_data,
-        "state": state_name(why.state),
-        "opcode": why.opcode.map(|opcode| format!("{opcode:?}")),
-        "class": why.class.map(class_name),
-        "bytes": why.bytes,
-        "bytes_done": why.bytes_done,
-        "age_ns": u64::try_from(why.age.as_nanos()).unwrap_or(u64::MAX),
-        "ahead": why.ahead,
-        "defers": why.defers,
-        "wait": wait_words(why.wait),
-    })
-}
-
-fn open_text(why: &Why) -> String {
-    let opcode = why.opcode.map_or_else(|| "an op".to_string(), |opcode| format!("{opcode:?}"));
-    let wait = wait_words(why.wait).unwrap_or("something unknown");
-    let mut text = format!(
-        "record {:#x}: {opcode} of {} bytes, user_data {:#x}, is not over: {} for {:.6} s, waits \
-         for {wait}",
-        why.record,
-        why.bytes,
-        why.user_data,
-        state_name(why.state),
-        why.age.as_secs_f64(),
-    );
-    if why.ahead > 0 {
-        text += &format!("; {} ops are before it", why.ahead);
-    }
-    if why.defers > 0 {
-        text += &format!("; it found no credit {} times", why.defers);
-    }
-    text + "\n"
-}
-
-fn state_name(state: u16) -> &'static str {
-    match state {
-        abi::STATE_QUEUED => "queued",
-        abi::STATE_POSTED => "posted",
-        abi::STATE_ARMED => "armed",
-        abi::STATE_FLUSHING => "flushing",
-        _ => "in an unknown state",
-    }
-}
-
-fn read_record(text: &str) -> Result<u64, String> {
+pub(super) fn read_record(text: &str) -> Result<u64, String> {
     let read = match text.strip_prefix("0x") {
         Some(digits) => u64::from_str_radix(digits, 16),
         None => text.parse(),
@@ -200,7 +157,7 @@ fn read_record(text: &str) -> Result<u64, String> {
 }
 
 /// The clock of recorders, which all processes of a host share.
-fn now_ns() -> u64 {
+pub(super) fn now_ns() -> u64 {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| {
         let part = |value: i64| u64::try_from(value).unwrap_or(0);
         part(now.tv_sec()) * 1_000_000_000 + part(now.tv_nsec())

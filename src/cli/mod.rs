@@ -12,10 +12,13 @@ mod failover;
 mod ledger;
 mod place;
 mod probe;
+mod qos;
 mod serve;
 mod settings;
 mod sim;
 mod stat;
+mod watch;
+mod why;
 
 use std::fmt;
 use std::io::{self, ErrorKind, Write};
@@ -29,10 +32,12 @@ use demo::{Demo, DemoClient};
 use devices::Devices;
 use ledger::Ledger;
 use probe::ProbeEngine;
+use qos::Qos;
 use serve::Serve;
 use settings::BadSetting;
 use sim::Sim;
 use stat::Stat;
+use why::AskWhy;
 
 /// Runs the command line and reports how that ended.
 pub(crate) fn run() -> ExitCode {
@@ -79,8 +84,12 @@ enum Verb {
     Stat(Stat),
     /// Prints what became of ops: of a live engine, or of a dead one through a client.
     Ledger(Ledger),
+    /// Prints what one op waits for, or why it waited.
+    Why(AskWhy),
     /// Prints what an engine serves, and how much of it this user may have.
     Probe(ProbeEngine),
+    /// Prints the longest that an op can wait.
+    Qos(Qos),
     /// Prints what could move bytes on this machine, what would, and why.
     Devices(Devices),
     /// Runs engines, peers and clients in virtual time, with faults drawn from seeds.
@@ -104,7 +113,9 @@ impl Verb {
             Self::Demo(demo) => demo.run(),
             Self::Stat(stat) => stat.run(),
             Self::Ledger(ledger) => ledger.run(),
+            Self::Why(why) => why.run(),
             Self::Probe(probe) => probe.run(),
+            Self::Qos(qos) => qos.run(),
             Self::Devices(devices) => devices.run(),
             Self::Sim(sim) => sim.run(),
             Self::Abi { json } => print_abi(json),

@@ -1,8 +1,7 @@
-//! `verbring stat`: an engine's counters, once or over and over.
+//! `verbring stat`: an engine's counters once, or its telemetry page over and over.
 
 use std::path::PathBuf;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Args;
 use serde_json::{Map, Value};
@@ -10,7 +9,7 @@ use verbring::Session;
 use verbring::abi::Counter;
 use verbring::client::{Scope, Stats};
 
-use super::{Failure, grouped, say, say_json};
+use super::{Failure, grouped, say, say_json, watch};
 
 /// Arguments of `verbring stat`.
 #[derive(Debug, Args)]
@@ -21,62 +20,57 @@ pub(crate) struct Stat {
     /// Prints one JSON object a look instead of text.
     #[arg(long)]
     json: bool,
-    /// Looks again every so many seconds, until interrupted.
-    #[arg(long, value_name = "SECONDS", value_parser = read_period)]
+    /// Shows what goes through each lane, session and rail, every so many seconds, until
+    /// interrupted. The engine is asked for nothing meanwhile.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        value_parser = read_period,
+        num_args = 0..=1,
+        default_missing_value = "1"
+    )]
     watch: Option<Duration>,
 }
 
 impl Stat {
     pub(crate) fn run(&self) -> Result<(), Failure> {
+        if let Some(period) = self.watch {
+            return watch::watch(&self.socket, period, self.json);
+        }
         let session =
             Session::connect(&self.socket).map_err(|error| Failure::of("cannot ask", &error))?;
-        let mut before: Option<(Instant, Stats)> = None;
-        loop {
-            let stats = session
-                .stats(Scope::Engine)
-                .map_err(|error| Failure::of("cannot have the counters", &error))?;
-            let now = Instant::now();
-            if self.json {
-                say_json(&to_json(&stats))?;
-            } else {
-                let since = before.as_ref().map(|(then, stats)| (now - *then, stats));
-                say(&to_text(&stats, since))?;
-            }
-            let Some(period) = self.watch else { return Ok(()) };
-            if !self.json {
-                say("\n")?;
-            }
-            before = Some((now, stats));
-            thread::sleep(period);
-        }
+        let stats = session
+            .stats(Scope::Engine)
+            .map_err(|error| Failure::of("cannot have the counters", &error))?;
+        if self.json { say_json(&to_json(&stats)) } else { say(&to_text(&stats)) }
     }
 }
 
-/// What a counter counts: its name for programs, whether it only grows, and words for people.
-const ROWS: [(Counter, &str, bool, &str); Counter::ALL.len()] = [
-    (Counter::Taken, "taken", true, "SQEs taken"),
-    (Counter::Completed, "completed", true, "final outcomes"),
-    (Counter::OpsHigh, "ops_high", true, "  of class high"),
-    (Counter::OpsMedium, "ops_medium", true, "  of class medium"),
-    (Counter::OpsLow, "ops_low", true, "  of class low"),
-    (Counter::Refused, "refused", true, "refused for a bad field"),
-    (Counter::Failed, "failed", true, "failed after they were accepted"),
-    (Counter::Cancelled, "cancelled", true, "cancelled"),
-    (Counter::Bytes, "bytes", true, "bytes moved"),
-    (Counter::Notified, "notified", true, "notifications"),
-    (Counter::InFlight, "in_flight", false, "ops in flight"),
-    (Counter::Records, "records", false, "  of records in all"),
-    (Counter::Sessions, "sessions", false, "sessions"),
-    (Counter::Rings, "rings", false, "rings"),
-    (Counter::Regions, "regions", false, "regions and imports"),
-    (Counter::RegionBytes, "region_bytes", false, "bytes in regions"),
-    (Counter::Descriptors, "descriptors", false, "descriptors of the engine's process"),
-    (Counter::Turns, "turns", true, "turns"),
-    (Counter::Sleeps, "sleeps", true, "times the engine slept"),
-    (Counter::Defers, "defers", true, "times a first in lane found no credit"),
-    (Counter::BellsRung, "bells_rung", true, "client bells rung"),
-    (Counter::Faults, "faults", true, "rings faulted"),
-    (Counter::Evicted, "evicted", true, "sessions refused or ended for a broken rule"),
+/// What a counter counts: its name for programs, and words for people.
+const ROWS: [(Counter, &str, &str); Counter::ALL.len()] = [
+    (Counter::Taken, "taken", "SQEs taken"),
+    (Counter::Completed, "completed", "final outcomes"),
+    (Counter::OpsHigh, "ops_high", "  of class high"),
+    (Counter::OpsMedium, "ops_medium", "  of class medium"),
+    (Counter::OpsLow, "ops_low", "  of class low"),
+    (Counter::Refused, "refused", "refused for a bad field"),
+    (Counter::Failed, "failed", "failed after they were accepted"),
+    (Counter::Cancelled, "cancelled", "cancelled"),
+    (Counter::Bytes, "bytes", "bytes moved"),
+    (Counter::Notified, "notified", "notifications"),
+    (Counter::InFlight, "in_flight", "ops in flight"),
+    (Counter::Records, "records", "  of records in all"),
+    (Counter::Sessions, "sessions", "sessions"),
+    (Counter::Rings, "rings", "rings"),
+    (Counter::Regions, "regions", "regions and imports"),
+    (Counter::RegionBytes, "region_bytes", "bytes in regions"),
+    (Counter::Descriptors, "descriptors", "descriptors of the engine's process"),
+    (Counter::Turns, "turns", "turns"),
+    (Counter::Sleeps, "sleeps", "times the engine slept"),
+    (Counter::Defers, "defers", "times a first in lane found no credit"),
+    (Counter::BellsRung, "bells_rung", "client bells rung"),
+    (Counter::Faults, "faults", "rings faulted"),
+    (Counter::Evicted, "evicted", "sessions refused or ended for a broken rule"),
 ];
 
 fn to_json(stats: &Stats) -> Value {
@@ -84,23 +78,16 @@ fn to_json(stats: &Stats) -> Value {
     Value::Object(rows.collect::<Map<_, _>>())
 }
 
-/// A table of all counters; beside those that only grow, how fast they did since the last look.
-fn to_text(stats: &Stats, since: Option<(Duration, &Stats)>) -> String {
-    let mut out = String::new();
-    for (counter, _, grows, words) in &ROWS {
-        let value = stats[*counter];
-        out += &format!("{words:44} {:>20}", grouped(value));
-        if *grows && let Some((time, before)) = since {
-            let more = value.saturating_sub(before[*counter]);
-            out += &format!(" {:>16} /s", grouped(per_second(more, time)));
-        }
-        out += "\n";
-    }
-    out
+/// A table of all counters.
+fn to_text(stats: &Stats) -> String {
+    let row = |(counter, _, words): &(Counter, &str, &str)| {
+        format!("{words:44} {:>20}\n", grouped(stats[*counter]))
+    };
+    ROWS.iter().map(row).collect()
 }
 
 /// A whole rate; a count that passes 2^64 nanoseconds' worth is no count.
-fn per_second(count: u64, time: Duration) -> u64 {
+pub(super) fn per_second(count: u64, time: Duration) -> u64 {
     let rate = u128::from(count) * 1_000_000_000 / time.as_nanos().max(1);
     u64::try_from(rate).unwrap_or(u64::MAX)
 }
@@ -139,15 +126,12 @@ mod tests {
     }
 
     #[test]
-    fn rates_stand_beside_what_only_grows() {
-        let before = stats(&[(Counter::Taken, 1_000), (Counter::Rings, 1)]);
-        let now = stats(&[(Counter::Taken, 6_000), (Counter::Rings, 9)]);
-        let text = to_text(&now, Some((Duration::from_millis(2_500), &before)));
+    fn counters_stand_in_a_table() {
+        let text = to_text(&stats(&[(Counter::Taken, 6_000), (Counter::Rings, 9)]));
         let line = |words: &str| text.lines().find(|line| line.starts_with(words)).unwrap();
-        assert!(line("SQEs taken").contains("6,000"), "{text}");
-        assert!(line("SQEs taken").ends_with(" 2,000 /s"), "{text}");
+        assert!(line("SQEs taken").ends_with(" 6,000"), "{text}");
         assert!(line("rings  ").ends_with(" 9"), "{text}");
-        assert!(!to_text(&now, None).contains("/s"));
+        assert_eq!(per_second(5_000, Duration::from_millis(2_500)), 2_000);
     }
 
     #[test]

@@ -218,7 +218,9 @@ impl Serving {
                 self.send(head, reply, &[]);
             }
             Kind::Connect => self.connect(head, &body(message)),
-            Kind::Recorder | Kind::Prepare => panic!("the client does not send it"),
+            Kind::Recorder | Kind::Telemetry | Kind::Prepare => {
+                panic!("the client does not send it")
+            }
         }
     }
 

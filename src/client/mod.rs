@@ -21,12 +21,14 @@ mod error;
 mod fake;
 mod ops;
 mod peer;
+mod plight;
 mod raw;
 mod records;
 mod region;
 mod report;
 mod ring;
 mod story;
+mod telemetry;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -39,12 +41,14 @@ pub use ops::{
     Arm, Cancel, CmpSwap, FetchAdd, Flush, Nop, Op, PagePair, Read, Readv, Write, Writev,
 };
 pub use peer::Peer;
+pub use plight::{mode_words, rail_words, state_words};
 pub use raw::{RawRing, RingOptions};
 pub use records::{LedgerEntry, Recorder, RecorderError};
 pub use region::{BadSecret, Import, Lease, Region, Remote, Rights, Secret};
 pub use report::{ContractOf, OpRef, Probe, Scope, Stats, Why};
 pub use ring::{Completion, Lost, Notification, Ring, Ticket};
 pub use story::wait_words;
+pub use telemetry::{Look, Tallies, Telemetry, TelemetryError};
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -167,10 +171,7 @@ impl Session {
     /// [`ControlError`]; a refusal with EOPNOTSUPP if the engine keeps none.
     pub fn recorders(&self) -> Result<Vec<Recorder>, ControlError> {
         if self.probe()?.features & abi::FEATURE_RECORDER == 0 {
-            let text = "this engine keeps no flight recorders".to_string();
-            let (detail, detail_number) = (Detail::Message, u32::from(Detail::Message as u16));
-            let (request, errno) = (Kind::Recorder, abi::errno::EOPNOTSUPP);
-            return Err(Refusal { request, errno, detail, detail_number, text }.into());
+            return Err(unserved(Kind::Recorder, "this engine keeps no flight recorders"));
         }
         let (mut found, mut from) = (Vec::new(), 0);
         loop {
@@ -185,6 +186,30 @@ impl Session {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Maps the engine's telemetry page, for root and the engine's own uid: what goes through each
+    /// lane, rail and session. To look at it asks nothing of the engine.
+    ///
+    /// # Errors
+    /// [`ControlError`]; a refusal with EACCES for anybody else, and with EOPNOTSUPP if the engine
+    /// has none.
+    pub fn telemetry(&self) -> Result<Telemetry, ControlError> {
+        if self.probe()?.features & abi::FEATURE_TELEMETRY == 0 {
+            return Err(unserved(Kind::Telemetry, "this engine has no telemetry page"));
+        }
+        let request = |head| abi::TelemetryRequest { head };
+        let (reply, [memfd]): (abi::TelemetryReply, _) =
+            self.wire().call(Kind::Telemetry, request, None)?;
+        let telemetry = match Telemetry::open(memfd) {
+            Ok(telemetry) => telemetry,
+            Err(TelemetryError::Memory(error)) => return Err(error.into()),
+            Err(_) => return Err(ControlError::Protocol { what: "a telemetry page that is none" }),
+        };
+        if telemetry.bytes() != reply.bytes || telemetry.boot_id() != self.boot_id() {
+            return Err(ControlError::Protocol { what: "another engine's telemetry page" });
+        }
+        Ok(telemetry)
     }
 
     /// Makes a ring for typed ops. A thread that submits has a ring of its own.
@@ -331,10 +356,12 @@ impl Session {
         Ok(reply.record)
     }
 
-    /// Asks where an op is and what it waits for.
+    /// Asks where an op is and what it waits for; by number also an SQE that is not taken yet. The
+    /// ring may be that of any session of this uid (of any, for root).
     ///
     /// # Errors
-    /// [`ControlError`]; a refusal with ENOENT if there is no such op in flight (any more).
+    /// [`ControlError`]; a refusal with ENOENT if there is no such op in flight (any more), with
+    /// EINVAL if there is no such ring.
     pub fn why(&self, op: impl Into<OpRef>) -> Result<Why, ControlError> {
         let query = op_query(op.into());
         let (reply, []): (abi::WhyReply, _) = self.wire().call(Kind::Why, query, None)?;
@@ -345,6 +372,12 @@ impl Session {
     #[must_use]
     pub fn engine_gone(&self) -> bool {
         self.wire().engine_gone()
+    }
+
+    /// Returns whether the engine is dead, or has ended this session; never waits.
+    #[must_use]
+    pub fn over(&self) -> bool {
+        self.wire().hung_up() || self.engine_gone()
     }
 
     /// Returns the engine's pidfd: readable once its process is gone.
@@ -440,6 +473,13 @@ fn dial(path: &Path) -> Result<OwnedFd, ConnectError> {
         path: path.to_path_buf(),
         source: source.into(),
     })
+}
+
+/// What an engine would answer to a request that PROBE says it does not serve.
+fn unserved(request: Kind, text: &str) -> ControlError {
+    let (detail, detail_number) = (Detail::Message, u32::from(Detail::Message as u16));
+    let (errno, text) = (abi::errno::EOPNOTSUPP, text.to_string());
+    Refusal { request, errno, detail, detail_number, text }.into()
 }
 
 /// Asks for this session's recorder. What an engine refuses is done without.

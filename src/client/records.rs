@@ -218,7 +218,8 @@ pub struct LedgerEntry {
     pub retries: u32,
     /// Times it was to go on and found no credit; saturates at 65,535.
     pub defers: u32,
-    /// What it lacked the last time, an `abi::WAIT_*` number.
+    /// What it lacked the last time, or, if it waited and never lacked anything, who went before
+    /// it: an `abi::WAIT_*` number.
     pub wait: u16,
     /// The rail that it went by last; 0 is the engine's host.
     pub rail: u16,
@@ -263,6 +264,18 @@ impl LedgerEntry {
             detail: entry.detail,
             cause: entry.cause.into(),
         }
+    }
+
+    /// Returns in words why it waited, and how long it was served.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        struct Summary<'e>(&'e LedgerEntry);
+        impl fmt::Display for Summary<'_> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                story::answer(self.0, f)
+            }
+        }
+        Summary(self).to_string()
     }
 
     /// Returns from its first post to its end; `None` if nothing of it was posted.

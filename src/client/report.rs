@@ -1,9 +1,10 @@
 //! What an engine says about itself, its counters, and single ops.
 
+use std::fmt;
 use std::ops::Index;
 use std::time::Duration;
 
-use super::Ticket;
+use super::{Ticket, plight};
 use crate::abi::{self, Class, Counter, Opcode, ProbeReply, StatsReply, WhyReply};
 
 /// What an engine serves, and how much of it this session may have.
@@ -211,55 +212,110 @@ impl From<Ticket> for OpRef {
     }
 }
 
-/// Where an op in flight is, and what it waits for.
+/// Where an op in flight is, and what it waits for; or an SQE that is not taken yet. Shown
+/// (`Display`), it says so in sentences.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Why {
-    /// The op's ledger record.
+    /// The op's ledger record; 0 before it is taken.
     pub record: u64,
     /// Its number in its ring.
     pub number: u64,
-    /// Its `user_data`.
+    /// Its ring's number.
+    pub ring: u32,
+    /// Its session's number.
+    pub session: u32,
+    /// Its `user_data`; 0 if the engine has not copied its SQE yet.
     pub user_data: u64,
+    /// When it was taken: nanoseconds of CLOCK_MONOTONIC; 0 before.
+    pub taken_ns: u64,
     /// Since intake.
     pub age: Duration,
-    /// From intake to first post; `None` if nothing of it is posted.
+    /// From intake to first post; `None` if nothing of it is posted. The rest of `age` is service.
     pub queued: Option<Duration>,
     /// Bytes asked for.
     pub bytes: u64,
     /// Bytes placed so far.
     pub bytes_done: u64,
-    /// Ops before it in its lane, counted up to 4,095.
+    /// Ops before it in its flow, counted up to 4,095; before it is taken, SQEs of its ring.
     pub ahead: u32,
-    /// Times it was at the head of its lane and found no credit.
+    /// Other flows of its lane that have ops queued, counted up to 4,095.
+    pub flows: u32,
+    /// Times it was to go on and found no credit.
     pub defers: u32,
-    /// What it does; `None` if this version does not know it.
+    /// What it does; `None` if this version does not know it, or its SQE was not copied yet.
     pub opcode: Option<Opcode>,
-    /// Its class; `None` if this version does not know it.
+    /// Its class; `None` likewise.
     pub class: Option<Class>,
+    /// Its lane, beside its class: 0 ops of users, 1 the engine's own.
+    pub origin: u8,
+    /// By which rule the engine takes ops from lanes, an `abi::MODE_*` number.
+    pub mode: u8,
     /// Where it is, an `abi::STATE_*` number.
     pub state: u16,
     /// What it waits for, an `abi::WAIT_*` number.
     pub wait: u16,
+    /// Of what it waits for: how much is in use, and how much there is, in the unit that `wait`
+    /// names. `None` if it is nothing that is counted.
+    pub used: Option<(u64, u64)>,
+    /// How much of that the op wants next.
+    pub wants: u64,
+    /// The rails that may carry what it posts next, with their `abi::RAIL_*`; none if it stays on
+    /// the engine's host. Of an op that is posted whole, the one that it went by.
+    pub rails: Vec<(u16, u8)>,
+    /// The rail that it went by last, or is to go by; 0 is the engine's host.
+    pub rail: u16,
+    /// Requests given to the fabric so far; saturates at 65,535.
+    pub posts: u32,
+    /// Of these, how many are under way.
+    pub in_fabric: u32,
+}
+
+impl Why {
+    /// Returns since its first post; `None` if nothing of it is posted.
+    #[must_use]
+    pub fn service(&self) -> Option<Duration> {
+        self.queued.map(|queued| self.age.saturating_sub(queued))
+    }
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        plight::tell(self, f)
+    }
 }
 
 impl From<WhyReply> for Why {
     fn from(reply: WhyReply) -> Self {
-        let queued = (reply.queued_ns > 0).then(|| Duration::from_nanos(reply.queued_ns));
+        let known = reply.state != abi::STATE_UNTAKEN || reply.class != 0;
+        let set = (0..64).filter(|rail| reply.rails >> rail & 1 != 0);
+        let opcode = u8::try_from(reply.opcode).ok().and_then(Opcode::from_byte);
         Self {
             record: reply.record,
             number: reply.number,
+            ring: reply.ring,
+            session: reply.session,
             user_data: reply.user_data,
+            taken_ns: reply.taken_ns,
             age: Duration::from_nanos(reply.age_ns),
-            queued,
+            queued: (reply.posts > 0).then(|| Duration::from_nanos(reply.queued_ns)),
             bytes: reply.bytes,
             bytes_done: reply.bytes_done,
             ahead: reply.ahead,
+            flows: reply.flows,
             defers: reply.defers,
-            opcode: u8::try_from(reply.opcode).ok().and_then(Opcode::from_byte),
-            class: u8::try_from(reply.class).ok().and_then(Class::from_byte),
+            opcode: opcode.filter(|_| known),
+            class: u8::try_from(reply.class).ok().and_then(Class::from_byte).filter(|_| known),
+            origin: reply.origin,
+            mode: reply.mode,
             state: reply.state,
             wait: reply.wait,
+            used: (reply.limit > 0).then_some((reply.used, reply.limit)),
+            wants: reply.wants,
+            rails: set.zip(reply.rail_states.to_le_bytes()).collect(),
+            rail: reply.rail,
+            posts: reply.posts,
+            in_fabric: reply.in_fabric,
         }
     }
 }

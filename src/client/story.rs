@@ -40,7 +40,7 @@ impl Display for What<'_> {
 }
 
 /// An opcode as the ABI spells it.
-fn name(opcode: Opcode) -> &'static str {
+pub(super) fn name(opcode: Opcode) -> &'static str {
     match opcode {
         Opcode::Nop => "NOP",
         Opcode::Write => "WRITE",
@@ -75,6 +75,16 @@ pub fn wait_words(wait: u16) -> Option<&'static str> {
         abi::WAIT_PEER => "room in the window towards its peer",
         abi::WAIT_TURN => "its turn beside other users, sessions or peers",
         abi::WAIT_CAP => "the cap on its uid's bytes of class high",
+        abi::WAIT_BELL => "its ring's bell, which was not rung since it was pushed",
+        abi::WAIT_INTAKE => "SQEs before it in its ring",
+        abi::WAIT_CQ => "room in the CQ: its client has to take completions",
+        abi::WAIT_RECORDS => "records, of which its session has its part",
+        abi::WAIT_QUOTA_OPS => "its uid's quota of ops in flight",
+        abi::WAIT_QUOTA_BYTES => "its uid's quota of bytes in flight",
+        abi::WAIT_PAGES => "room for its page list, of which its session has its part",
+        abi::WAIT_SEARCH => "a CANCEL before it, which still looks for its op",
+        abi::WAIT_CLOSED => "nothing that will come: no more is taken from its ring",
+        abi::WAIT_REVOKED => "revocations that are yet to be told",
         _ => return None,
     })
 }
@@ -90,7 +100,31 @@ fn waiting(entry: &LedgerEntry, f: &mut Formatter<'_>) -> fmt::Result {
     write!(f, "waited {}", Short(waited))?;
     if entry.defers > 0 {
         let what = wait_words(entry.wait).unwrap_or("something unknown");
-        write!(f, ", found no credit {}, last for want of {what}", Times(entry.defers))?;
+        return write!(
+            f,
+            ", because it found no credit {}, last for want of {what}",
+            Times(entry.defers)
+        );
+    }
+    if entry.wait != abi::WAIT_NONE {
+        let what = wait_words(entry.wait).unwrap_or("something unknown");
+        write!(f, ", because of {what}")?;
+    }
+    Ok(())
+}
+
+/// Why it waited, and how long it was served.
+pub(super) fn answer(entry: &LedgerEntry, f: &mut Formatter<'_>) -> fmt::Result {
+    waiting(entry, f)?;
+    match entry.service() {
+        Some(served) => write!(f, "; served in {}", Short(served)),
+        None if matches!(entry.opcode, Some(Opcode::Arm | Opcode::Flush | Opcode::Cancel)) => {
+            Ok(())
+        }
+        None => write!(f, "; never served"),
+    }?;
+    if entry.res < 0 {
+        write!(f, "; failed: {}", Errno::from_raw(entry.res.saturating_neg()))?;
     }
     Ok(())
 }
@@ -151,7 +185,7 @@ fn ending(entry: &LedgerEntry, f: &mut Formatter<'_>) -> fmt::Result {
 }
 
 /// A time in the unit that suits it.
-struct Short(Duration);
+pub(super) struct Short(pub(super) Duration);
 
 impl Display for Short {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
@@ -166,7 +200,7 @@ impl Display for Short {
 }
 
 /// How often.
-struct Times(u32);
+pub(super) struct Times(pub(super) u32);
 
 impl Display for Times {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
@@ -227,8 +261,9 @@ mod tests {
             rail: 4,
             ..entry()
         };
-        let told = "waited 1.5 us, found no credit 3 times, last for want of the window's bytes; \
-                    posted as 2 requests on rail 4, repeated once when its queue pair had failed;";
+        let told = "waited 1.5 us, because it found no credit 3 times, last for want of the \
+                    window's bytes; posted as 2 requests on rail 4, repeated once when its queue \
+                    pair had failed;";
         assert!(entry.to_string().contains(told), "{entry}");
     }
 
@@ -260,8 +295,9 @@ mod tests {
             cause: 62,
             ..entry()
         };
-        let told = "waited 4.0 ms, found no credit once, last for want of its rail; never posted; \
-                    failed: ETIME: Timer expired (deadline); cause: ETIME: Timer expired";
+        let told = "waited 4.0 ms, because it found no credit once, last for want of its rail; \
+                    never posted; failed: ETIME: Timer expired (deadline); cause: ETIME: Timer \
+                    expired";
         assert!(late.to_string().ends_with(told), "{late}");
     }
 }

@@ -76,6 +76,12 @@ impl Wire {
         self.engine_goes(Duration::ZERO)
     }
 
+    /// True once the other end of the socket is closed.
+    pub(super) fn hung_up(&self) -> bool {
+        let mut watched = [PollFd::new(self.socket(), PollFlags::empty())];
+        wait(&mut watched, Some(Duration::ZERO)).is_ok() && told(&watched[0])
+    }
+
     fn engine_goes(&self, within: Duration) -> bool {
         let Some(pidfd) = self.pidfd() else { return false };
         let mut watched = [PollFd::new(pidfd, PollFlags::POLLIN)];

@@ -11,9 +11,11 @@ mod recorders;
 mod registrations;
 mod server;
 mod sessions;
+mod telemetry;
 pub mod wire;
 
 pub(crate) use card::{
     Card, CardAnswer, CardDone, CardOrder, CardOrders, CardWork, PairWork, Registered,
 };
 pub(crate) use server::{Ask, Server};
+pub(crate) use telemetry::TelemetryMade;

@@ -20,6 +20,12 @@ impl Server {
         1 << abi::FABRIC_LOCAL | verbs
     }
 
+    /// `FEATURE_*` bits of what is served.
+    fn features(&self) -> u64 {
+        let recorder = if self.config.recorder_entries == 0 { 0 } else { abi::FEATURE_RECORDER };
+        recorder | abi::FEATURE_TELEMETRY
+    }
+
     pub(super) fn probe(&mut self, key: usize, request: &Probe) -> Result<(), Refusal> {
         let uid = self.uid_of(key);
         let quota = self.config.quota_of(uid);
@@ -62,11 +68,8 @@ impl Server {
                 return Err(Refusal::new(errno::EINVAL, Detail::Message, text));
             }
         };
-        let uid = self.uid_of(key);
-        let own_uid = nix::unistd::geteuid().as_raw();
-        if engine_scope && uid != 0 && uid != own_uid {
-            let text = format!("counters of the engine are for uid {own_uid} and root");
-            return Err(Refusal::new(errno::EACCES, Detail::Rights, text));
+        if engine_scope {
+            self.check_operator(key, "counters of the engine are")?;
         }
         let tag = request.head.tag;
         let pending = Pending::Stats { session: key, tag, engine_scope };
@@ -77,6 +80,17 @@ impl Server {
         Ok(())
     }
 
+    /// What is told of all sessions together is for whoever runs the engine.
+    pub(super) fn check_operator(&self, key: usize, what: &str) -> Result<(), Refusal> {
+        let uid = self.sessions.get(key).map_or(abi::UID_OWN, |session| session.uid);
+        let own_uid = nix::unistd::geteuid().as_raw();
+        if uid == 0 || uid == own_uid {
+            return Ok(());
+        }
+        let text = format!("{what} for uid {own_uid} and root");
+        Err(Refusal::new(errno::EACCES, Detail::Rights, text))
+    }
+
     pub(super) fn query(
         &mut self,
         key: usize,
@@ -84,8 +98,12 @@ impl Server {
         cancel: bool,
     ) -> Result<(), Refusal> {
         let live = self.rings.get(query.ring as usize).and_then(Option::as_ref);
-        if !live.is_some_and(|ring| ring.session == key && ring.live()) {
-            let text = format!("ring {} is not a live ring of this session", query.ring);
+        let seen = live
+            .filter(|ring| ring.live())
+            .is_some_and(|ring| ring.session == key || !cancel && self.may_see(key, ring.session));
+        if !seen {
+            let whose = if cancel { "session" } else { "uid" };
+            let text = format!("ring {} is not a live ring of this {whose}", query.ring);
             return Err(Refusal::new(errno::EINVAL, Detail::Ring, text));
         }
         if u64::from(query.by) > abi::CANCEL_BY_RECORD {
@@ -106,6 +124,12 @@ impl Server {
             token,
         });
         Ok(())
+    }
+
+    /// True if one session may ask about the ops of another: it is of the same uid, or root's.
+    fn may_see(&self, key: usize, other: usize) -> bool {
+        let uid = |key: usize| self.sessions.get(key).map(|session| session.uid);
+        uid(key) == Some(0) || uid(key).is_some() && uid(key) == uid(other)
     }
 
     pub(super) fn answer_query(
@@ -180,10 +204,24 @@ fn why_reply(why: &Why, tag: u64) -> WhyReply {
         bytes_done: why.bytes_done,
         ahead: why.ahead,
         defers: why.defers,
-        opcode: u16::from(why.opcode as u8),
-        class: u16::from(why.class as u8),
+        opcode: why.opcode.map_or(0, |opcode| u16::from(opcode as u8)),
+        class: why.class.map_or(0, |class| u16::from(class as u8)),
         state: why.state,
         wait: why.wait,
         reserved: 0,
+        taken_ns: why.taken_ns,
+        used: why.used,
+        limit: why.limit,
+        wants: why.wants,
+        rails: why.rails,
+        rail_states: why.rail_states,
+        ring: why.ring.0,
+        session: why.session.0,
+        flows: why.flows,
+        posts: why.posts,
+        in_fabric: why.in_fabric,
+        rail: why.rail,
+        origin: why.origin,
+        mode: why.mode,
     }
 }

@@ -32,11 +32,6 @@ pub(super) struct RecorderMade {
 }
 
 impl Server {
-    /// `FEATURE_*` bits of what is served.
-    pub(super) fn features(&self) -> u64 {
-        if self.config.recorder_entries == 0 { 0 } else { abi::FEATURE_RECORDER }
-    }
-
     pub(super) fn recorder(
         &mut self,
         key: usize,

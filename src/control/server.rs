@@ -24,6 +24,7 @@ use super::peers::{self, Peers};
 use super::places::{Places, RegionIds};
 use super::registrations::CardFor;
 use super::sessions::{Owner, Session};
+use super::telemetry::TelemetryMade;
 use super::wire::Refusal;
 use crate::abi::{Detail, Kind, SegmentHeader};
 use crate::clock;
@@ -181,6 +182,7 @@ pub(crate) struct Server {
     pub(super) pending: Slab<Pending>,
     pub(super) jobs_for: Slab<JobFor>,
     pub(super) jobs: Jobs,
+    pub(super) telemetry: TelemetryMade,
     pub(super) card: Option<Card>,
     pub(super) card_for: Slab<CardFor>,
     pub(super) peers: Peers,
@@ -209,6 +211,7 @@ impl Server {
         config: Config,
         link: Arc<Link>,
         boot_id: [u64; 2],
+        telemetry: TelemetryMade,
         listener: Option<(OwnedFd, PathBuf)>,
         asks: std::sync::mpsc::Receiver<Ask>,
         card: Option<Card>,
@@ -243,6 +246,7 @@ impl Server {
             config,
             link,
             boot_id,
+            telemetry,
             epoll,
             listener,
             asks,

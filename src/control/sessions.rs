@@ -379,6 +379,7 @@ impl Server {
             Request::Why(query) if query.ring == abi::RING_ANY => self.why_anywhere(key, query),
             Request::Why(query) => self.query(key, query, false),
             Request::Recorder(recorder) => self.recorder(key, recorder),
+            Request::Telemetry(telemetry) => self.show_telemetry(key, telemetry),
         }
     }
 

@@ -6,7 +6,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::abi::{
     self, Connect, Detail, ERROR_TEXT_MAX, Export, Head, Hello, Import, Kind, Mapped, OpQuery,
-    Probe, REPLY, RecorderRequest, RegionRequest, Release, ReplyHead, RingRequest, Stats, errno,
+    Probe, REPLY, RecorderRequest, RegionRequest, Release, ReplyHead, RingRequest, Stats,
+    TelemetryRequest, errno,
 };
 
 /// A well-formed request.
@@ -26,6 +27,7 @@ pub enum Request {
     Cancel(OpQuery),
     Why(OpQuery),
     Recorder(RecorderRequest),
+    Telemetry(TelemetryRequest),
 }
 
 /// Why a request is refused.
@@ -70,7 +72,7 @@ pub fn parse(bytes: &[u8]) -> Result<Request, Refusal> {
         return Err(malformed(format!("head.bytes is {said}, but {came} bytes came")));
     }
     let Some(kind) = Kind::from_number(head.kind) else {
-        return Err(malformed(format!("kind {} is not known; 1 to 14 are", head.kind)));
+        return Err(malformed(format!("kind {} is not known; 1 to 15 are", head.kind)));
     };
     let reserved = |value: u32| {
         if value == 0 { Ok(()) } else { Err(malformed(format!("reserved is {value}, must be 0"))) }
@@ -113,6 +115,7 @@ pub fn parse(bytes: &[u8]) -> Result<Request, Refusal> {
             reserved(recorder.reserved)?;
             Request::Recorder(recorder)
         }
+        Kind::Telemetry => Request::Telemetry(exact(bytes)?),
         Kind::Prepare => {
             let text = "PREPARE is defined but not served by this engine";
             return Err(Refusal::new(errno::EOPNOTSUPP, Detail::Message, text));

@@ -221,10 +221,24 @@ pub struct Why {
     pub bytes_done: u64,
     pub ahead: u32,
     pub defers: u32,
-    pub opcode: Opcode,
-    pub class: Class,
+    pub opcode: Option<Opcode>,
+    pub class: Option<Class>,
     pub state: u16,
     pub wait: u16,
+    pub taken_ns: u64,
+    pub used: u64,
+    pub limit: u64,
+    pub wants: u64,
+    pub rails: u64,
+    pub rail_states: u64,
+    pub ring: RingId,
+    pub session: SessionId,
+    pub flows: u32,
+    pub posts: u32,
+    pub in_fabric: u32,
+    pub rail: u16,
+    pub origin: u8,
+    pub mode: u8,
 }
 
 /// Something that happened unasked.
@@ -258,6 +272,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 self.owners[owner as usize].sign(&contract);
                 self.lanes.adopt(session, owner, contract.weight);
                 self.abroad.adopt(session, owner, &contract);
+                self.meter.begin_session(session);
             }
             Command::SetRecorder { session, recorder } => {
                 self.recorders[session.0 as usize] = Some(recorder);
@@ -404,6 +419,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         }
         *session = Session::NONE;
         self.recorders[id.0 as usize] = None;
+        self.meter.end_session(id);
         self.replies.push_back(Reply::Done { token });
     }
 

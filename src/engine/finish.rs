@@ -70,6 +70,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     /// the ops just before it held, if that is alike.
     #[inline]
     pub(super) fn leave(&mut self, slot: u32) {
+        self.meter.ended(&self.ledger[slot], self.now_ns);
         self.unlink(slot);
         self.ledger.close(slot);
         // The record keeps what it held until it is opened again.

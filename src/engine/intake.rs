@@ -115,6 +115,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             && let Some(ring) = self.rings[id as usize].as_mut()
         {
             nops.add_up(&mut ring.end, &mut self.sessions[ring.session.0 as usize]);
+            self.meter.passed(ring.session, nops.by_class);
             self.touch(RingId(id));
         }
         taken
@@ -140,11 +141,9 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let count = end.take_many(want).unwrap_or(0);
         let cq_entries = end.cq_entries();
         let abroad = self.fabric.rails() > 1;
-        let mut sequence = self.sequence;
-        let mut number = *next_number;
-        let bytes = owner.left(id);
+        let (mut sequence, mut number) = (self.sequence, *next_number);
+        let (bytes, mut queued, mut passed) = (owner.left(id), [0; 3], 0);
         let mut bytes_left = bytes;
-        let mut passed = 0;
         while passed < count {
             let words = copied.entry(passed);
             let sqe = &Sqe::from_words(words);
@@ -173,6 +172,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 record.sequence = sequence;
                 record.checked = self.withdrawn;
                 end.fate_accepted(fate, record.id().0, number);
+                queued[record.op.class.index()] += 1;
                 let (named, late) = (record.op.names(), record.op.deadline_us > 0);
                 self.deadlines += u32::from(late);
                 ops.push_back(&mut self.ledger, slot);
@@ -191,6 +191,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         self.sequence = sequence;
         *next_number = number;
         state.count(Counter::Taken, u64::from(passed));
+        self.meter.enqueued(session, queued);
         self.record_share.take(&mut state.records, opened);
         owner.take(id, opened, bytes - bytes_left);
         (passed, passed == count && count > 0)
@@ -287,7 +288,10 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             Opcode::Cancel => self.begin_cancel(slot),
             Opcode::Flush => self.begin_flush(slot),
             Opcode::Arm => self.begin_arm(slot),
-            _ => self.enqueue(slot),
+            _ => {
+                self.meter.enqueued_one(&self.ledger[slot]);
+                self.enqueue(slot);
+            }
         }
     }
 

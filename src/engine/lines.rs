@@ -471,8 +471,17 @@ impl Abroad {
         ]
     }
 
+    /// The card of a rail, to be looked at.
+    pub(super) fn card_of(&self, rail: u16) -> &Card {
+        &self.cards[usize::from(self.ways[usize::from(rail)].card)]
+    }
+
+    /// Requests of a rail in the fabric.
+    pub(super) fn flying_on(&self, rail: u16) -> u32 {
+        self.ways[usize::from(rail)].flying
+    }
+
     /// The window of a line.
-    #[cfg(all(any(test, feature = "sim"), not(verbring_loom)))]
     pub(super) fn peer_window(&self, line: u16) -> &Window {
         &self.lines[usize::from(line)].window
     }

@@ -14,8 +14,8 @@
 //! **Deliberately absent**: why a rail takes nothing, and how it is mended (`fabric::qp`).
 
 use crate::abi::{
-    CQE_FLUSHED, CQE_MAYBE_DONE, CQE_RETRYABLE, Class, Counter, Detail, SQE_NOTIFY, WAIT_CAP,
-    WAIT_CREDIT, WAIT_FABRIC, WAIT_LANE, WAIT_RAIL, WAIT_WINDOW_BYTES, errno,
+    CQE_FLUSHED, CQE_MAYBE_DONE, CQE_RETRYABLE, Class, Detail, SQE_NOTIFY, WAIT_CAP, WAIT_CREDIT,
+    WAIT_FABRIC, WAIT_RAIL, WAIT_WINDOW_BYTES, errno,
 };
 use crate::fabric::{
     DONE_FLUSHED, DONE_MAYBE, DONE_PLACED, Done, Fabric, REQUEST_CHAIN, REQUEST_NOTIFY, Request,
@@ -27,7 +27,6 @@ use crate::ring::Memory;
 use crate::sched::credits::Ask;
 
 use super::lines::{Open, SET_MAX, closed, each_bit, is_atomic, lead_of};
-use super::search::waits;
 use super::tables::{Phase, RegionKind, Slice};
 use super::{Engine, STEPS_PER_TURN};
 
@@ -494,37 +493,10 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 
     /// Notes what an op waits for; it counts as deferred when that changes.
     fn note_wait(&mut self, slot: u32, wait: u16) {
-        let record = &mut self.ledger[slot];
-        if record.wait != wait {
-            record.lacks(wait);
-            self.sessions[record.session.0 as usize].count(Counter::Defers, 1);
-        }
-    }
-
-    /// How many ops stand before one that is queued in a line, and what it waits for.
-    pub(super) fn wait_abroad(&self, slot: u32) -> (u32, u16) {
         let record = &self.ledger[slot];
-        let set = self.abroad.set(record.line);
-        let set = match record.aside {
-            Aside::Rail => 1 << record.rail,
-            _ if is_atomic(&record.op) => set & set.wrapping_neg(),
-            _ => set,
-        };
-        let takes = each_bit(set).any(|rail| {
-            let room = self.fabric.room(rail);
-            room.requests > 0 || room.stop == Some(Stop::Dead)
-        });
-        let (ahead, wait) = if record.aside == Aside::No {
-            let place = self.abroad.queue.place(&self.ledger, slot);
-            (place.ahead, waits(&place, record))
-        } else {
-            let ahead = self.ahead_of(slot);
-            (ahead, if ahead > 0 { WAIT_LANE } else { record.wait })
-        };
-        match record.aside {
-            _ if !takes => (ahead, WAIT_RAIL),
-            Aside::Credit => (ahead, WAIT_CREDIT),
-            _ => (ahead, wait),
+        self.held[1] = Some(record.op.class);
+        if record.wait != wait {
+            self.defer(slot, wait);
         }
     }
 

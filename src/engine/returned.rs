@@ -20,6 +20,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let Some((place, slot, slice, grant)) = self.posts.hand_back(done.ticket) else { return };
         self.gave_high(slot, slice.bytes);
         let record = &mut self.ledger[slot];
+        self.meter.returned(record, slice.rail);
         record.in_fabric -= 1;
         self.abroad.give(record, slice.rail, grant);
         if self.abroad.last(slice.rail) == Some(record.id()) {

@@ -1,8 +1,8 @@
 //! From lanes to the fabric, and back: credits, slices, posts, completions.
 
 use crate::abi::{
-    CQE_RETRYABLE, Counter, Detail, Opcode, SQE_NOTIFY, WAIT_CAP, WAIT_FABRIC, WAIT_NONE,
-    WAIT_WINDOW_BYTES, errno,
+    CQE_RETRYABLE, Detail, Opcode, SQE_NOTIFY, WAIT_CAP, WAIT_FABRIC, WAIT_RAIL, WAIT_WINDOW_BYTES,
+    errno,
 };
 use crate::fabric::{DONE_RETURNED, Done, Fabric, Request, Verb};
 use crate::ledger::{Aside, Failure, NIL, Op, Record, State};
@@ -57,6 +57,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 continue;
             };
             self.gave_high(slot, bytes);
+            self.meter.answered(rail, bytes, *completion);
             let record = &mut self.ledger[slot];
             record.in_fabric -= 1;
             if ABROAD && rail != 0 {
@@ -117,6 +118,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 
     /// Takes an op out of its lane.
     pub(super) fn unqueue(&mut self, slot: u32) {
+        self.leaves_queue(slot);
         if self.abroad() && self.ledger[slot].line != 0 {
             self.leave_lane::<true>(slot);
         } else {
@@ -164,11 +166,12 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 count += 1;
                 continue;
             };
-            self.ledger[slot].lacks(wait);
-            let session = self.ledger[slot].session;
-            self.sessions[session.0 as usize].count(Counter::Defers, 1);
+            let held = self.held;
+            self.defer(slot, wait);
             let capped = wait == WAIT_CAP && !self.whole_ops();
-            if capped && self.cap_high(slot, self.next_bytes(slot)) {
+            if capped && self.cap_high(slot, self.near_bytes(slot)) {
+                // It holds nobody back.
+                self.held = held;
                 continue;
             }
             match self.beside(slot, wait) {
@@ -234,7 +237,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 
     /// Bytes of the next slice of an op that stays on this host.
     #[inline]
-    fn next_bytes(&self, slot: u32) -> u32 {
+    fn near_bytes(&self, slot: u32) -> u32 {
         let record = &self.ledger[slot];
         (record.op.bytes - record.cursor).min(self.pace.slice())
     }
@@ -242,7 +245,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     /// Adds the next slice of an op to the batch, or says which credit is wanting.
     #[inline]
     fn post_slice(&mut self, slot: u32, place: &mut Request) -> Result<(), u16> {
-        let bytes = self.next_bytes(slot);
+        let bytes = self.near_bytes(slot);
         if !self.admits_high(slot, bytes) {
             return Err(WAIT_CAP);
         }
@@ -303,16 +306,17 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         record.cursor += bytes;
         record.in_fabric += 1;
         record.posts = record.posts.saturating_add(1);
-        record.wait = WAIT_FABRIC;
         if record.state == State::Queued {
             record.state = State::Posted;
-            record.posted_ns = self.now_ns;
+            record.starts(self.now_ns, self.held[usize::from(ABROAD)]);
+            self.meter.dispatched(record);
             if let Some(ring) = &self.rings[record.ring.0 as usize]
                 && !planted(Plant::PostBeforeEntry)
             {
                 ring.end.fate_posted(record.fate, record.number);
             }
         }
+        record.wait = WAIT_FABRIC;
         let whole = record.cursor >= record.op.bytes && record.op.pages == 0;
         if whole || self.advance(slot) {
             let record = &mut self.ledger[slot];
@@ -346,9 +350,11 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         // Every entry of this batch is marked posted before any of it can take effect.
         order_fates::<M>();
         let taken = self.fabric.post(batch);
+        self.meter.posted(batch, taken);
         for request in batch[taken..].iter().rev() {
             self.take_back(request);
         }
+        self.tell_started(&batch[..taken]);
         u32::try_from(taken).unwrap_or(u32::MAX)
     }
 
@@ -386,11 +392,12 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         }
         let record = &mut self.ledger[slot];
         record.cursor -= bytes;
-        record.wait = WAIT_NONE;
+        record.wait = if request.rail == 0 { WAIT_FABRIC } else { WAIT_RAIL };
         if record.in_fabric == 0 && record.done_bytes == 0 && record.page == 0 && record.cursor == 0
         {
             record.state = State::Queued;
             record.posted_ns = 0;
+            self.meter.requeued(record);
             let (id, fate, number, record) =
                 (record.ring, record.fate, record.number, self.ledger.id(slot));
             self.ring(id).end.fate_accepted(fate, record.0, number);

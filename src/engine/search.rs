@@ -1,17 +1,14 @@
 //! Finding one op among those of a ring: for CANCEL and WHY, a bounded number of steps a turn.
 
 use crate::abi::{
-    CANCEL_BY_NUMBER, CANCEL_BY_RECORD, CQE_RETRYABLE, Counter, Detail, Opcode, STATE_ARMED,
-    STATE_FLUSHING, STATE_POSTED, STATE_QUEUED, WAIT_EARLIER, WAIT_FABRIC, WAIT_NONE, WAIT_NOTIFY,
-    errno,
+    CANCEL_BY_NUMBER, CANCEL_BY_RECORD, CQE_RETRYABLE, Counter, Detail, Opcode, errno,
 };
 use crate::fabric::Fabric;
 use crate::ids::{RecordId, RingId};
-use crate::ledger::{Aside, Failure, LANE, Ledger, List, NIL, RING, Record, State};
+use crate::ledger::{Failure, Ledger, List, NIL, RING, State};
 use crate::ring::Memory;
-use crate::sched::Place;
 
-use super::{Engine, Reply, STEPS_PER_TURN, Why};
+use super::{Engine, Reply, STEPS_PER_TURN};
 
 /// A search along a ring's ops, oldest first.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +32,11 @@ pub(super) struct Query {
 impl Search {
     pub(super) fn new(by: u64, target: u64, seeker: u32, first: u32) -> Self {
         Self { by, target, seeker, cursor: first }
+    }
+
+    /// The SQE number that is looked for, if it is that.
+    fn number(&self) -> Option<u64> {
+        (self.by == CANCEL_BY_NUMBER).then_some(self.target)
     }
 
     /// Moves on from an op that leaves the list.
@@ -99,7 +101,13 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         };
         let token = query.token;
         let reply = match found {
-            None => Reply::Failed { token, errno: errno::ENOENT, detail: Detail::None },
+            None => {
+                let untaken = query.search.number().filter(|_| !query.cancel);
+                match untaken.and_then(|number| self.why_untaken(query.ring, number)) {
+                    Some(why) => Reply::Why { token, why },
+                    None => Reply::Failed { token, errno: errno::ENOENT, detail: Detail::None },
+                }
+            }
             Some(slot) if query.cancel => match self.cancel(slot) {
                 Ok(record) => Reply::Cancelled { token, record },
                 Err(errno) => Reply::Failed { token, errno, detail: Detail::None },
@@ -165,60 +173,4 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             }
         }
     }
-
-    /// Ops before one that has stepped aside, counted as far as the scheduler counts.
-    pub(super) fn ahead_of(&self, slot: u32) -> u32 {
-        let mut ahead = 0;
-        let mut at = List::<LANE>::previous(&self.ledger, slot);
-        while at != NIL && ahead < Place::AHEAD_MAX {
-            ahead += 1;
-            at = List::<LANE>::previous(&self.ledger, at);
-        }
-        ahead
-    }
-
-    /// Says where an op is and what it waits for.
-    fn why(&self, slot: u32) -> Why {
-        let record = &self.ledger[slot];
-        let mut ahead = 0;
-        let (state, wait) = match record.state {
-            State::Queued | State::Posted if !record.posted_whole => {
-                let wait;
-                (ahead, wait) = if self.abroad() && record.line != 0 {
-                    self.wait_abroad(slot)
-                } else if record.aside == Aside::No {
-                    let place = self.lanes.place(&self.ledger, slot);
-                    (place.ahead, waits(&place, record))
-                } else {
-                    (self.ahead_of(slot), record.wait)
-                };
-                let queued = record.state == State::Queued;
-                (if queued { STATE_QUEUED } else { STATE_POSTED }, wait)
-            }
-            State::Armed => (STATE_ARMED, WAIT_NOTIFY),
-            State::Flushing => (STATE_FLUSHING, WAIT_EARLIER),
-            State::Queued | State::Posted | State::Free => (STATE_POSTED, WAIT_FABRIC),
-        };
-        let posted = record.posted_ns > 0;
-        Why {
-            record: self.ledger.id(slot),
-            number: record.number,
-            user_data: record.op.user_data,
-            age_ns: self.now_ns - record.taken_ns,
-            queued_ns: if posted { record.posted_ns - record.taken_ns } else { 0 },
-            bytes: u64::from(record.op.bytes) * u64::from(record.op.pages.max(1)),
-            bytes_done: record.done_bytes,
-            ahead,
-            defers: record.defers,
-            opcode: record.op.opcode,
-            class: record.op.class,
-            state,
-            wait,
-        }
-    }
-}
-
-/// What a queued op waits for: its turn, or what it lacked when it had it.
-pub(super) fn waits(place: &Place, record: &Record) -> u16 {
-    if place.wait == WAIT_NONE { record.wait } else { place.wait }
 }

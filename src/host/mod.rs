@@ -30,16 +30,18 @@ use thiserror::Error;
 pub use config::{Config, ConfigError, NoVerbsDevice, VERBS_DEVICES_MAX, VerbsDevice, VerbsUse};
 pub use quota::{Quota, UidQuota};
 
+use crate::abi::TelemetryHeader;
 use crate::client::{ConnectError, ControlError, Session};
 pub use verbs::{NoVerbs, Verbs};
 
 use crate::control::fds::control_pair;
-use crate::control::{Card, CardOrders, Server};
+use crate::control::{Card, CardOrders, Server, TelemetryMade};
 use crate::engine;
 use crate::fabric::qp::provider::PathSettings;
 use crate::fabric::qp::{self, Rails};
 use crate::fabric::verbs::{VerbsControl, VerbsProvider};
 use crate::fabric::{Local, Pair};
+use crate::shm::ShmError;
 use card_thread::CardThread;
 use engine_thread::EngineThread;
 use link::Link;
@@ -70,6 +72,12 @@ pub enum SpawnError {
     Verbs {
         /// What is in the way, and what to do.
         source: NoVerbs,
+    },
+    /// The memory of the telemetry page cannot be had.
+    #[error("no memory for the telemetry page")]
+    Memory {
+        /// What is in the way.
+        source: ShmError,
     },
     /// A system call failed.
     #[error("{call} failed")]
@@ -191,9 +199,9 @@ impl Engine {
         let (asks, heard) = channel();
         self.asks = asks;
         let link = Arc::clone(&self.link);
-        let server = Server::new(config.clone(), link, boot_id, listener, heard, card)
+        let (thread, telemetry) = self.engine_thread(rails, boot_id)?;
+        let server = Server::new(config.clone(), link, boot_id, telemetry, listener, heard, card)
             .map_err(os("epoll_ctl"))?;
-        let thread = self.engine_thread(rails);
         let pin = config.pin;
         self.start_thread("engine", move || {
             pin_to(pin);
@@ -208,7 +216,12 @@ impl Engine {
         }
     }
 
-    fn engine_thread(&self, rails: Option<Rails<VerbsProvider>>) -> EngineThread {
+    /// The engine thread, and the page that it keeps count in.
+    fn engine_thread(
+        &self,
+        rails: Option<Rails<VerbsProvider>>,
+        boot_id: [u64; 2],
+    ) -> Result<(EngineThread, TelemetryMade), SpawnError> {
         let config = &self.config;
         let limits = engine::Limits {
             engine: config.engine,
@@ -226,9 +239,19 @@ impl Engine {
             policy: config.policy(),
         };
         let local = Local::new(config.regions_max, config.window_wrs, config.slice_bytes);
-        let core = engine::Engine::new(limits, Pair::new(local, rails));
+        let mut core = engine::Engine::new(limits, Pair::new(local, rails));
+        let header = TelemetryHeader {
+            boot_id,
+            engine: config.engine.into(),
+            engine_pid: std::process::id(),
+            ..*core.telemetry_header()
+        };
+        let (telemetry, page) =
+            TelemetryMade::new(&header).map_err(|source| SpawnError::Memory { source })?;
+        core.keep_telemetry(page);
         let spin_ns = u64::from(config.spin_us) * 1_000;
-        EngineThread::new(core, Arc::clone(&self.link), config.rings_max, spin_ns)
+        let link = Arc::clone(&self.link);
+        Ok((EngineThread::new(core, link, config.rings_max, spin_ns), telemetry))
     }
 
     fn start_thread(

@@ -137,6 +137,29 @@ impl<M: Memory> EngineEnd<M> {
         self.sq_tail.wrapping_sub(self.sq_head)
     }
 
+    /// SQEs that the client has published and that are not taken yet, as far as its tail can be
+    /// believed. Nothing is kept of this look.
+    #[must_use]
+    pub fn offered(&self) -> u32 {
+        let tail = self.memory.word(Word::SqTail).load(Ordering::Relaxed);
+        let offered = tail.wrapping_sub(self.sq_head);
+        if offered <= self.memory.sq_entries() {
+            offered.max(self.waiting())
+        } else {
+            self.waiting()
+        }
+    }
+
+    /// CQ slots that can still be promised, as far as the client's head can be believed. Nothing is
+    /// kept of this look.
+    #[must_use]
+    pub fn free_slots(&self) -> u32 {
+        let head = self.memory.word(Word::CqHead).load(Ordering::Relaxed);
+        let popped = head.wrapping_sub(self.cq_head);
+        let known = self.cq_published.wrapping_sub(self.cq_head);
+        self.known_room() + if popped <= known { popped } else { 0 }
+    }
+
     /// Copies the SQE that lies `ahead` of the head, once; the caller has seen that it waits.
     #[inline]
     pub fn peek(&self, ahead: u32) -> [u64; 8] {

@@ -1,6 +1,6 @@
 //! Three lanes, one a class, strictly in order; first come, first served within.
 
-use crate::abi::Class;
+use crate::abi::{Class, WAIT_LANE};
 use crate::ledger::{LANE, Ledger, List};
 
 /// The queued ops of an engine.
@@ -14,6 +14,9 @@ impl Lanes {
     #[inline]
     pub fn push(&mut self, ledger: &mut Ledger, slot: u32) {
         let class = ledger[slot].op.class.index();
+        if !self.lanes[class].is_empty() {
+            ledger[slot].wait = WAIT_LANE;
+        }
         self.lanes[class].push_back(ledger, slot);
     }
 

@@ -4,6 +4,7 @@
 //! [`credits`] say whether it may. The mode of a [`Policy`] decides the order.
 
 pub mod ahead;
+pub mod bound;
 pub mod credits;
 mod fair;
 mod flows;

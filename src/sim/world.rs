@@ -396,6 +396,7 @@ impl World {
     /// Looks at all that an engine holds, and at what its card does.
     fn look(&mut self, at: usize) {
         check::credits::of(&mut self.nodes[at]);
+        check::counts::of(&mut self.nodes[at]);
         check::fates::of(&self.nodes[at]);
         for cable in self.cables.iter().filter(|cable| cable.touches(at)) {
             check::entries::of(cable, &mut self.nodes, &self.net);

@@ -120,6 +120,21 @@ static void layouts(void)
     FIELD(record, wait);
     FIELD(record, cause);
     FIELD(record, retries);
+    SIZE(telemetry_header);
+    FIELD(telemetry_header, magic);
+    FIELD(telemetry_header, abi_version);
+    FIELD(telemetry_header, header_bytes);
+    FIELD(telemetry_header, block_stride);
+    FIELD(telemetry_header, counters);
+    FIELD(telemetry_header, buckets);
+    FIELD(telemetry_header, unit_ns);
+    FIELD(telemetry_header, steps);
+    FIELD(telemetry_header, lanes);
+    FIELD(telemetry_header, rails);
+    FIELD(telemetry_header, sessions);
+    FIELD(telemetry_header, boot_id);
+    FIELD(telemetry_header, engine);
+    FIELD(telemetry_header, engine_pid);
 }
 
 static void numbers(void)
@@ -191,6 +206,20 @@ static void numbers(void)
     NUMBER(STATE_POSTED);
     NUMBER(STATE_ARMED);
     NUMBER(STATE_FLUSHING);
+    NUMBER(STATE_UNTAKEN);
+    NUMBER(MODE_WEIGHTED);
+    NUMBER(MODE_STRICT);
+    NUMBER(MODE_FIFO);
+    NUMBER(MODE_TENT);
+    NUMBER(MODE_DIRECT);
+    NUMBER(RAIL_OPEN);
+    NUMBER(RAIL_FULL);
+    NUMBER(RAIL_MEMORY);
+    NUMBER(RAIL_CONNECTING);
+    NUMBER(RAIL_DEGRADED);
+    NUMBER(RAIL_REBUILDING);
+    NUMBER(RAIL_PAUSED);
+    NUMBER(RAIL_DEAD);
     NUMBER(WAIT_NONE);
     NUMBER(WAIT_LANE);
     NUMBER(WAIT_CLASS);
@@ -205,6 +234,16 @@ static void numbers(void)
     NUMBER(WAIT_PEER);
     NUMBER(WAIT_TURN);
     NUMBER(WAIT_CAP);
+    NUMBER(WAIT_BELL);
+    NUMBER(WAIT_INTAKE);
+    NUMBER(WAIT_CQ);
+    NUMBER(WAIT_RECORDS);
+    NUMBER(WAIT_QUOTA_OPS);
+    NUMBER(WAIT_QUOTA_BYTES);
+    NUMBER(WAIT_PAGES);
+    NUMBER(WAIT_SEARCH);
+    NUMBER(WAIT_CLOSED);
+    NUMBER(WAIT_REVOKED);
     NUMBER(RECORDER_MAGIC);
     NUMBER(RECORDER_HEADER_BYTES);
     NUMBER(RECORDER_ENTRIES_MAX);
@@ -212,6 +251,16 @@ static void numbers(void)
     NUMBER(FEATURE_RECORDER);
     NUMBER(SESSION_OWN);
     NUMBER(RING_ANY);
+    NUMBER(TELEMETRY_MAGIC);
+    NUMBER(TELEMETRY_HEADER_BYTES);
+    NUMBER(BLOCK_STRIDE);
+    NUMBER(BLOCK_COUNTERS);
+    NUMBER(HISTOGRAM_BUCKETS);
+    NUMBER(HISTOGRAM_UNIT_NS);
+    NUMBER(HISTOGRAM_STEPS);
+    NUMBER(TELEMETRY_LANES);
+    NUMBER(WAIT_REASONS);
+    NUMBER(FEATURE_TELEMETRY);
     NUMBER(SECRET_BYTES);
     NUMBER(NAME_BYTES);
     NUMBER(URL_BYTES);
@@ -299,6 +348,7 @@ static void numbers(void)
     NUMBER(KIND_CANCEL);
     NUMBER(KIND_WHY);
     NUMBER(KIND_RECORDER);
+    NUMBER(KIND_TELEMETRY);
     NUMBER(COUNTER_TAKEN);
     NUMBER(COUNTER_COMPLETED);
     NUMBER(COUNTER_REFUSED);
@@ -322,6 +372,23 @@ static void numbers(void)
     NUMBER(COUNTER_DEFERS);
     NUMBER(COUNTER_BELLS_RUNG);
     NUMBER(COUNTER_EVICTED);
+    NUMBER(TALLY_SEQUENCE);
+    NUMBER(TALLY_ENQUEUED);
+    NUMBER(TALLY_DISPATCHED);
+    NUMBER(TALLY_COMPLETED);
+    NUMBER(TALLY_BYTES);
+    NUMBER(TALLY_PASSED);
+    NUMBER(TALLY_QUEUED);
+    NUMBER(TALLY_IN_FLIGHT);
+    NUMBER(TALLY_FAILED);
+    NUMBER(TALLY_WITHDRAWN);
+    NUMBER(TALLY_CANCELLED);
+    NUMBER(TALLY_REQUEUED);
+    NUMBER(TALLY_RETURNED);
+    NUMBER(TALLY_DEFERS);
+    NUMBER(TALLY_USES);
+    NUMBER(TALLY_SPARE);
+    NUMBER(TALLY_WAITS);
 }
 
 static void messages(void)
@@ -471,6 +538,20 @@ static void messages(void)
     FIELD(why_reply, state);
     FIELD(why_reply, wait);
     FIELD(why_reply, reserved);
+    FIELD(why_reply, taken_ns);
+    FIELD(why_reply, used);
+    FIELD(why_reply, limit);
+    FIELD(why_reply, wants);
+    FIELD(why_reply, rails);
+    FIELD(why_reply, rail_states);
+    FIELD(why_reply, ring);
+    FIELD(why_reply, session);
+    FIELD(why_reply, flows);
+    FIELD(why_reply, posts);
+    FIELD(why_reply, in_fabric);
+    FIELD(why_reply, rail);
+    FIELD(why_reply, origin);
+    FIELD(why_reply, mode);
     SIZE(recorder_request);
     FIELD(recorder_request, head);
     FIELD(recorder_request, session);
@@ -480,6 +561,11 @@ static void messages(void)
     FIELD(recorder_reply, session);
     FIELD(recorder_reply, entries);
     FIELD(recorder_reply, bytes);
+    SIZE(telemetry_request);
+    FIELD(telemetry_request, head);
+    SIZE(telemetry_reply);
+    FIELD(telemetry_reply, reply);
+    FIELD(telemetry_reply, bytes);
 }
 
 int main(void)

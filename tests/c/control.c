@@ -131,6 +131,7 @@ union answer {
     struct vr_cancel_reply cancel;
     struct vr_why_reply why;
     struct vr_recorder_reply recorder;
+    struct vr_telemetry_reply telemetry;
     char bytes[2 * VR_MESSAGE_BYTES_MAX];
 };
 
@@ -397,6 +398,34 @@ static void make_recorder(struct engine *engine, const union message *request, u
     vr_close_fd_(&fd);
 }
 
+static void make_telemetry(struct engine *engine, const union message *request, union answer *with)
+{
+    enum trick trick = engine->victim == VR_KIND_TELEMETRY ? engine->trick : HONEST;
+    const uint64_t bytes = 4096 + 9 * 4096;
+    struct vr_telemetry_header header;
+    int fd;
+    memset(&header, 0, sizeof header);
+    header.magic = VR_TELEMETRY_MAGIC + (trick == MAGIC);
+    header.abi_version = trick == VERSION ? 2 : VR_ABI_VERSION;
+    header.header_bytes = trick == HEADER_TOO_SMALL ? 64 : VR_TELEMETRY_HEADER_BYTES;
+    header.block_stride = trick == STRIDE_SHORT ? 4088 : trick == STRIDE_UNALIGNED ? 4100 : 4096;
+    header.counters = VR_BLOCK_COUNTERS;
+    header.buckets = trick == ENTRIES_ODD ? 239 : VR_HISTOGRAM_BUCKETS;
+    header.unit_ns = VR_HISTOGRAM_UNIT_NS;
+    header.steps = VR_HISTOGRAM_STEPS;
+    header.lanes = VR_TELEMETRY_LANES;
+    header.rails = 1;
+    header.sessions = trick == ENTRIES_OF_ANOTHER ? 2 : 1;
+    header.boot_id[0] = 11;
+    header.boot_id[1] = trick == BOOT_OF_ANOTHER ? 13 : 12;
+    with->telemetry.bytes = trick == SIZE_ZERO ? 0 : bytes;
+    fd = memory(trick, bytes);
+    if (trick != NO_MEMFD && pwrite(fd, &header, sizeof header, 0) < 0)
+        _exit(1);
+    answer_tricked(engine, request, with, sizeof with->telemetry, &fd, 1);
+    vr_close_fd_(&fd);
+}
+
 /* Takes a request and looks at what a real engine would look at. */
 static void take(struct engine *engine, union message *request)
 {
@@ -479,11 +508,14 @@ static void serve_one(struct engine *engine)
         break;
     case VR_KIND_PROBE:
         with.probe.opcodes = 0xf7f;
-        with.probe.features = VR_FEATURE_RECORDER;
+        with.probe.features = VR_FEATURE_RECORDER | VR_FEATURE_TELEMETRY;
         answer_tricked(engine, &request, &with, sizeof with.probe, NULL, 0);
         break;
     case VR_KIND_RECORDER:
         make_recorder(engine, &request, &with);
+        break;
+    case VR_KIND_TELEMETRY:
+        make_telemetry(engine, &request, &with);
         break;
     case VR_KIND_STATS:
         with.stats.counters[VR_COUNTER_RINGS] = engine->rings;
@@ -578,6 +610,7 @@ static int call(struct vr_session *session, const struct expectation *want)
     struct vr_probe_reply probe;
     struct vr_peer peer;
     struct vr_recorder recorder;
+    struct vr_telemetry telemetry;
     int status;
     switch (want->victim) {
     case VR_KIND_CONNECT:
@@ -599,6 +632,12 @@ static int call(struct vr_session *session, const struct expectation *want)
         CHECK(status < 0);
         CHECK(recorder.data == NULL && recorder.fd == -1);
         vr_recorder_free(&recorder);
+        return status;
+    case VR_KIND_TELEMETRY:
+        status = vr_telemetry_open(session, &telemetry);
+        CHECK(status < 0);
+        CHECK(telemetry.data == NULL);
+        vr_telemetry_free(&telemetry);
         return status;
     case VR_KIND_REGION:
         status = vr_region_alloc(session, REGION_BYTES, 0, &region);
@@ -731,6 +770,20 @@ static void lies_are_found_out(void)
         {"recorder: stride short", STRIDE_SHORT, VR_KIND_RECORDER, -EPROTO, 1},
         {"recorder: stride unaligned", STRIDE_UNALIGNED, VR_KIND_RECORDER, -EPROTO, 1},
         {"recorder: another session", SIZE_OF_ANOTHER, VR_KIND_RECORDER, -EPROTO, 1},
+        {"telemetry: refused", REFUSED, VR_KIND_TELEMETRY, -EDQUOT, 1},
+        {"telemetry: none", NO_DESCRIPTORS, VR_KIND_TELEMETRY, -EPROTO, 0},
+        {"telemetry: unsealed", UNSEALED, VR_KIND_TELEMETRY, -EPROTO, 1},
+        {"telemetry: no memfd", NO_MEMFD, VR_KIND_TELEMETRY, -EPROTO, 1},
+        {"telemetry: file too small", FILE_TOO_SMALL, VR_KIND_TELEMETRY, -EPROTO, 1},
+        {"telemetry: size 0", SIZE_ZERO, VR_KIND_TELEMETRY, -EPROTO, 1},
+        {"telemetry: magic", MAGIC, VR_KIND_TELEMETRY, -EPROTO, 1},
+        {"telemetry: version", VERSION, VR_KIND_TELEMETRY, -EPROTO, 1},
+        {"telemetry: header too small", HEADER_TOO_SMALL, VR_KIND_TELEMETRY, -EPROTO, 1},
+        {"telemetry: other buckets", ENTRIES_ODD, VR_KIND_TELEMETRY, -EPROTO, 1},
+        {"telemetry: blocks beyond", ENTRIES_OF_ANOTHER, VR_KIND_TELEMETRY, -EPROTO, 1},
+        {"telemetry: stride short", STRIDE_SHORT, VR_KIND_TELEMETRY, -EPROTO, 1},
+        {"telemetry: stride unaligned", STRIDE_UNALIGNED, VR_KIND_TELEMETRY, -EPROTO, 1},
+        {"telemetry: another boot", BOOT_OF_ANOTHER, VR_KIND_TELEMETRY, -EPROTO, 1},
         {"connect: refused", REFUSED, VR_KIND_CONNECT, -EDQUOT, 1},
         {"connect: a gift", ONE_DESCRIPTOR_MORE, VR_KIND_CONNECT, -EPROTO, 0},
         {"connect: peer 0", PEER_ZERO, VR_KIND_CONNECT, -EPROTO, 1},

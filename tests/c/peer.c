@@ -453,6 +453,37 @@ static void look_back(struct user *user)
         die("a record that never was is in the flight recorder");
 }
 
+/* The telemetry page has what STATS tells, a moment later at most. */
+static void look_on(struct vr_session *session)
+{
+    struct vr_telemetry telemetry;
+    struct vr_tallies tallies;
+    uint64_t counters[VR_COUNTERS], ended = 0, times = 0;
+    uint32_t block, at;
+    must(session, "telemetry", vr_telemetry_open(session, &telemetry));
+    must(session, "stats", vr_stats(session, VR_STATS_SESSION, counters));
+    block = vr_session_block(&telemetry, session->session);
+    while (ended + counters[VR_COUNTER_REFUSED] < counters[VR_COUNTER_COMPLETED]) {
+        const uint64_t *counts = tallies.counts;
+        if (!vr_telemetry_read(&telemetry, block, &tallies))
+            die("a session's block cannot be read");
+        ended = counts[VR_TALLY_COMPLETED] + counts[VR_TALLY_FAILED] +
+                counts[VR_TALLY_WITHDRAWN] + counts[VR_TALLY_PASSED];
+    }
+    for (at = 0; at < VR_HISTOGRAM_BUCKETS; at++)
+        times += tallies.service[at];
+    if (ended + counters[VR_COUNTER_REFUSED] != counters[VR_COUNTER_COMPLETED] ||
+        tallies.counts[VR_TALLY_BYTES] != counters[VR_COUNTER_BYTES] ||
+        times != tallies.counts[VR_TALLY_COMPLETED] + tallies.counts[VR_TALLY_FAILED] ||
+        vr_percentile_ns(tallies.service, 500) > vr_percentile_ns(tallies.service, 999) ||
+        vr_percentile_ns(tallies.service, 999) == 0)
+        die("telemetry: %" PRIu64 " ops ended and %" PRIu64 " were timed", ended, times);
+    if (vr_telemetry_read(&telemetry, UINT32_MAX, &tallies))
+        die("a block that cannot be is in the telemetry page");
+    vr_telemetry_free(&telemetry);
+    vr_telemetry_free(&telemetry);
+}
+
 /* Imports from where the options say. */
 static void take_up(struct vr_session *session, const struct part *part, struct user *user)
 {
@@ -495,6 +526,7 @@ static void use_region(struct vr_session *session, const struct part *part)
     notify_alone(&user);
     ask_the_engine(session, &user);
     look_back(&user);
+    look_on(session);
     vr_recorder_free(&user.recorder);
     vr_recorder_free(&user.recorder);
 

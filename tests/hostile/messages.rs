@@ -143,7 +143,7 @@ fn of_unknown_kinds() {
     let mut stage = Stage::set("messages of unknown kinds");
     let mut chance = Chance::new(11);
     while stage.goes_on() {
-        for kind in [0, 14, 15, 255, 0x8001, 0xffff, chance.u16() | 16] {
+        for kind in [0, 16, 17, 255, 0x8001, 0xffff, chance.u16() | 16] {
             let wire = stage.wire();
             expect_the_end(&mut stage, wire, &message(kind, 16 + chance.below(400) as usize));
         }
@@ -214,7 +214,7 @@ fn of_random_bytes() {
     while stage.goes_on() || stage.tally.attempts < 5_000 {
         let wire = stage.wire();
         for _ in 0..64 {
-            let kind = chance.below(14) as u16;
+            let kind = chance.below(16) as u16;
             let mut bytes = if chance.once_in(8) {
                 let length = 1 + chance.below(600) as usize;
                 chance.bytes(length)

@@ -190,6 +190,29 @@ class FakeRecorder:
         os.close(self.fd)
 
 
+class FakeTelemetry:
+    """A telemetry page of two rails and three sessions, in a memfd of its own."""
+
+    def __init__(self, stride=4160, seals=SHRINK_AND_GROW, **header):
+        self.stride, self.first = stride, 4096
+        self.size_bytes = 4096 + (6 + 2 + 1 + 3) * stride
+        self.fd, self.map = memory("fake-telemetry", self.size_bytes, seals)
+        fields = dict(magic=abi.TELEMETRY_MAGIC, abi_version=abi.ABI_VERSION, header_bytes=4096,
+                      block_stride=stride, counters=abi.BLOCK_COUNTERS,
+                      buckets=abi.HISTOGRAM_BUCKETS, unit_ns=abi.HISTOGRAM_UNIT_NS,
+                      steps=abi.HISTOGRAM_STEPS, lanes=6, rails=2, sessions=3, boot_id=BOOT_ID)
+        packed = abi.TELEMETRY_HEADER.pack(**{**fields, **header})
+        self.map[:len(packed)] = packed
+
+    def write(self, block, word, value):
+        at = self.first + block * self.stride + 8 * word
+        self.map[at:at + 8] = value.to_bytes(8, "little")
+
+    def close(self):
+        self.map.close()
+        os.close(self.fd)
+
+
 class FakeRegion:
     def __init__(self, mapping, size_bytes):
         self.memory, self.size_bytes = mapping, size_bytes
@@ -200,14 +223,15 @@ class FakeEngine:
     """Serves any number of sessions on one thread.
 
     `answer(kind, reply, descriptors)` may replace a reply before it is sent; `ring_options` go to
-    every FakeRing; with `by_hand` no ring is run. A `recorder` is everybody's flight recorder.
+    every FakeRing; with `by_hand` no ring is run. A `recorder` is everybody's flight recorder, and
+    `telemetry` the telemetry page.
     """
 
     def __init__(self, path, pid=None, by_hand=False, answer=None, lie=None, recorder=None,
-                 **ring_options):
+                 telemetry=None, **ring_options):
         assert lie is None or lie in LIES
         self.pid, self.by_hand, self.answer, self.lie = pid or os.getpid(), by_hand, answer, lie
-        self.ring_options, self.kept = ring_options, recorder
+        self.ring_options, self.kept, self.page = ring_options, recorder, telemetry
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.listener.bind(str(path))
         self.listener.listen()
@@ -375,6 +399,7 @@ class FakeEngine:
 
     def probe(self, _, __):
         features = abi.FEATURE_RECORDER if self.kept else 0
+        features |= abi.FEATURE_TELEMETRY if self.page else 0
         return (abi.PROBE_REPLY,
                 dict(opcodes=0x77F, features=features, op_bytes_max=abi.OP_BYTES_MAX), ())
 
@@ -383,6 +408,10 @@ class FakeEngine:
         size_bytes = abi.RECORDER_HEADER_BYTES + self.kept.entries * self.kept.stride
         return (abi.RECORDER_REPLY,
                 dict(session=1, entries=self.kept.entries, bytes=size_bytes), [self.kept.fd])
+
+    def telemetry(self, request, _):
+        assert len(request) == abi.TELEMETRY_REQUEST.size
+        return abi.TELEMETRY_REPLY, dict(bytes=self.page.size_bytes), [self.page.fd]
 
     def stats(self, request, _):
         scope = abi.STATS.unpack(request).scope

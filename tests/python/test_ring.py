@@ -801,6 +801,59 @@ class Recorders(WithEngine):
                 self.assertEqual(caught.exception.errno, errno.EPROTO)
 
 
+class Telemetries(WithEngine):
+    def paged(self, **options):
+        page = fake.FakeTelemetry(**options)
+        self.addCleanup(page.close)
+        return page
+
+    def test_blocks_are_read_where_the_header_says_also_of_a_dead_engine(self):
+        page = self.paged()
+        telemetry = self.start(telemetry=page).telemetry()
+        self.addCleanup(telemetry.close)
+        self.kill()
+        low_own, rail, gone, session = 5, 7, 8, 9 + 2
+        page.write(low_own, vr.Tally.WAITS + vr.WAIT_PEER, 4)
+        page.write(rail, vr.Tally.BYTES, 1 << 40)
+        page.write(gone, vr.Tally.PASSED, 3)
+        page.write(session, vr.Tally.USES, 1)
+        for bucket, count in ((0, 989), (17, 10), (239, 1)):
+            page.write(session, vr.BLOCK_COUNTERS + bucket, count)
+            page.write(session, vr.BLOCK_COUNTERS + vr.HISTOGRAM_BUCKETS + bucket, 1)
+        self.assertEqual(telemetry.lane(vr.Class.LOW, 1).waits[vr.WAIT_PEER], 4)
+        self.assertEqual(telemetry.lane(vr.Class.HIGH).counts, [0] * vr.BLOCK_COUNTERS)
+        self.assertEqual(telemetry.rail(1).counts[vr.Tally.BYTES], 1 << 40)
+        self.assertEqual(telemetry.gone().counts[vr.Tally.PASSED], 3)
+        self.assertEqual(list(telemetry.sessions()), [2])
+        tallies = telemetry.sessions()[2]
+        self.assertEqual((tallies.wait.count(), tallies.service.count()), (1000, 3))
+        told = [tallies.wait.percentile_ns(part) for part in (0, 500, 989, 990, 999, 1000)]
+        self.assertEqual(told, [15, 15, 15, 319, 319, (1 << 36) - 1])
+        self.assertIsNone(telemetry.gone().wait.percentile_ns(500))
+        with self.assertRaises(ValueError):
+            telemetry.rail(2)
+        # Of a block that its engine left half written there is what there is.
+        page.write(gone, vr.Tally.SEQUENCE, 5)
+        self.assertEqual(telemetry.gone().counts[vr.Tally.PASSED], 3)
+
+    def test_an_engine_without_a_page_is_not_asked_for_it(self):
+        with self.assertRaises(vr.VerbringError) as caught:
+            self.start().telemetry()
+        self.assertEqual(caught.exception.errno, errno.EOPNOTSUPP)
+
+    def test_a_page_that_cannot_be_is_not_believed(self):
+        changes = (dict(magic=1), dict(abi_version=2), dict(header_bytes=64), dict(buckets=239),
+                   dict(unit_ns=8), dict(steps=4), dict(counters=31), dict(block_stride=4088),
+                   dict(block_stride=4100), dict(lanes=5), dict(sessions=4), dict(rails=1 << 31),
+                   dict(seals=0), dict(boot_id=(1, 2)))
+        for change in changes:
+            with self.subTest(**change):
+                session = self.start(telemetry=self.paged(**change))
+                with self.assertRaises(vr.VerbringError) as caught:
+                    session.telemetry()
+                self.assertEqual(caught.exception.errno, errno.EPROTO)
+
+
 class Peers(unittest.TestCase):
     """The cross-language script: both roles agree with an honest engine, and with no other."""
 

@@ -10,11 +10,13 @@ use hdrhistogram::Histogram;
 use verbring::RawRing;
 
 use super::bare::{self, BareEnd};
+use super::burst_client;
 use super::cores::pin_to;
 use super::echo::open_segment;
 use super::engine_process::allow_many_files;
 use super::shape::Shape;
 use super::slice::{self, Counted, Span, histogram};
+use super::streams;
 use super::talk::{Order, Plan, Report, misplaced, next_order, report};
 use super::through_engine::{EngineRig, crowd};
 use super::uring::UringRig;
@@ -26,7 +28,12 @@ use crate::cli::Failure;
 /// Runs slices until no more is wanted.
 pub(super) fn run() -> Result<(), Failure> {
     let Some(order) = next_order()? else { return Ok(()) };
-    let Order::Prepare(plan) = order else { return Err(misplaced(&order)) };
+    let plan = match order {
+        Order::Prepare(plan) => plan,
+        Order::PrepareBursts(plan) => return burst_client::run(&plan),
+        Order::PrepareStreams(plan) => return streams::run(&plan),
+        other => return Err(misplaced(&other)),
+    };
     pin_to(plan.core)?;
     allow_many_files()?;
     let mut ends = Ends::new(*plan)?;

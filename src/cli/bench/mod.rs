@@ -16,18 +16,27 @@
 //! of neighbours with its 95 % interval. `--baseline self` shows how well that resolves.
 
 mod bare;
+mod burst;
+mod burst_client;
+mod charts;
 mod client;
 mod conductor;
 mod cores;
+mod crew;
 mod echo;
 mod engine_process;
+mod mix;
+mod model;
 mod plot;
 mod ports;
+mod qos;
 mod quiet;
+mod round;
 mod rows;
 mod shape;
 mod slice;
 mod statistics;
+mod streams;
 mod sweep;
 mod talk;
 mod through_engine;
@@ -35,11 +44,12 @@ mod uring;
 mod verbs;
 mod wake;
 mod who;
+mod window;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use verbring::abi::Class;
 
 use super::{Failure, class_name, complain, say, say_json};
@@ -54,7 +64,10 @@ use who::{Baseline, Carrier, Who};
 
 /// Arguments of `verbring bench`.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Bench {
+    #[command(subcommand)]
+    round: Option<Round>,
     /// What to do over and over [default: nop; write over queue pairs].
     #[arg(long, value_enum)]
     op: Option<OpKind>,
@@ -114,6 +127,19 @@ pub(crate) struct Bench {
     json: bool,
 }
 
+/// Rounds that compare engines with different settings, instead of a ring with its limits.
+#[derive(Debug, Subcommand)]
+enum Round {
+    /// Bursts of low ops and then of high ones, polled for only afterwards: latency by mode.
+    Burst(burst::BurstArgs),
+    /// High ops at random times beside low ops that saturate: latency of high, what is left to low.
+    Mix(mix::MixArgs),
+    /// Tenants with promises beside tenants with appetite: attainment, fairness, leakage.
+    Qos(qos::QosArgs),
+    /// Throughput and latency of high over sizes of the window, and where the knee is.
+    Window(window::WindowArgs),
+}
+
 /// Arguments of the hidden subcommand by which the bench starts its processes.
 #[derive(Debug, Args)]
 pub(crate) struct BenchWorker {
@@ -142,6 +168,16 @@ impl BenchWorker {
 
 impl Bench {
     pub(crate) fn run(&self) -> Result<(), Failure> {
+        match &self.round {
+            Some(Round::Burst(burst)) => burst.run(),
+            Some(Round::Mix(mix)) => mix.run(),
+            Some(Round::Qos(qos)) => qos.run(),
+            Some(Round::Window(window)) => window.run(),
+            None => self.run_slices(),
+        }
+    }
+
+    fn run_slices(&self) -> Result<(), Failure> {
         let shapes = self.shapes()?;
         let terms = self.terms()?;
         if !self.json {

@@ -144,7 +144,7 @@ impl Axis {
 }
 
 /// A number as short as it can be said.
-fn short(value: f64) -> String {
+pub(super) fn short(value: f64) -> String {
     for (unit, factor) in [("G", 1024.0 * 1024.0 * 1024.0), ("M", 1024.0 * 1024.0), ("K", 1024.0)] {
         if value >= factor && (value / factor).fract() < 1e-9 {
             return format!("{}{unit}", value / factor);

@@ -16,8 +16,10 @@ use clap::ValueEnum;
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
+use super::burst_client::{BurstDone, BurstPlan};
 use super::shape::Shape;
 use super::slice::{Counted, Span};
+use super::streams::{Played, Score, StreamsPlan};
 use super::verbs::VerbsPlan;
 use super::who::Who;
 use crate::cli::{Failure, say};
@@ -38,6 +40,14 @@ pub(super) enum Order {
     Slice { slice: u32, who: Who, span: Span },
     /// To a client: tell the latencies.
     Finish,
+    /// To a client of bursts: make ready.
+    PrepareBursts(BurstPlan),
+    /// To a client of bursts: one burst through the engine with this index.
+    Burst { engine: usize, number: u32, start_ns: u64 },
+    /// To a client of streams: make ready.
+    PrepareStreams(StreamsPlan),
+    /// To a client of streams: play for a while.
+    Play(Score),
 }
 
 /// What a client is to be ready for.
@@ -73,6 +83,10 @@ pub(super) enum Report {
     Counted(Counted),
     /// For each contestant, latencies and how often each was seen.
     Latencies(Vec<(Who, Vec<(u64, u64)>)>),
+    /// A burst.
+    Burst(BurstDone),
+    /// What each stream came to.
+    Played(Vec<Played>),
     /// It did not work.
     Failed { text: String },
 }

@@ -23,9 +23,9 @@ pub(super) struct EngineRig {
 }
 
 /// The near side, and the far side.
-struct Memory {
-    near: Region,
-    import: Import,
+pub(super) struct Memory {
+    pub(super) near: Region,
+    pub(super) import: Import,
     /// Held, if it is a region of its own.
     far: Option<Region>,
 }
@@ -88,7 +88,7 @@ impl EngineRig {
 }
 
 /// Opens a session.
-fn attach(socket: &Path) -> Result<Session, Failure> {
+pub(super) fn attach(socket: &Path) -> Result<Session, Failure> {
     Session::connect(socket).map_err(|error| Failure::of("cannot attach", &error))
 }
 
@@ -111,7 +111,7 @@ fn export(region: &Region, session: &Session) -> Result<(String, Secret), Failur
 }
 
 /// One region, offered to ourselves.
-fn memory(session: &Session, shape: &Shape) -> Result<Memory, Failure> {
+pub(super) fn memory(session: &Session, shape: &Shape) -> Result<Memory, Failure> {
     let near = region(session, shape)?;
     let (name, secret) = export(&near, session)?;
     let import = session.import(&name, None, &secret).map_err(having)?;
@@ -214,6 +214,6 @@ impl Rig for EngineRig {
     }
 }
 
-fn over(error: RingError) -> Failure {
+pub(super) fn over(error: RingError) -> Failure {
     Failure::of("the ring is over", &error)
 }

@@ -8,7 +8,8 @@ use super::script::{BROKEN, Script, Stage};
 use super::world::{LIMITS, Pair, RECEIVER, SENDER, World, arm, cancel, flush, nop, revoke};
 use crate::abi::{
     CANCEL_BY_NUMBER, CQE_FLUSHED, CQE_MAYBE_DONE, Class, Cqe, Detail, Opcode, RecordEntry,
-    SQE_SKIP_SUCCESS, Sqe, WAIT_NONE, WAIT_WINDOW_BYTES, WAIT_WINDOW_WRS, errno,
+    SQE_SKIP_SUCCESS, Sqe, WAIT_CLASS, WAIT_FABRIC, WAIT_LANE, WAIT_NONE, WAIT_WINDOW_BYTES,
+    WAIT_WINDOW_WRS, errno,
 };
 use crate::engine::{Command, Limits, Reply, Wind};
 use crate::fabric::{DONE_FLUSHED, DONE_MAYBE, Done, Fabric};
@@ -300,4 +301,72 @@ fn a_session_finds_its_own_ops_alone() {
     pair.world.push(client, flush(region));
     pair.world.settle();
     assert_eq!(kept.all().len(), 1);
+}
+
+/// Whoever waited has a reason: what it lacked, or who went before it.
+#[test]
+fn what_lacked_nothing_and_waited_says_who_went_before_it() {
+    let (stage, mut pair, kept) = held();
+    let mut push = |data: u64, class| {
+        let sqe = Sqe { user_data: data, ..pair.write_as(class, data * 512, 64) };
+        pair.world.push(SENDER, sqe);
+    };
+    (1..=6).for_each(|data| push(data, Class::Medium));
+    push(7, Class::Low);
+    for _ in 0..3 {
+        pair.world.turn();
+    }
+    stage.release();
+    pair.world.settle();
+    let all = kept.all();
+    let reason = |data: u64| {
+        let entry = all.iter().find(|entry| entry.user_data == data).unwrap();
+        (u16::from(entry.wait), time_ns(entry.queued) > 0, count(entry.total) > 0)
+    };
+    assert_eq!(reason(1), (WAIT_NONE, false, false));
+    assert_eq!(reason(4), (WAIT_NONE, false, false), "posted in the turn that took it");
+    assert_eq!(reason(5), (WAIT_WINDOW_WRS, true, true));
+    assert_eq!(reason(6), (WAIT_LANE, true, false), "it was behind another all the time");
+    assert_eq!(reason(7), (WAIT_CLASS, true, false), "first of its lane, behind another class");
+}
+
+#[test]
+fn what_was_never_posted_says_what_it_waited_for() {
+    let (stage, mut pair) = held_under(Limits { window_wrs: 1, ..LIMITS }, 16);
+    let kept = Kept::of(&mut pair.world, 0);
+    for (at, class) in (0..).zip([Class::Medium, Class::Medium, Class::Medium, Class::Low]) {
+        let sqe = pair.write_as(class, at * 512, 64);
+        pair.world.push(SENDER, sqe);
+    }
+    pair.world.turn();
+    for number in [3, 2, 1] {
+        pair.world.push(SENDER, cancel(CANCEL_BY_NUMBER, number));
+    }
+    for _ in 0..4 {
+        pair.world.turn();
+    }
+    let all = kept.all();
+    let writes = all.iter().filter(|entry| entry.opcode == Opcode::Write as u8);
+    let waits: Vec<_> =
+        writes.map(|entry| (u16::from(entry.wait), time_ns(entry.total) > 0)).collect();
+    stage.release();
+    pair.world.settle();
+    assert_eq!(waits, [(WAIT_CLASS, true), (WAIT_LANE, true), (WAIT_WINDOW_WRS, true)]);
+}
+
+/// A device that does not take what it is offered is a reason, too.
+#[test]
+fn what_the_fabric_did_not_take_at_first_says_so() {
+    let (stage, mut pair, kept) = held();
+    stage.take_only(&[0, 0]);
+    let sqe = pair.write(0, 100);
+    pair.world.push(SENDER, sqe);
+    for _ in 0..3 {
+        pair.world.turn();
+    }
+    stage.release();
+    pair.world.settle();
+    let entry = kept.last();
+    assert_eq!((u16::from(entry.wait), count(entry.total)), (WAIT_FABRIC, 0));
+    assert!(time_ns(entry.queued) > 0);
 }

@@ -7,7 +7,8 @@ use super::script::{Mood, Script, Stage};
 use super::watched::entries;
 use super::world::{LIMITS, World};
 use crate::abi::{
-    CANCEL_BY_NUMBER, CANCEL_BY_RECORD, Class, Opcode, SQE_REVOKE, SQE_SKIP_SUCCESS, errno,
+    CANCEL_BY_NUMBER, CANCEL_BY_RECORD, Class, Opcode, SQE_REVOKE, SQE_SKIP_SUCCESS, STATE_UNTAKEN,
+    errno,
 };
 use crate::engine::{Command, Limits, Reply, Turn, Wind};
 use crate::ids::SessionId;
@@ -198,10 +199,15 @@ impl Stream {
             }
             Reply::Why { why, .. } => {
                 let pending = &self.model.sides[side].pending[&number];
-                let said = (why.number, why.user_data, why.opcode as u8, why.class);
-                let class = Class::from_byte(pending.sqe.class).unwrap();
+                assert_eq!((why.number, why.record.0 == 0), (number, why.state == STATE_UNTAKEN));
+                let Some(opcode) = why.opcode else {
+                    assert_eq!(why.state, STATE_UNTAKEN, "{why:?}");
+                    return;
+                };
+                let said = (why.user_data, opcode as u8, why.class);
                 let sqe = &pending.sqe;
-                assert_eq!(said, (number, sqe.user_data, sqe.opcode, class), "{why:?}");
+                let class = Class::from_byte(sqe.class);
+                assert_eq!(said, (sqe.user_data, sqe.opcode, class), "{why:?}");
             }
             other => panic!("a question was answered with {other:?}"),
         }

@@ -267,6 +267,7 @@ where
         if self.audited {
             self.engine.audit();
             self.engine.audit_fates();
+            self.engine.audit_telemetry();
         }
         turn
     }

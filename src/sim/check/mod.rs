@@ -3,6 +3,7 @@
 //! A checker looks at what a card, a client or an engine did, and ends the world with [`Broken`]
 //! if that cannot be. It never mends, skips or clamps.
 
+pub(super) mod counts;
 pub(super) mod credits;
 pub(super) mod data;
 pub(super) mod depth;
@@ -55,6 +56,7 @@ invariants! {
     OneCqe = "one_cqe" "Every SQE that was taken gets one final CQE.";
     Credits = "credits" "What is held is what is in flight.";
     Depth = "depth" "No queue of a card is asked to hold more than it was made for.";
+    Counts = "counts" "What is counted keeps the laws of the telemetry page.";
     Entries = "entries" "What a card has in its queue has an entry.";
     Passages = "passages" "Rails pass only from states to states that follow them.";
     Fates = "fates" "Fate tables tell the truth about ops.";

@@ -170,7 +170,7 @@ impl Reference {
 
     pub(super) fn unpark(&mut self, line: u16) {
         let gone: Vec<Path> =
-            self.parked.iter().filter(|path| path[4] == line.into()).copied().collect();
+            self.parked.iter().filter(|path| path[4] == u32::from(line)).copied().collect();
         for path in gone {
             self.parked.retain(|parked| *parked != path);
             self.place_flow(path, false);

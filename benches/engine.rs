@@ -19,7 +19,7 @@ use verbring::fabric::{Done, Fabric, Request};
 use verbring::ids::{RegionId, RingId, SessionId};
 use verbring::ring::{ClientEnd, EngineEnd, Heap};
 use verbring::sched::{Contract, Policy};
-use verbring::telemetry::{Page as Telemetry, Recorder};
+use verbring::telemetry::{self, Recorder};
 
 #[global_allocator]
 static ALLOCATOR: AllocProfiler = AllocProfiler::system();
@@ -108,7 +108,7 @@ impl World {
     /// An engine that copies what it counts to a telemetry page.
     fn watched() -> Self {
         let mut world = Self::new();
-        let (page, _lines) = Telemetry::on_heap(world.engine.telemetry_header());
+        let (page, _lines) = telemetry::Page::on_heap(world.engine.telemetry_header());
         world.engine.keep_telemetry(page);
         world
     }

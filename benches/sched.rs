@@ -1,7 +1,7 @@
 //! What does it cost to choose the next op, and to account for it?
 //!
-//! An op's way: it is pushed, found to be the first, the window takes it, it is charged and removed,
-//! and the window gets its credit back. The argument is the number of flows that have ops; with
+//! An op's way: it is pushed, found to be the first, the window takes it, it is charged and
+//! removed, and the window gets its credit back. The argument is the number of flows that have ops; with
 //! one, that is what a single ring pays. A higher number there means that the shortest way has more
 //! steps; one that grows with the flows means that the scheduler looks at more of them, or that
 //! they lie worse in the cache. The goal: <= 40 ns an op at 1, 64 and 1,000 flows.
@@ -84,7 +84,7 @@ impl World {
 
 const MODES: [Mode; 4] = [Mode::Weighted, Mode::Strict, Mode::Fifo, Mode::Tent];
 
-#[divan::bench(args = FLOWS, consts = [0, 1, 2, 3])]
+#[divan::bench(args = FLOWS, consts = [0, 1, 2, 3], sample_size = 1_000)]
 fn pick<const MODE: usize>(bencher: Bencher<'_, '_>, flows: u32) {
     let mode = MODES[MODE];
     let mut world = World::new(mode, flows);
@@ -92,7 +92,7 @@ fn pick<const MODE: usize>(bencher: Bencher<'_, '_>, flows: u32) {
     bencher.bench_local(|| world.serve(mode));
 }
 
-#[divan::bench(consts = [0, 1, 2, 3])]
+#[divan::bench(consts = [0, 1, 2, 3], sample_size = 1_000)]
 fn alone<const MODE: usize>(bencher: Bencher<'_, '_>) {
     let mode = MODES[MODE];
     let mut world = World::new(mode, 1);

@@ -7,14 +7,18 @@
 //!  passed    withdrawn
 //! ```
 //!
-//! An op is counted in its lane and in its session. Most ops of a busy engine end just as the one
-//! before them did: in the same session, lane and rail, after times of the same buckets. Such are
-//! counted once for all of them, when one comes that differs, or when counts are to be shared.
+//! An op is counted in its lane and in its session. Most ops of a busy engine are posted and end
+//! just as the one before them was: in the same session, lane and rail, after times of the same
+//! buckets. Such are added up once for all of them, when one comes that differs, or when counts are
+//! to be copied.
 //!
 //! **Invariants**: those of `laws`.
 //! **Deliberately absent**: the page itself (`telemetry`).
 
-use crate::abi::{Class, Detail, Opcode, Tally, TelemetryHeader, bucket_of, lane_block};
+use crate::abi::{
+    Class, Detail, HISTOGRAM_STEPS, HISTOGRAM_UNIT_NS, Opcode, Tally, TelemetryHeader,
+    bucket_bounds_ns, bucket_of, lane_block,
+};
 use crate::fabric::{DONE_PLACED, Done, Request};
 use crate::ids::SessionId;
 use crate::ledger::{Record, State};
@@ -27,28 +31,95 @@ pub(super) struct Meter {
     /// Blocks of rail 0 and of session 0.
     rails_at: u32,
     sessions_at: u32,
-    run: Run,
+    /// What came last, and is not added up yet.
+    begun: Begun,
+    answers: Answers,
+    ended: Ended,
+}
+
+/// Ops of one session and lane that were posted one behind the other.
+#[derive(Clone, Copy, Debug)]
+struct Begun {
+    session: u32,
+    lane: u32,
+    ops: u64,
+}
+
+/// Requests that one rail has ended one behind the other, well.
+#[derive(Clone, Copy, Debug)]
+struct Answers {
+    rail: u16,
+    requests: u64,
+    bytes: u64,
 }
 
 /// Ops that ended one behind the other, well and alike.
 #[derive(Clone, Copy, Debug)]
-struct Run {
-    /// All that must be alike: see [`Run::key`].
-    key: u64,
-    ops: u32,
+struct Ended {
+    session: u32,
+    lane: u32,
+    rail: u16,
+    wait: Bucket,
+    service: Bucket,
+    ops: u64,
     bytes: u64,
 }
 
-impl Run {
-    /// Session (32 bits), lane and rail, buckets of queue wait and of service (8 bits each).
-    #[inline(always)]
-    fn key(record: &Record, now_ns: u64) -> u64 {
-        let wait = bucket_of(record.posted_ns.saturating_sub(record.taken_ns));
-        let service = bucket_of(now_ns.saturating_sub(record.posted_ns));
-        let times = u64::from(wait) | u64::from(service) << 8;
-        let place = u64::from(lane(record)) << 16 | u64::from(record.rail) << 24;
-        times | place | u64::from(record.session.0) << 32
+/// A bucket of a histogram, and the times that fall into it.
+#[derive(Clone, Copy, Debug)]
+struct Bucket {
+    number: u32,
+    from_ns: u64,
+    width_ns: u64,
+}
+
+impl Bucket {
+    const NONE: Self = Self { number: 0, from_ns: 0, width_ns: 0 };
+
+    fn of(time_ns: u64) -> Self {
+        let number = bucket_of(time_ns);
+        let [from_ns, to_ns] = bucket_bounds_ns(number, HISTOGRAM_UNIT_NS, HISTOGRAM_STEPS);
+        Self { number, from_ns, width_ns: to_ns - from_ns }
     }
+
+    /// Cheaper than to find the bucket of a time.
+    #[inline(always)]
+    fn holds(&self, time_ns: u64) -> bool {
+        time_ns.wrapping_sub(self.from_ns) < self.width_ns
+    }
+}
+
+impl Ended {
+    const NONE: Self = Self {
+        session: 0,
+        lane: 0,
+        rail: 0,
+        wait: Bucket::NONE,
+        service: Bucket::NONE,
+        ops: 0,
+        bytes: 0,
+    };
+
+    /// The first of its kind.
+    fn like(record: &Record, now_ns: u64) -> Self {
+        let [wait_ns, service_ns] = times_ns(record, now_ns);
+        Self {
+            session: record.session.0,
+            lane: lane(record),
+            rail: record.rail,
+            wait: Bucket::of(wait_ns),
+            service: Bucket::of(service_ns),
+            ops: 1,
+            bytes: record.done_bytes,
+        }
+    }
+}
+
+/// Queue wait and service of an op that was posted and ends now.
+#[inline(always)]
+fn times_ns(record: &Record, now_ns: u64) -> [u64; 2] {
+    let posted_ns = record.posted_ns;
+    [posted_ns.wrapping_sub(record.taken_ns), now_ns.wrapping_sub(posted_ns)]
 }
 
 const ENQUEUED: usize = Tally::Enqueued as usize;
@@ -64,7 +135,9 @@ impl Meter {
         Self {
             rails_at: header.rail_block(0),
             sessions_at: header.session_block(0),
-            run: Run { key: 0, ops: 0, bytes: 0 },
+            begun: Begun { session: 0, lane: 0, ops: 0 },
+            answers: Answers { rail: 0, requests: 0, bytes: 0 },
+            ended: Ended::NONE,
             tallies,
         }
     }
@@ -75,7 +148,9 @@ impl Meter {
 
     /// What was counted, all of it.
     pub(super) fn tallies(&mut self) -> &mut Tallies {
-        self.end_run();
+        self.add_begun();
+        self.add_answers();
+        self.add_ended();
         &mut self.tallies
     }
 
@@ -103,9 +178,22 @@ impl Meter {
     /// The first slice of an op is about to be posted.
     #[inline(always)]
     pub(super) fn dispatched(&mut self, record: &Record) {
-        self.tallies.touch(lane(record), FIRST_LINE)[DISPATCHED] += 1;
-        let session = self.sessions_at + record.session.0;
-        self.tallies.touch(session, FIRST_LINE)[DISPATCHED] += 1;
+        let (session, lane) = (record.session.0, lane(record));
+        if self.begun.session != session || self.begun.lane != lane {
+            self.add_begun();
+            self.begun = Begun { session, lane, ops: 0 };
+        }
+        self.begun.ops += 1;
+    }
+
+    #[inline(never)]
+    fn add_begun(&mut self) {
+        let Begun { session, lane, ops } = self.begun;
+        if ops > 0 {
+            self.begun.ops = 0;
+            self.tallies.add(lane, DISPATCHED, ops);
+            self.tallies.add(self.sessions_at + session, DISPATCHED, ops);
+        }
     }
 
     /// Nothing of an op was taken: it is queued again.
@@ -139,18 +227,31 @@ impl Meter {
     /// A rail has ended a request of so many bytes.
     #[inline(always)]
     pub(super) fn answered(&mut self, rail: u16, bytes: u32, done: Done) {
-        let block = self.rails_at + u32::from(rail);
-        if done.errno == 0 {
-            let words = self.tallies.touch(block, FIRST_LINE);
-            words[COMPLETED] += 1;
-            words[BYTES] += u64::from(bytes);
-        } else {
-            self.answered_badly(block, bytes, done);
+        if done.errno != 0 {
+            return self.answered_badly(rail, bytes, done);
+        }
+        if self.answers.rail != rail {
+            self.add_answers();
+            self.answers.rail = rail;
+        }
+        self.answers.requests += 1;
+        self.answers.bytes += u64::from(bytes);
+    }
+
+    #[inline(never)]
+    fn add_answers(&mut self) {
+        let Answers { rail, requests, bytes } = self.answers;
+        if requests > 0 {
+            self.answers = Answers { rail, requests: 0, bytes: 0 };
+            let words = self.tallies.touch(self.rails_at + u32::from(rail), FIRST_LINE);
+            words[COMPLETED] += requests;
+            words[BYTES] += bytes;
         }
     }
 
     #[cold]
-    fn answered_badly(&mut self, block: u32, bytes: u32, done: Done) {
+    fn answered_badly(&mut self, rail: u16, bytes: u32, done: Done) {
+        let block = self.rails_at + u32::from(rail);
         self.tallies.add(block, Tally::Failed as usize, 1);
         let placed = done.flags & DONE_PLACED != 0;
         self.tallies.add(block, BYTES, if placed { bytes.into() } else { 0 });
@@ -173,13 +274,25 @@ impl Meter {
         if record.state != State::Posted || record.failure.is_some() {
             return self.ended_otherwise(record, now_ns);
         }
-        let key = Run::key(record, now_ns);
-        if key != self.run.key {
-            self.end_run();
-            self.run.key = key;
+        let [wait_ns, service_ns] = times_ns(record, now_ns);
+        let last = &mut self.ended;
+        let alike = last.session == record.session.0
+            && last.lane == lane(record)
+            && last.rail == record.rail
+            && last.wait.holds(wait_ns)
+            && last.service.holds(service_ns);
+        if alike {
+            last.ops += 1;
+            last.bytes += record.done_bytes;
+        } else {
+            self.ended_unlike(record, now_ns);
         }
-        self.run.ops += 1;
-        self.run.bytes += record.done_bytes;
+    }
+
+    #[inline(never)]
+    fn ended_unlike(&mut self, record: &Record, now_ns: u64) {
+        self.add_ended();
+        self.ended = Ended::like(record, now_ns);
     }
 
     /// [`Meter::ended`] of what failed, or was never posted.
@@ -187,8 +300,7 @@ impl Meter {
     fn ended_otherwise(&mut self, record: &Record, now_ns: u64) {
         match record.state {
             State::Posted => {
-                let run = Run { key: Run::key(record, now_ns), ops: 1, bytes: record.done_bytes };
-                self.add(run, Tally::Failed);
+                self.add(Ended::like(record, now_ns), Tally::Failed);
             }
             State::Queued if record.op.opcode != Opcode::Nop => {
                 self.count(record, Tally::Withdrawn as usize, 1);
@@ -201,33 +313,29 @@ impl Meter {
         }
     }
 
-    /// What ended alike is counted.
-    #[inline]
-    fn end_run(&mut self) {
-        let run = self.run;
-        if run.ops > 0 {
-            self.run.ops = 0;
-            self.run.bytes = 0;
-            self.add(run, Tally::Completed);
+    fn add_ended(&mut self) {
+        let ended = self.ended;
+        if ended.ops > 0 {
+            self.ended.ops = 0;
+            self.ended.bytes = 0;
+            self.add(ended, Tally::Completed);
         }
     }
 
-    /// Counts a run's ops as completed or failed, with their bytes and times.
-    fn add(&mut self, run: Run, ended: Tally) {
-        let [wait, service, lane, rail, ..] = run.key.to_le_bytes();
-        let session = self.sessions_at + (run.key >> 32) as u32;
-        let rail = self.rails_at + u32::from(rail);
-        let (wait, service) = (WAIT_AT + usize::from(wait), SERVICE_AT + usize::from(service));
-        let ops = u64::from(run.ops);
-        let lines = lines_of(&[ended as usize, BYTES, wait, service]);
-        for block in [u32::from(lane), session] {
+    /// Counts ops as completed or failed, with their bytes and times.
+    fn add(&mut self, ended: Ended, how: Tally) {
+        let Ended { session, lane, rail, wait, service, ops, bytes } = ended;
+        let wait = WAIT_AT + wait.number as usize;
+        let service = SERVICE_AT + service.number as usize;
+        let lines = lines_of(&[how as usize, BYTES, wait, service]);
+        for block in [lane, self.sessions_at + session] {
             let words = self.tallies.touch(block, lines);
-            words[ended as usize] += ops;
-            words[BYTES] += run.bytes;
+            words[how as usize] += ops;
+            words[BYTES] += bytes;
             words[wait] += ops;
             words[service] += ops;
         }
-        self.tallies.add(rail, service, ops);
+        self.tallies.add(self.rails_at + u32::from(rail), service, ops);
     }
 
     #[inline]

@@ -56,8 +56,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             else {
                 continue;
             };
-            self.gave_high(slot, bytes);
             self.meter.answered(rail, bytes, *completion);
+            self.gave_high(slot, bytes);
             let record = &mut self.ledger[slot];
             record.in_fabric -= 1;
             if ABROAD && rail != 0 {
@@ -169,7 +169,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             let held = self.held;
             self.defer(slot, wait);
             let capped = wait == WAIT_CAP && !self.whole_ops();
-            if capped && self.cap_high(slot, self.near_bytes(slot)) {
+            if capped && self.cap_high(slot, self.next_bytes(slot)) {
                 // It holds nobody back.
                 self.held = held;
                 continue;
@@ -237,7 +237,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 
     /// Bytes of the next slice of an op that stays on this host.
     #[inline]
-    fn near_bytes(&self, slot: u32) -> u32 {
+    fn next_bytes(&self, slot: u32) -> u32 {
         let record = &self.ledger[slot];
         (record.op.bytes - record.cursor).min(self.pace.slice())
     }
@@ -245,7 +245,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     /// Adds the next slice of an op to the batch, or says which credit is wanting.
     #[inline]
     fn post_slice(&mut self, slot: u32, place: &mut Request) -> Result<(), u16> {
-        let bytes = self.near_bytes(slot);
+        let bytes = self.next_bytes(slot);
         if !self.admits_high(slot, bytes) {
             return Err(WAIT_CAP);
         }

@@ -170,7 +170,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 
     /// How much is in use of what a queued op waits for, and how much there is.
     fn lack(&self, record: &Record, wait: u16, set: u64) -> Lack {
-        let bytes = self.next_bytes(record);
+        let bytes = self.bytes_to_post(record);
         let (enters, internal) = (record.in_fabric == 0, record.origin != 0);
         let ask = Ask { bytes, enters, internal };
         match wait {
@@ -203,7 +203,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     }
 
     /// Bytes of what an op posts next.
-    fn next_bytes(&self, record: &Record) -> u32 {
+    fn bytes_to_post(&self, record: &Record) -> u32 {
         if record.returned != NIL {
             return self.posts.returned(record.returned).slice.bytes;
         }

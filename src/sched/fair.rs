@@ -23,7 +23,20 @@ pub(super) struct Fair {
     /// By line: the first and the last flow parked for it.
     parked: Box<[[u32; 2]]>,
     parked_lines: u64,
+    /// The op that was found to be the first of its class last, while it is queued; its class and
+    /// flow are known without a look at its record, which is often far away.
+    found: Found,
 }
+
+#[derive(Clone, Copy, Debug)]
+struct Found {
+    slot: u32,
+    class: usize,
+    flow: u32,
+}
+
+/// Nothing was found.
+const NOTHING: Found = Found { slot: NIL, class: 0, flow: NIL };
 
 impl Fair {
     pub(super) fn new(policy: &Policy, shape: Shape) -> Self {
@@ -38,6 +51,7 @@ impl Fair {
             floor,
             parked: vec![[NIL; 2]; lines as usize].into(),
             parked_lines: 0,
+            found: NOTHING,
         }
     }
 
@@ -62,14 +76,26 @@ impl Fair {
         self.tree.enter_first(class_of(&ledger[slot]), flow);
     }
 
+    /// The class and flow of a queued op.
+    #[inline]
+    fn find(&self, ledger: &Ledger, slot: u32) -> (usize, u32) {
+        if self.found.slot == slot {
+            return (self.found.class, self.found.flow);
+        }
+        (class_of(&ledger[slot]), self.flows.of(&ledger[slot]))
+    }
+
     #[inline]
     pub(super) fn remove(&mut self, ledger: &mut Ledger, slot: u32) {
-        let flow = self.flows.of(&ledger[slot]);
+        let (class, flow) = self.find(ledger, slot);
+        if self.found.slot == slot {
+            self.found.slot = NIL;
+        }
         if self.flows.remove(ledger, slot, flow) {
             if self.tree.is_held(flow) {
                 self.unlist(flow);
             }
-            self.tree.leave(class_of(&ledger[slot]), flow);
+            self.tree.leave(class, flow);
         }
     }
 
@@ -79,8 +105,12 @@ impl Fair {
     }
 
     #[inline]
-    pub(super) fn first_of(&self, ledger: &Ledger, class: Class) -> Option<u32> {
-        self.tree.first(class.index()).map(|flow| self.flows.head(ledger, flow))
+    pub(super) fn first_of(&mut self, ledger: &Ledger, class: Class) -> Option<u32> {
+        let class = class.index();
+        let flow = self.tree.first(class)?;
+        let slot = self.flows.head(ledger, flow);
+        self.found = Found { slot, class, flow };
+        Some(slot)
     }
 
     #[inline]
@@ -90,10 +120,10 @@ impl Fair {
 
     #[inline]
     pub(super) fn charge(&mut self, ledger: &Ledger, slot: u32, bytes: u32) {
-        let (record, cost) = (&ledger[slot], self.cost(bytes));
-        let class = class_of(record);
+        let cost = self.cost(bytes);
+        let (class, flow) = self.find(ledger, slot);
         self.turns.charge(class, cost);
-        self.tree.charge(class, self.flows.of(record), cost);
+        self.tree.charge(class, flow, cost);
     }
 
     #[inline]
@@ -121,7 +151,10 @@ impl Fair {
             let rest = record.op.bytes.saturating_sub(record.cursor);
             u64::from(rest.min(slice_bytes)) <= room_bytes
         };
-        others.filter_map(|class| self.first_of(ledger, Class::ALL[class])).find(fits)
+        others
+            .filter_map(|class| self.tree.look(class))
+            .map(|flow| self.flows.head(ledger, flow))
+            .find(fits)
     }
 
     pub(super) fn park(&mut self, ledger: &Ledger, slot: u32) {

@@ -25,7 +25,9 @@ enum Place {
     Ring,
 }
 
+/// Half a cache line.
 #[derive(Clone, Copy, Debug)]
+#[repr(align(32))]
 struct Node {
     next: u32,
     previous: u32,
@@ -34,15 +36,29 @@ struct Node {
     first: u32,
     /// Of its ring, in bytes.
     quantum: u32,
-    /// Children that are [`Place::Kept`].
-    kept: u32,
     /// Bytes it may still go.
     balance: i64,
     /// Its quanta in its parent's ring.
     weight: u8,
     place: Place,
-    /// It is parked, or capped.
-    held: bool,
+    /// Children that are [`Place::Kept`], and [`HELD`].
+    kept: u16,
+}
+
+const _: () = assert!(size_of::<Node>() == 32);
+
+/// The node is parked, or capped. It has fewer children than that.
+const HELD: u16 = 1 << 15;
+
+impl Node {
+    #[inline]
+    fn is_held(&self) -> bool {
+        self.kept & HELD != 0
+    }
+
+    fn set_held(&mut self, held: bool) {
+        self.kept = self.kept & !HELD | if held { HELD } else { 0 };
+    }
 }
 
 /// The trees of all three classes.
@@ -58,9 +74,19 @@ pub(super) struct Tree {
     ready: u8,
     /// By class: its one flow, while the tree of that class is not in use.
     solo: [Solo; CLASSES as usize],
+    /// By class: the nodes from its origin down to the flow in turn, as found last; those of it that
+    /// are still first in their rings are known without looking at them.
+    path: [Path; CLASSES as usize],
     /// Owners that are capped.
     capped: u32,
 }
+
+/// The first of its class's ring, the first of that one's, and so on; with one line there are
+/// three.
+type Path = [u32; 4];
+
+/// No path is known.
+const NO_PATH: Path = [NIL; 4];
 
 /// Nodes of classes, one each, then those of lanes.
 const CLASSES: u32 = 3;
@@ -74,12 +100,12 @@ impl Tree {
             parent: NIL,
             first: NIL,
             quantum: floor,
-            kept: 0,
             balance: 0,
             weight: 1,
             place: Place::Out,
-            held: false,
+            kept: 0,
         };
+        assert!(sessions < u32::from(HELD), "more sessions than a node can count");
         let (owners, sessions_from) = (OWNERS, OWNERS + LANES * sessions);
         let inner = if lines == 1 { sessions_from } else { sessions_from + LANES * sessions };
         let count = inner + LANES * sessions * lines;
@@ -93,7 +119,16 @@ impl Tree {
         };
         let nodes = (0..count).map(|node| Node { parent: parent(node), ..blank }).collect();
         let solo = [Solo::NONE; CLASSES as usize];
-        Self { nodes, sessions, leaves: inner, floor, ready: 0, solo, capped: 0 }
+        Self {
+            nodes,
+            sessions,
+            leaves: inner,
+            floor,
+            ready: 0,
+            solo,
+            path: [NO_PATH; 3],
+            capped: 0,
+        }
     }
 
     /// Puts a session, which has no ops, under an owner.
@@ -126,18 +161,37 @@ impl Tree {
 
     /// The flow of a class to serve next.
     #[inline]
-    pub(super) fn first(&self, class: usize) -> Option<u32> {
+    pub(super) fn first(&mut self, class: usize) -> Option<u32> {
         if self.ready >> class & 1 == 0 {
             return None;
         }
         if self.solo[class].flow() != NIL {
             return Some(self.solo[class].flow());
         }
-        let mut node = self.nodes[class].first;
-        while node < self.leaves {
-            node = self.at(node).first;
+        if self.path[class][0] == NIL {
+            self.path[class] = self.descend(class);
         }
-        Some(node - self.leaves)
+        Some(self.path[class][3] - self.leaves)
+    }
+
+    /// [`Tree::first`], without taking note of it.
+    pub(super) fn look(&self, class: usize) -> Option<u32> {
+        match self.solo[class].flow() {
+            _ if self.ready >> class & 1 == 0 => None,
+            NIL => Some(self.descend(class)[3] - self.leaves),
+            flow => Some(flow),
+        }
+    }
+
+    /// The path to the flow in turn. Its last node is the flow's; the one before is that, too, if
+    /// there is one line.
+    #[inline]
+    fn descend(&self, class: usize) -> Path {
+        let origin = self.nodes[class].first;
+        let owner = self.at(origin).first;
+        let session = self.at(owner).first;
+        let flow = if session < self.leaves { self.at(session).first } else { session };
+        [origin, owner, session, flow]
     }
 
     /// True if a flow is that to serve next of its class.
@@ -182,6 +236,7 @@ impl Tree {
             return self.enter_alone(class, flow);
         }
         self.unfold(class);
+        self.path[class] = NO_PATH;
         let mut node = self.leaves + flow;
         self.settle(node, true, true);
         while node >= CLASSES && self.at(node).place == Place::Ring {
@@ -229,31 +284,36 @@ impl Tree {
             return;
         }
         let leaf = self.leaves + flow;
-        self.at_mut(leaf).held = false;
+        if self.path[class][3] == leaf {
+            self.path[class] = NO_PATH;
+        }
+        self.at_mut(leaf).set_held(false);
         self.settle(leaf, false, false);
     }
 
     /// A flow that has ops leaves the turn, or comes back.
     pub(super) fn hold(&mut self, class: usize, flow: u32, held: bool) {
         self.unfold(class);
+        self.path[class] = NO_PATH;
         let leaf = self.leaves + flow;
-        self.at_mut(leaf).held = held;
+        self.at_mut(leaf).set_held(held);
         self.settle(leaf, true, false);
     }
 
     /// True if a flow has left the turn.
     pub(super) fn is_held(&self, flow: u32) -> bool {
-        self.at(self.leaves + flow).held
+        self.at(self.leaves + flow).is_held()
     }
 
     /// All that an owner has of class high leaves the turn, or comes back.
     pub(super) fn cap(&mut self, owner: u32, capped: bool) {
         self.unfold(0);
-        let was = self.at(OWNERS + owner).held;
+        self.path[0] = NO_PATH;
+        let was = self.at(OWNERS + owner).is_held();
         self.capped = self.capped + u32::from(capped) - u32::from(was);
         for lane in 0..2 {
             let node = OWNERS + lane * self.sessions + owner;
-            self.at_mut(node).held = capped;
+            self.at_mut(node).set_held(capped);
             self.settle(node, false, false);
         }
     }
@@ -261,7 +321,7 @@ impl Tree {
     /// Links of a flow that is held, for a list of such.
     pub(super) fn links(&mut self, flow: u32) -> (&mut u32, &mut u32) {
         let node = &mut self.nodes[(self.leaves + flow) as usize];
-        debug_assert!(node.held);
+        debug_assert!(node.is_held());
         (&mut node.next, &mut node.previous)
     }
 
@@ -271,11 +331,11 @@ impl Tree {
         loop {
             let at = self.at(node);
             let can_go = if node < self.leaves { at.first != NIL } else { has_ops };
-            has_ops = can_go || at.kept > 0;
+            has_ops = can_go || at.kept & !HELD > 0;
             let (from, parent) = (at.place, at.parent);
             let to = match has_ops {
                 false => Place::Out,
-                true if can_go && !at.held => Place::Ring,
+                true if can_go && !at.is_held() => Place::Ring,
                 true => Place::Kept,
             };
             if parent == NIL {
@@ -350,25 +410,65 @@ impl Tree {
             }
             return;
         }
+        let path = self.path[class];
+        if path[3] == self.leaves + flow {
+            return self.charge_first(class, path, cost);
+        }
         let mut node = self.leaves + flow;
-        loop {
+        self.path[class] = NO_PATH;
+        while self.at(node).parent != NIL {
             let parent = self.at(node).parent;
-            if parent == NIL {
-                return;
-            }
-            let above = self.at_mut(parent);
-            above.quantum = above.quantum.max(cost);
-            let quantum = i64::from(above.quantum);
-            let at = self.at_mut(node);
-            at.balance -= i64::from(cost);
-            if at.balance <= 0 {
-                at.balance += quantum * i64::from(at.weight);
-                if at.place == Place::Ring {
-                    self.rotate(node, parent);
-                }
+            if self.spend(node, parent, cost) && self.at(node).place == Place::Ring {
+                self.rotate(node, parent);
             }
             node = parent;
         }
+    }
+
+    /// [`Tree::charge`], of the flow in turn. Whom to charge is known from when it was found: the
+    /// way to the next one does not lead over this one's record.
+    #[inline]
+    fn charge_first(&mut self, class: usize, path: Path, cost: u32) {
+        let root = class_node(class);
+        let [origin, owner, session, flow] = path;
+        let mut moved = false;
+        if flow != session {
+            moved |= self.charge_one(flow, session, cost);
+        }
+        moved |= self.charge_one(session, owner, cost);
+        moved |= self.charge_one(owner, origin, cost);
+        moved |= self.charge_one(origin, root, cost);
+        if moved {
+            self.path[class] = NO_PATH;
+        }
+    }
+
+    /// Charges the first of a ring; true if another is first now.
+    #[inline]
+    fn charge_one(&mut self, node: u32, parent: u32, cost: u32) -> bool {
+        let spent = self.spend(node, parent, cost);
+        let next = self.at(node).next;
+        if spent && next != node {
+            self.at_mut(parent).first = next;
+        }
+        spent && next != node
+    }
+
+    /// Lowers a balance; true if it is used up, and got a quantum.
+    #[inline]
+    fn spend(&mut self, node: u32, parent: u32, cost: u32) -> bool {
+        let above = self.at_mut(parent);
+        if cost > above.quantum {
+            above.quantum = cost;
+        }
+        let quantum = i64::from(above.quantum);
+        let at = self.at_mut(node);
+        at.balance -= i64::from(cost);
+        let spent = at.balance <= 0;
+        if spent {
+            at.balance += quantum * i64::from(at.weight);
+        }
+        spent
     }
 
     /// The one flow of a class was charged more than ever.
@@ -408,5 +508,15 @@ impl Tree {
             }
             node = parent;
         }
+    }
+}
+
+/// The node of a class.
+#[inline]
+fn class_node(class: usize) -> u32 {
+    match class {
+        0 => 0,
+        1 => 1,
+        _ => 2,
     }
 }

@@ -129,12 +129,17 @@ impl Tallies {
     #[inline(always)]
     pub fn touch(&mut self, block: u32, lines: u64) -> &mut Words {
         let place = block as usize;
-        let marks = &mut self.marks[place];
-        if *marks == 0 {
-            self.changed.push_back(block);
+        if self.marks[place] == 0 {
+            self.note_changed(block);
         }
-        *marks |= lines;
+        self.marks[place] |= lines;
         &mut self.blocks[place].0
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn note_changed(&mut self, block: u32) {
+        self.changed.push_back(block);
     }
 
     /// Adds to one word of a block.
@@ -173,11 +178,11 @@ impl Tallies {
         words[Tally::Uses as usize] = uses;
     }
 
-    /// True if it is time to copy what has changed.
+    /// True if it is time to copy what has changed, be it nothing.
     #[inline]
     #[must_use]
     pub fn due(&self, now_ns: u64) -> bool {
-        now_ns >= self.due_ns && !self.changed.is_empty()
+        now_ns >= self.due_ns
     }
 
     /// Copies what has changed: a bounded number of blocks.

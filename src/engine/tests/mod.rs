@@ -26,6 +26,7 @@ mod record;
 mod room;
 mod script;
 mod sets;
+mod shares;
 mod sleep;
 mod started;
 mod streams;

@@ -24,8 +24,8 @@ pub(super) struct Group {
     quantum: i64,
     floor: i64,
     /// The first is in turn.
-    ring: Vec<Group>,
-    kept: Vec<Group>,
+    ring: Vec<Self>,
+    kept: Vec<Self>,
 }
 
 const OWNER: usize = 2;

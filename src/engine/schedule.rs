@@ -166,9 +166,12 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 count += 1;
                 continue;
             };
+            let held = self.held;
             self.defer(slot, wait);
             let capped = wait == WAIT_CAP && !self.whole_ops();
             if capped && self.cap_high(slot, self.next_bytes(slot)) {
+                // It holds nobody back.
+                self.held = held;
                 continue;
             }
             match self.beside(slot, wait) {

@@ -342,7 +342,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         // More of what was laid in this turn goes the same way, so that what a device does not take
         // is taken back in order.
         let again = record.laid_turn == self.turns && record.returned == NIL;
-        let Some(rail) = its_own.or(again.then_some(record.rail)) else {
+        let Some(rail) = its_own.or_else(|| again.then_some(record.rail)) else {
             return self.choose_any(slot, &next, ask);
         };
         let way = &self.abroad.ways[usize::from(rail)];

@@ -93,10 +93,16 @@ impl Turns {
         }
     }
 
+    /// What a class pays for being served so much: all but its share of that.
+    fn own(&self, class: usize, cost: i64) -> i64 {
+        cost * (WHOLE - self.share[class])
+    }
+
     fn pay(&mut self, class: usize, cost: i64) {
         // What a class was served in its own turn is not held against it for long.
-        let least = self.start[class].min(-cost * WHOLE);
-        self.owed[class] = (self.owed[class] - cost * WHOLE).max(least);
+        let own = self.own(class, cost);
+        let least = self.start[class].min(-own);
+        self.owed[class] = (self.owed[class] - own).max(least);
         for other in (0..3).filter(|&other| other != class && self.work >> other & 1 == 1) {
             self.owed[other] = self.owed[other].saturating_add(self.share[other] * cost);
         }
@@ -107,7 +113,7 @@ impl Turns {
         self.time[class] = self.time[class].wrapping_sub(u64::from(cost) * self.pace[class]);
         if self.strict {
             let cost = i64::from(cost);
-            self.owed[class] = self.owed[class].saturating_add(cost * WHOLE);
+            self.owed[class] = self.owed[class].saturating_add(self.own(class, cost));
             for other in (0..3).filter(|&other| other != class && self.work >> other & 1 == 1) {
                 self.owed[other] -= self.share[other] * cost;
             }

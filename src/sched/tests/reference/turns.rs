@@ -56,8 +56,8 @@ impl Turns {
         let cost = i128::from(cost);
         self.served = self.time[class];
         self.time[class] += cost * self.per_byte(class);
-        let least = (-self.window * self.share[class]).min(-cost * 1000);
-        self.owed[class] = (self.owed[class] - cost * 1000).max(least);
+        let least = (-self.window * self.share[class]).min(-cost * (1000 - self.share[class]));
+        self.owed[class] = (self.owed[class] - cost * (1000 - self.share[class])).max(least);
         for other in (0..3).filter(|&other| other != class) {
             if self.work[other] {
                 self.owed[other] += cost * self.share[other];
@@ -68,7 +68,7 @@ impl Turns {
     pub(super) fn refund(&mut self, class: usize, cost: i64) {
         let cost = i128::from(cost);
         self.time[class] -= cost * self.per_byte(class);
-        self.owed[class] += cost * 1000;
+        self.owed[class] += cost * (1000 - self.share[class]);
         for other in (0..3).filter(|&other| other != class) {
             if self.work[other] {
                 self.owed[other] -= cost * self.share[other];

@@ -40,7 +40,7 @@ const LIMITS: Limits = Limits {
     sessions_max: 4,
     rings_max: 8,
     regions_max: 32,
-    window_ops: 64,
+    window_wrs: 64,
     window_bytes: 256 << 10,
     slice_bytes: 128 << 10,
     intake_budget: 64,
@@ -60,7 +60,7 @@ impl Fabric for Null {
 
     fn limits(&self) -> verbring::fabric::Limits {
         verbring::fabric::Limits {
-            depth: LIMITS.window_ops,
+            depth: LIMITS.window_wrs,
             fabric: FABRIC_LOCAL,
             chain_max: 1,
             notifies: false,
@@ -114,7 +114,7 @@ impl World {
     }
 
     fn new() -> Self {
-        let fabric = Null { posted: Vec::with_capacity(LIMITS.window_ops as usize) };
+        let fabric = Null { posted: Vec::with_capacity(LIMITS.window_wrs as usize) };
         let mut engine = Engine::new(LIMITS, fabric);
         let heap = Arc::new(Heap::new(ENTRIES, ENTRIES, 0));
         let session = SessionId(0);

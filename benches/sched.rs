@@ -1,10 +1,10 @@
 //! What does it cost to choose the next op, and to account for it?
 //!
-//! An op's way: it is pushed, found to be the first, the window takes it, it is charged and removed,
-//! and the window gets its credit back. The argument is the number of flows that have ops; with
-//! one, that is what a single ring pays. A higher number there means that the shortest way has more
-//! steps; one that grows with the flows means that the scheduler looks at more of them, or that
-//! they lie worse in the cache. The goal: <= 40 ns an op at 1, 64 and 1,000 flows.
+//! An op's way: it is pushed, found to be the first, the window takes it, it is charged and
+//! removed, and the window gets its credit back. The argument is the number of flows that have
+//! ops; with one, that is what a single ring pays. A higher number there means that the shortest
+//! way has more steps; one that grows with the flows means that the scheduler looks at more of
+//! them, or that they lie worse in the cache. The goal: <= 40 ns an op at 1, 64 and 1,000 flows.
 //!
 //! `pick` has four ops of 4 KiB queued in every flow, each flow of another user, classes in turn;
 //! the op served comes back at the end of its flow. `alone` is one op at a time: each finds an

@@ -21,6 +21,8 @@ pub enum Plant {
     OwnerKept,
     /// What an op that ended asked for still counts among its session's owner's bytes.
     BytesKept,
+    /// A completion of class high gives its bytes not back to its owner's bound.
+    HighKept,
     /// Receives of notifications that were handed out are not told of to the peer.
     CreditKept,
     /// A rail's depth is what was asked of the device, not what it gave.

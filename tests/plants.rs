@@ -26,6 +26,7 @@ planted! {
     a_window_grant_that_is_not_given_back: GrantKept breaks Credits;
     a_quota_that_is_not_given_back: OwnerKept breaks Credits;
     bytes_of_a_quota_that_are_not_given_back: BytesKept breaks Credits;
+    a_bound_on_class_high_that_is_not_given_back: HighKept breaks Credits;
     receives_that_the_peer_is_not_told_of: CreditKept breaks Credits;
     a_depth_that_was_asked_for_and_not_given: DepthAsked breaks Depth;
     a_second_cqe: CqeTwice breaks OneCqe;

@@ -17,7 +17,7 @@ use verbring::abi::{
     Sqe,
 };
 use verbring::client::{OpRef, Why};
-use verbring::host::Config;
+use verbring::host::{Config, VerbsUse};
 use verbring::{Engine, Import, RawRing, Region, Rights, RingOptions, Session};
 
 /// An engine of this process, with a socket for the command.
@@ -33,7 +33,7 @@ impl Stage {
         let dir = std::env::temp_dir().join(format!("verbring-why-{}-{count}", std::process::id()));
         std::fs::create_dir(&dir).unwrap();
         let mut config = Config::default();
-        config.verbs = verbring::host::VerbsUse::Off;
+        config.verbs = VerbsUse::Off;
         change(&mut config);
         let engine = Engine::builder().config(config).socket(dir.join("socket")).spawn().unwrap();
         Self { engine, dir }
@@ -75,14 +75,16 @@ struct Client {
     ring: RawRing,
 }
 
-const HALF: u32 = 32 << 20;
+const MIB: u32 = 1 << 20;
+const HALF: u32 = 8 * MIB;
 
 impl Client {
     fn connect(stage: &Stage, cq_entries: u32) -> Self {
         let session = stage.engine.connect().unwrap();
         let region = session.alloc(2 * u64::from(HALF)).unwrap();
-        let secret = region.export("why", Rights::ALL).unwrap();
-        let import = session.import("why", None, &secret).unwrap();
+        let name = format!("why {}", session.number());
+        let secret = region.export(&name, Rights::ALL).unwrap();
+        let import = session.import(&name, None, &secret).unwrap();
         let ring = session.raw_ring(RingOptions::new(16, cq_entries)).unwrap();
         Self { session, region, import, ring }
     }
@@ -152,7 +154,8 @@ fn sound(why: &Why) {
         assert!(used <= limit && why.wants > 0, "{why:?}");
         assert!(used + why.wants > limit, "it would fit: {why:?}");
     }
-    let counted = matches!(why.wait, abi::WAIT_WINDOW_OPS | abi::WAIT_WINDOW_BYTES);
+    let counted = [abi::WAIT_WINDOW_OPS, abi::WAIT_WINDOW_WRS, abi::WAIT_WINDOW_BYTES];
+    let counted = counted.contains(&why.wait);
     assert!(!queued || counted == why.used.is_some(), "{why:?}");
     assert_eq!(why.wait == abi::WAIT_LANE, queued && why.ahead > 0, "{why:?}");
     assert!(why.to_string().ends_with('.') && !why.to_string().contains("unknown"), "{why}");
@@ -162,9 +165,10 @@ fn sound(why: &Why) {
 /// while large ops keep it busy.
 #[test]
 fn every_state_on_this_host_is_told() {
+    // One slice at a time, each of them long beside a turn that moves nothing.
     let stage = Stage::new(|config| {
-        (config.window_ops, config.slice_bytes) = (2, 64 << 10);
-        config.window_bytes = 100 << 10;
+        (config.slice_bytes, config.slice_us, config.window_bytes) =
+            (MIB, 0, u64::from(MIB + MIB / 2));
     });
     let mut client = Client::connect(&stage, 16);
     let must = BTreeSet::from([
@@ -177,20 +181,19 @@ fn every_state_on_this_host_is_told() {
     let mut seen = BTreeSet::new();
     for round in 0.. {
         assert!(round < 10_000, "seen only {seen:?}");
-        let sqes = [
-            client.write(Class::Medium, HALF),
-            client.write(Class::Medium, HALF),
-            client.write(Class::Low, 1 << 20),
-            client.flush(),
-        ];
-        let numbers = sqes.map(|sqe| client.push(sqe));
-        for number in numbers.into_iter().cycle().take(64) {
+        let mut sqes = vec![client.write(Class::Medium, 8 * MIB)];
+        for class in [Class::Medium, Class::Low, Class::Medium, Class::Low] {
+            sqes.push(client.write(class, MIB));
+        }
+        sqes.push(client.flush());
+        let numbers: Vec<u64> = sqes.into_iter().map(|sqe| client.push(sqe)).collect();
+        for number in numbers.iter().copied().cycle().take(36) {
             let Some(why) = client.ask(number) else { continue };
             sound(&why);
             assert_eq!((why.number, why.ring), (number, client.ring.number()));
             seen.insert((why.state, why.wait));
         }
-        client.pop(4);
+        client.pop(6);
         if must.is_subset(&seen) {
             break;
         }

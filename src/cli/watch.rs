@@ -122,7 +122,7 @@ fn to_text(look: &Look, since: Option<(Duration, &Look)>) -> String {
         if lines.is_empty() {
             continue;
         }
-        let ops = if rail { "posts/s" } else { "ops/s" };
+        let ops = if rail { "answers/s" } else { "ops/s" };
         out += &format!("{head:18}{ops:>12}{:>16}{:>9}{:>9}", "bytes/s", "queued", "flying");
         for what in ["wait", "service"] {
             let what = if rail && what == "wait" { "" } else { what };

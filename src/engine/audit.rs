@@ -79,6 +79,27 @@ fn credits<F: Fabric, M>(engine: &Engine<F, M>, open: &BTreeSet<u32>) {
         within(&engine.window, "this host");
     }
     abroad_credits(engine, open, &by_rail);
+    high(engine);
+}
+
+/// What owners have of class high in the fabric is counted, within its bound but for one request
+/// that goes alone; and whoever is out of turn for it has none to spare.
+fn high<F: Fabric, M>(engine: &Engine<F, M>) {
+    let mut owners = vec![(0, 0); engine.owners.len()];
+    for post in engine.posts.open_posts().filter(|post| post.slice.bytes > 0) {
+        let record = &engine.ledger[post.slot];
+        if record.op.class == Class::High {
+            let session = &engine.sessions[record.session.0 as usize];
+            let (wrs, bytes) = &mut owners[session.owner as usize];
+            (*wrs, *bytes) = (*wrs + 1, *bytes + u64::from(post.slice.bytes));
+        }
+    }
+    for (place, (owner, (wrs, bytes))) in engine.owners.iter().zip(owners).enumerate() {
+        assert_eq!(owner.high, bytes, "bytes of class high of owner {place}");
+        assert!(bytes <= owner.high_max || wrs == 1, "more of class high than {place} may");
+        let out = owner.wants_high.is_some_and(|bytes| owner.admits_high(bytes));
+        assert!(!out, "owner {place} is out of turn for nothing");
+    }
 }
 
 /// True of an op that moves something on this host.

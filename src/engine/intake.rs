@@ -141,12 +141,9 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let count = end.take_many(want).unwrap_or(0);
         let cq_entries = end.cq_entries();
         let abroad = self.fabric.rails() > 1;
-        let mut sequence = self.sequence;
-        let mut number = *next_number;
-        let bytes = owner.left(id);
+        let (mut sequence, mut number) = (self.sequence, *next_number);
+        let (bytes, mut queued, mut passed) = (owner.left(id), [0; 3], 0);
         let mut bytes_left = bytes;
-        let mut passed = 0;
-        let mut queued = [0; 3];
         while passed < count {
             let words = copied.entry(passed);
             let sqe = &Sqe::from_words(words);

@@ -19,6 +19,7 @@ mod abroad;
 #[cfg(all(any(test, feature = "sim"), not(verbring_loom)))]
 mod audit;
 mod barrier;
+mod caps;
 mod command;
 mod finish;
 mod intake;
@@ -322,7 +323,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             self.wake_blocked();
         }
         self.wind();
-        self.step_query();
+        self.step_cancel_query();
         turn.taken = self.intake();
         let flushed = self.step_flushes();
         self.sweep_deadlines();
@@ -335,6 +336,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             turn.reaped += if sent > 0 { self.reap_abroad() } else { 0 };
             self.abroad.moved = flushed || self.ledger.open_count() != open;
         }
+        self.step_why_query();
         self.publish();
         self.meter.publish(self.now_ns);
         turn.busy = self.busy();

@@ -1,11 +1,11 @@
-//! One uid: what its ops in flight ask for, and its bounds.
+//! One uid: what its ops in flight ask for, what of class high is posted, and its bounds.
 //!
 //! A bound in bytes cannot be left to whoever comes first: a large op of one ring would wait for
 //! ever behind small ones of another. So the ring whose SQE lacks bytes is the next of its uid, and
 //! the others wait until it was served, or is no longer looked at.
 //!
 //! **Invariants**: `bytes` is the sum of what the open records of its sessions ask for, and beyond
-//! its bound only if one op asks for all of it.
+//! its bound only if one op asks for all of it; `high` likewise, of requests in the fabric.
 
 use crate::ledger::NIL;
 use crate::sched::Contract;
@@ -20,15 +20,30 @@ pub(super) struct Owner {
     pub(super) bytes_max: u64,
     /// The ring whose SQE waits for bytes, before those of other rings; or [`NIL`].
     next: u32,
+    /// Bytes of class high of its ops that are in the fabric.
+    pub(super) high: u64,
+    pub(super) high_max: u64,
+    /// Its high ops are out of turn until a request of so many bytes may be posted.
+    pub(super) wants_high: Option<u32>,
 }
 
 impl Owner {
-    pub(super) const NONE: Self = Self { ops: 0, ops_max: 0, bytes: 0, bytes_max: 0, next: NIL };
+    pub(super) const NONE: Self = Self {
+        ops: 0,
+        ops_max: 0,
+        bytes: 0,
+        bytes_max: 0,
+        next: NIL,
+        high: 0,
+        high_max: 0,
+        wants_high: None,
+    };
 
     /// From now on these are its bounds.
     pub(super) fn sign(&mut self, contract: &Contract) {
         self.ops_max = contract.ops_max;
         self.bytes_max = contract.bytes_max;
+        self.high_max = contract.high_bytes_max;
     }
 
     /// Bytes that ops of a ring may ask for, beside those that are in flight.
@@ -75,6 +90,13 @@ impl Owner {
         if self.next == ring {
             self.next = NIL;
         }
+    }
+
+    /// True if a request of class high and of so many bytes may be posted: within its bound, or
+    /// alone.
+    #[inline]
+    pub(super) fn admits_high(&self, bytes: u32) -> bool {
+        self.high == 0 || u64::from(bytes) <= self.high_max.saturating_sub(self.high)
     }
 }
 
@@ -129,5 +151,16 @@ mod tests {
                 prop_assert!(sum <= bytes_max || alone);
             }
         }
+    }
+
+    #[test]
+    fn one_request_of_class_high_goes_alone_and_none_overflows() {
+        let mut owner = Owner::NONE;
+        owner.sign(&Contract { high_bytes_max: 10, ..Contract::of_ops(1) });
+        assert!(owner.admits_high(11) && owner.admits_high(u32::MAX));
+        owner.high = 4;
+        assert!(owner.admits_high(6) && !owner.admits_high(7) && !owner.admits_high(u32::MAX));
+        owner.high = 11;
+        assert!(owner.admits_high(0) && !owner.admits_high(1));
     }
 }

@@ -14,7 +14,7 @@
 //! **Deliberately absent**: why a rail takes nothing, and how it is mended (`fabric::qp`).
 
 use crate::abi::{
-    CQE_FLUSHED, CQE_MAYBE_DONE, CQE_RETRYABLE, Class, Detail, SQE_NOTIFY, WAIT_CREDIT,
+    CQE_FLUSHED, CQE_MAYBE_DONE, CQE_RETRYABLE, Class, Detail, SQE_NOTIFY, WAIT_CAP, WAIT_CREDIT,
     WAIT_FABRIC, WAIT_RAIL, WAIT_WINDOW_BYTES, errno,
 };
 use crate::fabric::{
@@ -44,6 +44,8 @@ enum Hold {
     Card(u16),
     /// What comes free on its card is for another.
     Kept,
+    /// Its uid has as much of class high posted as it may.
+    Cap,
     /// It lacks a credit only.
     Credit,
     /// It is this rail's alone, which does not take it.
@@ -230,6 +232,15 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     fn hold(&mut self, slot: u32, hold: Hold, round: &mut Round) {
         let line = self.ledger[slot].line;
         match hold {
+            Hold::Cap => {
+                self.note_wait(slot, WAIT_CAP);
+                let record = &self.ledger[slot];
+                let (bytes, aside) = (self.next_slice(record).bytes, record.aside);
+                // What has stepped aside is not the scheduler's to pass over.
+                if aside != Aside::No || !self.cap_high(slot, bytes) {
+                    round.open &= !(1 << line);
+                }
+            }
             Hold::Credit => {
                 self.note_wait(slot, WAIT_CREDIT);
                 self.abroad.starve(&mut self.ledger, slot);
@@ -309,6 +320,9 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     fn choose(&mut self, slot: u32) -> Result<u16, Hold> {
         let record = &self.ledger[slot];
         let next = self.next_slice(record);
+        if !self.admits_high(slot, next.bytes) {
+            return Err(Hold::Cap);
+        }
         if record.returned == NIL && !self.posts.spare() {
             return Err(Hold::Card(WAIT_FABRIC));
         }
@@ -328,7 +342,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         // More of what was laid in this turn goes the same way, so that what a device does not take
         // is taken back in order.
         let again = record.laid_turn == self.turns && record.returned == NIL;
-        let Some(rail) = its_own.or(again.then_some(record.rail)) else {
+        let Some(rail) = its_own.or_else(|| again.then_some(record.rail)) else {
             return self.choose_any(slot, &next, ask);
         };
         let way = &self.abroad.ways[usize::from(rail)];

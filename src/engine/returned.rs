@@ -18,6 +18,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     #[cold]
     pub(super) fn bring_back(&mut self, done: Done) {
         let Some((place, slot, slice, grant)) = self.posts.hand_back(done.ticket) else { return };
+        self.gave_high(slot, slice.bytes);
         let record = &mut self.ledger[slot];
         self.meter.returned(record, slice.rail);
         record.in_fabric -= 1;
@@ -70,6 +71,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let op = record.op;
         record.returned = next;
         record.in_fabric += 1;
+        self.took_high(slot, slice.bytes);
         let ticket = self.posts.again(place, rail, grant);
         let offsets = if op.pages == 0 {
             (op.local_offset, op.remote_offset)
@@ -94,6 +96,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     #[cold]
     pub(super) fn put_back_returned(&mut self, ticket: u64) {
         let Some((place, slot, slice, grant)) = self.posts.hand_back(ticket) else { return };
+        self.gave_high(slot, slice.bytes);
         let record = &mut self.ledger[slot];
         debug_assert!(record.state == State::Posted);
         record.in_fabric -= 1;

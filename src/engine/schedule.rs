@@ -1,7 +1,8 @@
 //! From lanes to the fabric, and back: credits, slices, posts, completions.
 
 use crate::abi::{
-    CQE_RETRYABLE, Detail, Opcode, SQE_NOTIFY, WAIT_FABRIC, WAIT_RAIL, WAIT_WINDOW_BYTES, errno,
+    CQE_RETRYABLE, Detail, Opcode, SQE_NOTIFY, WAIT_CAP, WAIT_FABRIC, WAIT_RAIL, WAIT_WINDOW_BYTES,
+    errno,
 };
 use crate::fabric::{DONE_RETURNED, Done, Fabric, Request, Verb};
 use crate::ledger::{Aside, Failure, NIL, Op, Record, State};
@@ -56,6 +57,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 continue;
             };
             self.meter.answered(rail, bytes, *completion);
+            self.gave_high(slot, bytes);
             let record = &mut self.ledger[slot];
             record.in_fabric -= 1;
             if ABROAD && rail != 0 {
@@ -164,7 +166,14 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 count += 1;
                 continue;
             };
+            let held = self.held;
             self.defer(slot, wait);
+            let capped = wait == WAIT_CAP && !self.whole_ops();
+            if capped && self.cap_high(slot, self.next_bytes(slot)) {
+                // It holds nobody back.
+                self.held = held;
+                continue;
+            }
             match self.beside(slot, wait) {
                 Some(other) if self.post_slice(other, place).is_ok() => count += 1,
                 _ => break,
@@ -226,11 +235,21 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         self.lanes.first(&self.ledger)
     }
 
+    /// Bytes of the next slice of an op that stays on this host.
+    #[inline]
+    fn next_bytes(&self, slot: u32) -> u32 {
+        let record = &self.ledger[slot];
+        (record.op.bytes - record.cursor).min(self.pace.slice())
+    }
+
     /// Adds the next slice of an op to the batch, or says which credit is wanting.
     #[inline]
     fn post_slice(&mut self, slot: u32, place: &mut Request) -> Result<(), u16> {
+        let bytes = self.next_bytes(slot);
+        if !self.admits_high(slot, bytes) {
+            return Err(WAIT_CAP);
+        }
         let record = &self.ledger[slot];
-        let bytes = (record.op.bytes - record.cursor).min(self.pace.slice());
         let (enters, internal) = (record.in_fabric == 0, record.origin != 0);
         if self.whole_ops() {
             let grant = self.window.take(self.ask_within(slot))?;
@@ -267,6 +286,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         bytes: u32,
         grant: Grant,
     ) {
+        self.took_high(slot, bytes);
         let record = &mut self.ledger[slot];
         let op = &record.op;
         let rail = if ABROAD { record.rail } else { 0 };
@@ -346,6 +366,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let Some(Closed { slot, bytes, grant, .. }) = self.posts.close(request.ticket) else {
             return;
         };
+        self.gave_high(slot, bytes);
         let record = &mut self.ledger[slot];
         record.in_fabric -= 1;
         if request.rail != 0 {

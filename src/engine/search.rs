@@ -91,9 +91,25 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         true
     }
 
-    /// Goes on with a control-socket query.
-    pub(super) fn step_query(&mut self) {
-        let Some(mut query) = self.query.take() else { return };
+    /// Goes on with a control-socket CANCEL, before its op may be posted.
+    pub(super) fn step_cancel_query(&mut self) {
+        self.step_query(true);
+    }
+
+    /// Goes on with a control-socket WHY, when all that can go on has done so: what an op waits for
+    /// then is so until the next turn.
+    pub(super) fn step_why_query(&mut self) {
+        self.step_query(false);
+    }
+
+    #[inline]
+    fn step_query(&mut self, cancel: bool) {
+        if let Some(query) = self.query.take_if(|query| query.cancel == cancel) {
+            self.go_on_with(query);
+        }
+    }
+
+    fn go_on_with(&mut self, mut query: Query) {
         let mut budget = STEPS_PER_TURN;
         let Some(found) = query.search.step(&self.ledger, query.ring, &mut budget) else {
             self.query = Some(query);

@@ -170,7 +170,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 
     /// How much is in use of what a queued op waits for, and how much there is.
     fn lack(&self, record: &Record, wait: u16, set: u64) -> Lack {
-        let bytes = self.next_bytes(record);
+        let bytes = self.bytes_to_post(record);
         let (enters, internal) = (record.in_fabric == 0, record.origin != 0);
         let ask = Ask { bytes, enters, internal };
         match wait {
@@ -180,7 +180,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             WAIT_WINDOW_OPS | WAIT_WINDOW_WRS | WAIT_WINDOW_BYTES => {
                 let window = |rail: u16| &self.abroad.card_of(rail).window;
                 let rail = each_bit(set).find(|rail| window(*rail).admits(ask) == Err(wait));
-                rail.map_or(Lack::default(), |rail| Lack {
+                rail.map_or_else(Lack::default, |rail| Lack {
                     rail: Some(rail),
                     ..Lack::in_window(window(rail), wait, bytes)
                 })
@@ -192,7 +192,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             }
             WAIT_RAIL => {
                 let full = |rail: &u16| self.fabric.room(*rail).stop == Some(Stop::Depth);
-                each_bit(set).find(full).map_or(Lack::default(), |rail| {
+                each_bit(set).find(full).map_or_else(Lack::default, |rail| {
                     let depth = self.fabric.depth_of(rail);
                     Lack { rail: Some(rail), ..Lack::of(self.abroad.flying_on(rail), depth, 1_u32) }
                 })
@@ -203,7 +203,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     }
 
     /// Bytes of what an op posts next.
-    fn next_bytes(&self, record: &Record) -> u32 {
+    fn bytes_to_post(&self, record: &Record) -> u32 {
         if record.returned != NIL {
             return self.posts.returned(record.returned).slice.bytes;
         }

@@ -74,8 +74,8 @@ pub(super) struct Tree {
     ready: u8,
     /// By class: its one flow, while the tree of that class is not in use.
     solo: [Solo; CLASSES as usize],
-    /// By class: the nodes from its origin down to the flow in turn, as found last; those of it that
-    /// are still first in their rings are known without looking at them.
+    /// By class: the nodes from its origin down to the flow in turn, each the first of its ring,
+    /// as found last.
     path: [Path; CLASSES as usize],
     /// Owners that are capped.
     capped: u32,

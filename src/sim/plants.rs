@@ -39,6 +39,8 @@ plants! {
         "An op that ended still counts against its owner's quota." => Credits;
     BytesKept = "bytes-kept"
         "Bytes of an op that ended still count against its owner's quota." => Credits;
+    HighKept = "high-kept"
+        "Bytes of class high that ended still count as posted by their owner." => Credits;
     CreditKept = "credit-kept"
         "A peer is not told of receives that are free again." => Credits;
     DepthAsked = "depth-asked"

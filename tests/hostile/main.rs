@@ -44,5 +44,6 @@ mod quotas;
 mod races;
 mod secrets;
 mod starved;
+mod uids;
 mod under_load;
 mod unread;

@@ -6,6 +6,7 @@ mod abroad;
 mod budget;
 mod bytes;
 mod cancel;
+mod caps;
 mod codes;
 mod completion;
 mod deadline;

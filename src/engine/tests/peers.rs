@@ -165,6 +165,7 @@ impl Model {
 fn play(seed: u64, rails: u16, trouble: impl Fn(&mut Two, &mut Random)) {
     let mut random = Random::new(seed);
     let mut two = Two::new(rails);
+    two.bound_high(&mut random);
     let by_class = [1, 1 + 1 % rails, 1 + 2 % rails];
     let mut model = Model::new(&mut two, by_class);
     let mut tally = Tally::default();
@@ -325,6 +326,7 @@ fn rule_7_notify_follows_all_bytes_of_its_own_op_at_the_peer() {
     each_seed(40, |seed| {
         let mut random = Random::new(seed);
         let Route { mut two, ids, target } = route(Two::new(1));
+        two.bound_high(&mut random);
         two.push(1, arm(target, 16));
         for cell in 0..8 {
             let class = 1 + u8::try_from(random.below32(3)).unwrap();

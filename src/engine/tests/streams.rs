@@ -47,6 +47,7 @@ impl Stream {
         let mut model = Model::new();
         let contract = Contract {
             bytes_max: random.pick(&[1, 100, 2_000, u64::MAX]),
+            high_bytes_max: random.pick(&[1, 300, u64::MAX]),
             ..Contract::of_ops(limits.records)
         };
         let owners = 1 + random.below32(SESSIONS);

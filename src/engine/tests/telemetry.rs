@@ -8,7 +8,7 @@ use super::script::{BROKEN, Script, Stage};
 use super::world::{LIMITS, Pair, SENDER, STEP_NS, World, cancel, flush, nop};
 use crate::abi::{
     CANCEL_BY_NUMBER, Class, HISTOGRAM_STEPS, HISTOGRAM_UNIT_NS, Opcode, Sqe, Tally,
-    WAIT_WINDOW_OPS, lane_block,
+    WAIT_WINDOW_WRS, lane_block,
 };
 use crate::engine::Command;
 use crate::engine::meter::Meter;
@@ -86,7 +86,7 @@ fn an_op_is_counted_in_its_lane_its_session_and_its_rail() {
     for words in [kept.lane(Class::High), kept.session(0)] {
         assert_eq!(of(&words, under_way), [2, 1, 1, 1, 0, 0]);
         assert_eq!(of(&words, [Defers]), [1]);
-        assert_eq!(words[Tally::Waits as usize + usize::from(WAIT_WINDOW_OPS)], 1);
+        assert_eq!(words[Tally::Waits as usize + usize::from(WAIT_WINDOW_WRS)], 1);
     }
     assert_eq!(of(&kept.rail(0), [Dispatched, InFlight, Queued, Bytes]), [4, 4, 0, 0]);
     assert_eq!(of(&kept.lane(Class::Medium), [Passed, Enqueued]), [1, 0], "the NOP");

@@ -13,6 +13,7 @@ use crate::fabric::qp::sim::{Net, SimConfig, SimControl, SimProvider};
 use crate::fabric::qp::{CardKeys, Config, Memory, RailState, Rails, Recovery};
 use crate::fabric::{Held, Local, Pair};
 use crate::ids::{RegionId, SessionId};
+use crate::seeds::Random;
 use crate::shm::Mapping;
 
 pub(super) const CONFIG: Config = Config {
@@ -99,6 +100,14 @@ impl Two {
             assert_eq!([0, 1].map(|side| two.state(side, rail)), [RailState::Ready; 2]);
         }
         two
+    }
+
+    /// Both sides' uids may have only so much of class high posted: nothing but one request, a few
+    /// slices, or all there is.
+    pub(super) fn bound_high(&mut self, random: &mut Random) {
+        for world in &mut self.worlds {
+            world.engine.owners[0].high_max = random.pick(&[1, 600, u64::MAX]);
+        }
     }
 
     pub(super) fn state(&mut self, side: usize, rail: u16) -> RailState {

@@ -12,6 +12,7 @@ use crate::engine::{Limits, Why};
 use crate::fabric::qp::{News, RailState, Told};
 use crate::fabric::{Room, Stop};
 use crate::ids::RegionId;
+use crate::sched::{Bounds, Policy};
 
 /// Rails 1 and 2 to one place.
 const BOTH: u64 = 0b110;
@@ -59,8 +60,10 @@ fn a_rail_whose_depth_is_used_up_is_named_with_its_depth() {
 }
 
 #[test]
-fn a_rails_window_is_told_with_its_bytes() {
-    let (mut two, ids) = joined(LIMITS, 1);
+fn a_cards_window_is_told_with_its_bytes() {
+    let card = Bounds { bytes: 1024, ..Bounds::NONE };
+    let policy = Policy { card, ..LIMITS.policy };
+    let (mut two, ids) = joined(Limits { policy, ..LIMITS }, 1);
     slow(&two, 1);
     let big = two.push(0, transfer(Opcode::Write, ids, 0, 2000));
     let next = two.push(0, transfer(Opcode::Write, ids, 4096, 100));

@@ -371,7 +371,8 @@ where
         }
         assert_eq!(engine.deadlines, 0);
         for owner in &engine.owners {
-            assert_eq!((owner.ops, owner.bytes), (0, 0), "ops and bytes of an owner");
+            assert_eq!((owner.ops, owner.bytes, owner.high), (0, 0, 0), "what an owner has");
+            assert_eq!(owner.wants_high, None, "an owner out of turn");
         }
         for ring in engine.rings.iter().flatten().filter(|ring| !ring.faulted) {
             assert_eq!(ring.end.reserved(), 0, "promised CQ slots");

@@ -109,7 +109,7 @@ impl Reference {
         self.queue.iter().filter(move |item| self.path(item) == path)
     }
 
-    /// The first op of a flow: the oldest of the first ones of its own, of aged medium and aged low.
+    /// The first op of a flow: the oldest of the first of its own, of aged medium and aged low.
     fn head(&self, path: Path) -> Option<&Item> {
         let firsts = Class::ALL.map(|class| {
             let own = class.index() == path[0] as usize;

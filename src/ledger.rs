@@ -3,9 +3,12 @@
 //! Records live in one array made at start. A record's id carries a generation, so that whatever
 //! arrives late for an earlier use of its slot is recognised. The slot closed last is opened next,
 //! while its lines are still in the cache; a slot that was used often goes to the end of the free
-//! list, so that 2^32 uses of one slot take long. Records are strung on intrusive lists, one link
-//! pair a relation: [`LANE`] (a lane, the ARMs of a region, or the flushes under way: an op is on
-//! one of them at most) and [`RING`] (all ops of a ring, in order of intake).
+//! list, so that 2^32 uses of one slot take long. Once all are closed they are opened in the order
+//! of their places again: ops that end in another order than they came would else leave a list that
+//! leads all over the memory, and each record of a later burst would be fetched alone. Records are
+//! strung on intrusive lists, one link pair a relation: [`LANE`] (a lane, the ARMs of a region, or
+//! the flushes under way: an op is on one of them at most) and [`RING`] (all ops of a ring, in
+//! order of intake).
 //!
 //! **Invariants**: a slot is on the free list or open, never both; a closed record is on no list.
 //! **Deliberately absent**: rings, fabrics, time sources. **Tests**: against a `BTreeMap`.
@@ -251,9 +254,18 @@ pub enum Aside {
 #[derive(Debug)]
 pub struct Ledger {
     records: Vec<Record>,
+    /// Opened next: those closed last, then from `fresh` on, then `worn`.
     free: u32,
+    /// The last of `worn`; of all that are free, if there is no `fresh`.
     free_last: u32,
     open: u32,
+    /// The next of those that were not opened since all were closed, and how many they are.
+    fresh: u32,
+    fresh_left: u32,
+    /// Where those begin.
+    fresh_first: u32,
+    /// What was used often since all were closed.
+    worn: u32,
 }
 
 /// A slot goes to the end of the free list when this divides its generation.
@@ -416,7 +428,10 @@ impl Ledger {
             returned_last: NIL,
         };
         let records = (0..capacity).map(blank).collect();
-        Self { records, free: 0, free_last: capacity - 1, open: 0 }
+        let fresh_left = capacity;
+        let (free, fresh, fresh_first) = (0, 0, 0);
+        let (free_last, worn, open) = (NIL, NIL, 0);
+        Self { records, free, free_last, open, fresh, fresh_left, fresh_first, worn }
     }
 
     /// The op of the record that [`Ledger::open`] will open next, to be written in place; `None`
@@ -437,8 +452,9 @@ impl Ledger {
         now_ns: u64,
     ) -> Option<(u32, &mut Record)> {
         let slot = self.free;
-        let record = self.records.get_mut(slot as usize)?;
-        self.free = record.links[LANE][0];
+        self.records.get(slot as usize)?;
+        self.take_first();
+        let record = &mut self.records[slot as usize];
         self.open += 1;
         record.id = later(record.id);
         record.links = [[NIL; 2]; 2];
@@ -473,7 +489,11 @@ impl Ledger {
         record.state = State::Free;
         let used_often = record.id.generation().is_multiple_of(USES_IN_A_ROW);
         self.open -= 1;
-        self.put_back(slot, used_often);
+        if self.open == 0 {
+            self.begin_again(slot, used_often);
+        } else {
+            self.put_back(slot, used_often);
+        }
     }
 
     /// Opens and closes a record in one step, for an op that ends where it begins; returns the id
@@ -485,15 +505,54 @@ impl Ledger {
         let id = later(record.id);
         record.id = id;
         if id.generation().is_multiple_of(USES_IN_A_ROW) {
-            self.free = record.links[LANE][0];
+            self.take_first();
             self.put_back(slot, true);
         }
         Some(id)
     }
 
+    /// Takes the first free slot, of which there is one, off the free list.
+    #[inline]
+    fn take_first(&mut self) {
+        if self.free != self.fresh {
+            self.free = self.records[self.free as usize].links[LANE][0];
+            return;
+        }
+        self.fresh_left -= 1;
+        if self.fresh_left == 0 {
+            self.fresh = NIL;
+            self.free = std::mem::replace(&mut self.worn, NIL);
+        } else {
+            self.fresh = self.after(self.fresh);
+            self.free = self.fresh;
+        }
+    }
+
+    /// All are free: they are opened in the order of their places. From time to time they begin
+    /// with the next one, so that the first is not used for ever.
+    #[inline]
+    fn begin_again(&mut self, slot: u32, used_often: bool) {
+        if used_often {
+            self.fresh_first = self.after(slot);
+        }
+        (self.fresh, self.fresh_left) = (self.fresh_first, self.capacity());
+        (self.free, self.worn) = (self.fresh, NIL);
+    }
+
+    /// The place behind this one, round about.
+    #[inline]
+    fn after(&self, slot: u32) -> u32 {
+        if slot + 1 == self.capacity() { 0 } else { slot + 1 }
+    }
+
     /// Puts a slot on the free list: in front, or at the end.
     #[inline]
     fn put_back(&mut self, slot: u32, at_end: bool) {
+        if at_end && self.fresh != NIL && self.worn == NIL {
+            self.records[slot as usize].links[LANE] = [NIL; 2];
+            (self.worn, self.free_last) = (slot, slot);
+            return;
+        }
         if self.free == NIL {
             self.free_last = slot;
         } else if at_end {
@@ -752,6 +811,44 @@ mod tests {
         onward.eq(model.iter().copied())
             && back.eq(model.iter().rev().copied())
             && list.is_empty() == model.is_empty()
+    }
+
+    /// Whatever the order in which ops end, the next burst finds its records side by side.
+    #[test]
+    fn once_all_are_closed_records_are_opened_in_the_order_of_their_places() {
+        const CAPACITY: u32 = 64;
+        let mut ledger = Ledger::new(0, CAPACITY);
+        for step in [1, 7, 13, 63, 5, 5] {
+            let mut open: Vec<u32> = (0..CAPACITY - 3)
+                .map(|_| {
+                    *ledger.vacant().unwrap() = Op::NOP;
+                    ledger.open(SessionId(0), RingId(0), 0).unwrap().0
+                })
+                .collect();
+            let in_order = open.windows(2).all(|pair| pair[1] == (pair[0] + 1) % CAPACITY);
+            assert!(in_order, "{open:?}");
+            let mut at = 0;
+            while !open.is_empty() {
+                at = (at + step) % open.len();
+                ledger.close(open.swap_remove(at));
+            }
+            assert_eq!(ledger.open_count(), 0);
+        }
+    }
+
+    /// One at a time, every slot has its turn.
+    #[test]
+    fn no_slot_is_used_for_ever() {
+        const CAPACITY: u32 = 8;
+        let mut ledger = Ledger::new(0, CAPACITY);
+        let mut uses = [0; CAPACITY as usize];
+        for _ in 0..CAPACITY * USES_IN_A_ROW {
+            *ledger.vacant().unwrap() = Op::NOP;
+            let (slot, _) = ledger.open(SessionId(0), RingId(0), 0).unwrap();
+            uses[slot as usize] += 1;
+            ledger.close(slot);
+        }
+        assert!(uses.iter().all(|count| *count > 0), "{uses:?}");
     }
 
     #[test]

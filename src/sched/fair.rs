@@ -45,7 +45,7 @@ impl Fair {
         let floor = policy.floor_bytes.max(1);
         Self {
             turns: Turns::new(policy, shape.window_bytes),
-            tree: Tree::new(extent, floor),
+            tree: Tree::new(extent, least_quantum(floor, shape.window_bytes)),
             flows: Flows::new(extent, policy.aging_ns != [0; 2]),
             lines,
             floor,
@@ -234,4 +234,15 @@ impl Fair {
         };
         Place { ahead, first, wait, flows: self.flows.in_lane(record) }
     }
+}
+
+/// The least quantum of a ring: an eighth of the window, but no more than this. What is served lies
+/// side by side in memory, flow by flow; a turn of one small op each would fetch every record alone
+/// (`bench burst` moves 5 to 8 % less with it). What it costs is delay: a flow waits for so much of
+/// each other one, which beside the window itself is little.
+const QUANTUM_BYTES: u64 = 64 << 10;
+
+fn least_quantum(floor: u32, window_bytes: u64) -> u32 {
+    let eighth = u32::try_from(QUANTUM_BYTES.min(window_bytes / 8)).unwrap_or(floor);
+    eighth.max(floor)
 }

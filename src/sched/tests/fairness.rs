@@ -64,7 +64,7 @@ fn s18_flows_of_all_sizes_of_ops_share_evenly() {
 fn s18_a_flood_gets_the_share_of_one() {
     let mut stock = stock(Mode::Weighted, 10, 1_100);
     (0..1_000).for_each(|_| stock.add(Want::of(Class::Medium, 4_096), 0));
-    let shares = served(&mut stock, &[4_096; 10], 1_000);
+    let shares = served(&mut stock, &[4_096; 10], 10_000);
     assert!(jain(&shares) >= 999, "{shares:?}");
 }
 
@@ -113,7 +113,9 @@ fn a_session_with_many_peers_gets_the_share_of_one() {
 /// S9: the engine's own work and that of users alternate by bytes, and never across classes.
 #[test]
 fn s9_origins_alternate_in_a_class() {
-    let mut stock = stock(Mode::Strict, 1, 64);
+    // A quantum is an eighth of the window: one op of the larger kind.
+    let shape = Shape { sessions: 1, peers: 1, window_bytes: 8 * 4_096 };
+    let mut stock = Stock::new(&Policy::STRICT, shape, 64);
     for (class, origin, bytes) in
         [(Class::Low, 1, 1_024), (Class::High, 0, 4_096), (Class::High, 1, 1_024)]
     {

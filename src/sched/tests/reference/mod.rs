@@ -54,6 +54,7 @@ pub(super) struct Reference {
 impl Reference {
     pub(super) fn new(policy: &Policy, shape: Shape) -> Self {
         let floor = policy.floor_bytes.max(1);
+        let quantum = i64::from(floor).max((65_536).min(shape.window_bytes / 8).cast_signed());
         Self {
             mode: policy.mode,
             floor,
@@ -62,7 +63,7 @@ impl Reference {
             weights: Vec::new(),
             capped: Vec::new(),
             parked: Vec::new(),
-            classes: [0, 1, 2].map(|class| Group::new(class, 0, i64::from(floor))),
+            classes: [0, 1, 2].map(|class| Group::new(class, 0, quantum)),
             turns: Turns::new(policy, shape),
             deficit: [[0; 2]; 3],
             next_origin: [0; 3],

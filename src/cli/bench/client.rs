@@ -4,6 +4,7 @@
 //! runs, the others are idle: the engine sleeps, the echo process waits for a word, the kernel's
 //! polling thread has gone to sleep.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
@@ -55,6 +56,8 @@ pub(super) fn run() -> Result<(), Failure> {
 struct Ends {
     plan: Plan,
     engine: Option<EngineRig>,
+    /// Of the engine in mode direct.
+    direct: Option<EngineRig>,
     /// Of the engine with idle rings, which are kept beside it.
     beside_idle: Option<EngineRig>,
     _idle: Vec<RawRing>,
@@ -77,6 +80,8 @@ impl Ends {
             }
             false => None,
         };
+        let rig = |socket: &PathBuf| EngineRig::new(socket, None, &plan.shape, Duration::ZERO);
+        let direct = plan.direct.as_ref().map(rig).transpose()?;
         let (beside_idle, idle) = match &plan.idle {
             Some((socket, rings)) => {
                 let rig = EngineRig::new(socket, None, &plan.shape, Duration::ZERO)?;
@@ -106,6 +111,7 @@ impl Ends {
         let latencies = plan.contestants.iter().map(|who| (*who, histogram())).collect();
         Ok(Self {
             engine,
+            direct,
             beside_idle,
             _idle: idle,
             bare,
@@ -130,9 +136,12 @@ impl Ends {
         let (shape, crowded) = (&self.plan.shape, self.plan.crowded);
         let latencies = find(&mut self.latencies, who)?;
         match who {
-            Who::Verbring | Who::Again | Who::VerbringIdleRings => {
-                let beside_idle = who == Who::VerbringIdleRings;
-                let rig = if beside_idle { &mut self.beside_idle } else { &mut self.engine };
+            Who::Verbring | Who::Again | Who::Direct | Who::VerbringIdleRings => {
+                let rig = match who {
+                    Who::VerbringIdleRings => &mut self.beside_idle,
+                    Who::Direct => &mut self.direct,
+                    _ => &mut self.engine,
+                };
                 run_engine(present(rig, who)?, shape, span, crowded, latencies)
             }
             Who::Bare | Who::BareMemcpy => {
@@ -171,9 +180,12 @@ impl Ends {
                 client.dismiss(slice)?;
                 Ok(counted)
             }
-            Who::Bare | Who::BareMemcpy | Who::IoUring | Who::IoUringSqpoll | Who::Verbs => {
-                Err(absent(who))
-            }
+            Who::Bare
+            | Who::BareMemcpy
+            | Who::IoUring
+            | Who::IoUringSqpoll
+            | Who::Verbs
+            | Who::Direct => Err(absent(who)),
         }
     }
 

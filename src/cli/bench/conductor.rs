@@ -101,6 +101,11 @@ impl Stage {
         };
         let place = serve(&terms.settings)?;
         let idle_place = if terms.idle_rings > 0 { Some(serve(&terms.settings)?) } else { None };
+        let direct = terms.contestants.contains(&Who::Direct).then(|| {
+            let more = std::iter::once("mode=direct".to_string());
+            serve(&terms.settings.iter().cloned().chain(more).collect())
+        });
+        let direct_place = direct.transpose()?;
         let far_place = terms.far_settings.as_ref().map(&mut serve).transpose()?;
         let echoes = terms.contestants.iter().any(|who| who.echoes());
         // Held until the processes have them, too.
@@ -131,6 +136,7 @@ impl Stage {
                 socket: place.socket(),
                 far: far_place.as_ref().map(Place::socket),
                 verbs: terms.verbs.clone(),
+                direct: direct_place.as_ref().map(Place::socket),
                 segment: segments.get(index).map(inherited),
                 idle: idle_place
                     .as_ref()

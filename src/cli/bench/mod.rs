@@ -311,6 +311,10 @@ impl Bench {
                 contestants.push(who);
             }
         }
+        if contestants.contains(&Who::Direct) && self.fabric == Carrier::Verbs {
+            let text = "--baseline is direct, but must be anything else with --fabric verbs";
+            return Err(Failure::Usage(text.to_string()));
+        }
         let verbs = ports
             .filter(|_| contestants.contains(&Who::Verbs))
             .map(|ports| VerbsPlan::new(ports, &config, self.class as u8));

@@ -67,6 +67,8 @@ pub(super) struct Plan {
     pub(super) verbs: Option<VerbsPlan>,
     /// The bare ring.
     pub(super) segment: Option<PathBuf>,
+    /// The engine in mode direct.
+    pub(super) direct: Option<PathBuf>,
     /// The engine with idle rings beside, and how many this client is to make.
     pub(super) idle: Option<(PathBuf, u32)>,
     /// From sleep to completion.

@@ -12,6 +12,8 @@ pub(super) enum Who {
     /// The same ring over again: what it differs by is the error of the measurement.
     #[serde(rename = "self")]
     Again,
+    /// A ring of an engine in mode direct: what it differs by is the price of scheduling.
+    Direct,
     /// A ring of an engine that has many idle ones beside it.
     VerbringIdleRings,
     /// The bare ring: an echo, no payload.
@@ -34,6 +36,7 @@ impl Who {
         match self {
             Self::Verbring => "verbring",
             Self::Again => "self",
+            Self::Direct => "direct",
             Self::VerbringIdleRings => "verbring_idle_rings",
             Self::Bare => "bare",
             Self::BareMemcpy => "bare_memcpy",
@@ -53,7 +56,12 @@ impl Who {
     pub(super) fn moves_payload(self) -> bool {
         matches!(
             self,
-            Self::Verbring | Self::Again | Self::VerbringIdleRings | Self::BareMemcpy | Self::Verbs
+            Self::Verbring
+                | Self::Again
+                | Self::Direct
+                | Self::VerbringIdleRings
+                | Self::BareMemcpy
+                | Self::Verbs
         )
     }
 }
@@ -73,6 +81,8 @@ pub(super) enum Baseline {
     /// The measured ring itself, which shows the error of the measurement.
     #[value(name = "self")]
     Again,
+    /// An engine in mode direct, beside that in the usual mode.
+    Direct,
     /// The same ops posted to a queue pair and polled, without an engine.
     Verbs,
     /// A futex wake there and back (with --sleep).
@@ -87,6 +97,7 @@ impl Baseline {
             Self::IoUring => Who::IoUring,
             Self::Sqpoll => Who::IoUringSqpoll,
             Self::Again => Who::Again,
+            Self::Direct => Who::Direct,
             Self::Verbs => Who::Verbs,
             Self::Futex => Who::Futex,
         }
@@ -113,6 +124,7 @@ mod tests {
         let all = [
             Who::Verbring,
             Who::Again,
+            Who::Direct,
             Who::VerbringIdleRings,
             Who::Bare,
             Who::BareMemcpy,

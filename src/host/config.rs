@@ -299,6 +299,12 @@ impl Config {
         let least_weight = self.class_weights.into_iter().min().unwrap_or_default();
         let most_weight = self.class_weights.into_iter().max().unwrap_or_default();
         let peer_bytes = if self.peer_bytes == 0 { slice_bytes } else { self.peer_bytes };
+        // Something is left for users, of this host's own device and of every card.
+        let wrs = self.window_wrs.min(self.verbs_window_wrs);
+        let ops = self.window_ops.min(self.verbs_window_ops).min(wrs);
+        let reserve_ops = u64::from(ops.saturating_sub(1));
+        let bytes = self.window_bytes.min(self.verbs_window_bytes);
+        let reserve_bytes = bytes.saturating_sub(slice_bytes);
         let ranges: [(&'static str, u64, u64, u64); 33] = [
             ("records", self.records.into(), 64, 1 << 24),
             ("list_blocks", self.list_blocks.into(), 64, 1 << 20),
@@ -314,13 +320,8 @@ impl Config {
             ("class_weights", most_weight.into(), 1, 64),
             ("min_share", self.min_share.into(), 0, 250),
             ("floor_bytes", self.floor_bytes.into(), 0, 64 << 10),
-            (
-                "reserve_ops",
-                self.reserve_ops.into(),
-                0,
-                u64::from(self.window_ops.saturating_sub(1)),
-            ),
-            ("reserve_bytes", self.reserve_bytes, 0, self.window_bytes.saturating_sub(slice_bytes)),
+            ("reserve_ops", self.reserve_ops.into(), 0, reserve_ops),
+            ("reserve_bytes", self.reserve_bytes, 0, reserve_bytes),
             ("peer_bytes", peer_bytes, slice_bytes, u64::MAX),
             ("verbs_window_ops", self.verbs_window_ops.into(), 1, 65_536),
             ("verbs_window_wrs", self.verbs_window_wrs.into(), 1, 65_536),
@@ -456,7 +457,7 @@ mod tests {
     #[test]
     fn what_nothing_could_be_scheduled_with_is_refused_by_field_value_and_limit() {
         type Change = fn(&mut Config);
-        let table: [(Change, &str); 24] = [
+        let table: [(Change, &str); 25] = [
             (|it| it.window_ops = 0, "window_ops is 0, but must be 1 to 4096"),
             (|it| it.window_wrs = 0, "window_wrs is 0, but must be 1 to 16384"),
             (|it| it.window_bytes = 0, "window_bytes is 0, but must be 131072 to 1099511627776"),
@@ -467,6 +468,10 @@ mod tests {
             (|it| it.slice_bytes = 0, "slice_bytes is 0, but must be 4096 to 67108864"),
             (|it| it.slice_us = 1_000_001, "slice_us is 1000001, but must be 0 to 1000000"),
             (|it| it.reserve_ops = 64, "reserve_ops is 64, but must be 0 to 63"),
+            (
+                |it| (it.reserve_ops, it.verbs_window_wrs) = (8, 8),
+                "reserve_ops is 8, but must be 0 to 7",
+            ),
             (
                 |it| it.reserve_bytes = (128 << 10) + 1,
                 "reserve_bytes is 131073, but must be 0 to 131072",

@@ -93,7 +93,9 @@ fn run(members: &mut [Member], floods: bool) -> ([f64; 2], u64, u64) {
         }
     }
     while members.iter().any(|member| member.in_flight > 0) {
-        members.iter_mut().for_each(|member| drop(member.empty()));
+        for member in members.iter_mut() {
+            member.empty();
+        }
     }
     latencies.sort_unstable();
     let percentile = |of: usize| latencies[(latencies.len() - 1) * of / 100].as_secs_f64() * 1e6;

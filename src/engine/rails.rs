@@ -146,7 +146,10 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             }
             match self.choose(slot) {
                 Ok(rail) => self.post_abroad(slot, rail, &mut round),
-                Err(hold) => self.hold(slot, hold, &mut round),
+                Err(hold) => match self.internal_by(slot, hold) {
+                    Some((own, rail)) => self.post_abroad(own, rail, &mut round),
+                    None => self.hold(slot, hold, &mut round),
+                },
             }
         }
         self.end_round()
@@ -226,6 +229,15 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             (0..).zip(heads).fold(0, |bits, (at, head)| bits | u8::from(head.is_some()) << at);
         let class = self.abroad.queue.class(&self.ledger, elsewhere)?;
         heads[class.index()].or_else(|| self.abroad.queue.first_of(&self.ledger, class))
+    }
+
+    /// A card's window has no room for a user's op: the engine's own work may have.
+    fn internal_by(&mut self, slot: u32, hold: Hold) -> Option<(u32, u16)> {
+        if !matches!(hold, Hold::Card(_)) {
+            return None;
+        }
+        let own = self.internal_beside(slot, &self.abroad.queue)?;
+        self.choose(own).ok().map(|rail| (own, rail))
     }
 
     /// An op cannot go: others are let by that can.

@@ -8,8 +8,8 @@ use crate::fabric::{DONE_RETURNED, Done, Fabric, Request, Verb};
 use crate::ledger::{Aside, Failure, NIL, Op, Record, State};
 use crate::plant::{Plant, planted};
 use crate::ring::Memory;
-use crate::sched::Mode;
 use crate::sched::credits::{Ask, Grant};
+use crate::sched::{Mode, Policy, Scheduler};
 
 use super::intake::order_fates;
 use super::pages::{BLOCK_PAGES, PagePool};
@@ -174,7 +174,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 self.held = held;
                 continue;
             }
-            match self.beside(slot, wait) {
+            let own = self.internal_beside(slot, &self.lanes);
+            match own.or_else(|| self.beside(slot, wait)) {
                 Some(other) if self.post_slice(other, place).is_ok() => count += 1,
                 _ => break,
             }
@@ -260,6 +261,17 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         self.lanes.charge(&self.ledger, slot, bytes);
         self.lay_slice::<false>(slot, place, bytes, grant);
         Ok(())
+    }
+
+    /// The engine's own work, that may use what is kept of a window for it, where a user's op,
+    /// which is in turn, has no room.
+    pub(super) fn internal_beside(&self, slot: u32, queue: &Scheduler) -> Option<u32> {
+        let Policy { reserve_ops, reserve_bytes, .. } = self.limits.policy;
+        if (reserve_ops == 0 && reserve_bytes == 0) || self.ledger[slot].origin != 0 {
+            return None;
+        }
+        let own = queue.internal(&self.ledger)?;
+        self.spoiled(own).is_none().then_some(own)
     }
 
     /// What may go though the first in turn has no room, because it is not put off by it: by the

@@ -137,6 +137,11 @@ impl Fair {
         self.tree.refund(class_of(&ledger[slot]), self.flows.of(&ledger[slot]), cost);
     }
 
+    pub(super) fn internal(&self, ledger: &Ledger) -> Option<u32> {
+        let flow = (0..3).find_map(|class| self.tree.look_internal(class))?;
+        Some(self.flows.head(ledger, flow))
+    }
+
     pub(super) fn beside(
         &self,
         ledger: &Ledger,

@@ -232,6 +232,16 @@ impl Scheduler {
         }
     }
 
+    /// The op to serve next among the engine's own, of the most urgent class that has such: for
+    /// when users have all of the window that is theirs. None where there are no flows.
+    #[must_use]
+    pub fn internal(&self, ledger: &Ledger) -> Option<u32> {
+        match &self.order {
+            Order::Fair(fair) => fair.internal(ledger),
+            Order::Plain(_) | Order::Tent(_) => None,
+        }
+    }
+
     /// The flow of a queued op cannot go on: it leaves the turn and keeps its balance, until
     /// [`Scheduler::unpark`], or until it has no ops.
     pub fn park(&mut self, ledger: &Ledger, slot: u32) {

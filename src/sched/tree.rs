@@ -69,6 +69,8 @@ pub(super) struct Tree {
     /// The node of flow 0; those below are inner nodes.
     leaves: u32,
     /// The least quantum.
+    /// Flows of one lane.
+    flows_of_lane: u32,
     floor: u32,
     /// Classes that have something to serve, a bit each.
     ready: u8,
@@ -123,6 +125,7 @@ impl Tree {
             nodes,
             sessions,
             leaves: inner,
+            flows_of_lane: sessions * lines,
             floor,
             ready: 0,
             solo,
@@ -181,6 +184,25 @@ impl Tree {
             NIL => Some(self.descend(class)[3] - self.leaves),
             flow => Some(flow),
         }
+    }
+
+    /// The flow of a class to serve next among those of the engine's own work.
+    pub(super) fn look_internal(&self, class: u32) -> Option<u32> {
+        let lane = 2 * class + 1;
+        let flow = self.solo[class as usize].flow();
+        if self.ready >> class & 1 == 0 {
+            return None;
+        }
+        if flow != NIL {
+            return Some(flow).filter(|flow| flow / self.flows_of_lane == lane);
+        }
+        let owner = self.at(CLASSES + lane).first;
+        if owner == NIL {
+            return None;
+        }
+        let session = self.at(owner).first;
+        let leaf = if session < self.leaves { self.at(session).first } else { session };
+        Some(leaf - self.leaves)
     }
 
     /// The path to the flow in turn. Its last node is the flow's; the one before is that, too, if

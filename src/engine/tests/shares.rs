@@ -10,6 +10,7 @@ use crate::abi::{Class, FABRIC_LOCAL, Opcode, Page, Sqe};
 use crate::engine::Limits;
 use crate::fabric::{self, Done, Fabric, Request};
 use crate::ids::{RegionId, SessionId};
+use crate::ledger::State;
 use crate::random::Random;
 use crate::sched::bound::Device;
 use crate::sched::{Contract, Mode, Policy};
@@ -423,4 +424,41 @@ fn w05_an_op_beyond_the_window_is_moved_in_every_mode() {
         }
         assert_eq!(stage.clients[0].bytes, 1 << 20, "{mode}");
     }
+}
+
+/// A4: what is kept for the engine's own work is there when users have all the rest.
+#[test]
+fn a_reserve_lets_internal_work_in_beside_users_who_have_all_the_rest() {
+    let policy = Policy { window_ops: 8, reserve_ops: 2, reserve_bytes: 8_192, ..Policy::STRICT };
+    let limits = limits(policy, 64, 64 << 10, 4_096);
+    let mut stage = Stage::new(limits, &[0, 1]);
+    let users = |stage: &mut Stage| {
+        stage.flood(0, Class::High, 4_096, 30);
+        stage.turn();
+    };
+    (0..100).for_each(|_| users(&mut stage));
+    assert_eq!(stage.world.engine.window.ops(), 6, "users have all that is theirs");
+    // An op that waits is made one of the engine's own.
+    stage.push(1, Class::Low, 4_096);
+    stage.turn();
+    let engine = &mut stage.world.engine;
+    let own = (0..engine.ledger.capacity()).find(|&slot| {
+        let record = &engine.ledger[slot];
+        record.state == State::Queued && record.op.class == Class::Low
+    });
+    let own = own.expect("it waits behind the flood");
+    engine.lanes.remove(&mut engine.ledger, own);
+    engine.ledger[own].origin = 1;
+    engine.lanes.push(&mut engine.ledger, own);
+    let mut most = 0;
+    for _ in 0..200 {
+        users(&mut stage);
+        most = most.max(stage.world.engine.window.ops());
+        assert!(stage.world.engine.window.ops() <= 7, "users took of the reserve");
+    }
+    assert_eq!((stage.clients[1].in_flight, most), (0, 7), "it went beside them");
+    while stage.clients[0].in_flight > 0 {
+        stage.turn();
+    }
+    assert_eq!((stage.world.engine.window.ops(), stage.world.engine.window.bytes()), (0, 0));
 }

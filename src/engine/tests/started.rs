@@ -63,7 +63,18 @@ impl Ear {
     }
 }
 
+/// Runs a test with an ear for what its own thread tells.
+///
+/// Where the engine asks whether anybody listens, the answer is kept, for all threads, by whichever
+/// gets there first. Another test's thread has nobody; so the place is gone by before there is an
+/// ear, which has all answers given anew.
 fn listened(limits: Limits, test: impl FnOnce(&Ear, Stage, Pair<Script>)) {
+    let (stage, mut pair) = held_under(limits, 16);
+    let sqe = pair.write(0, 64);
+    pair.world.push(SENDER, sqe);
+    pair.world.turn();
+    stage.release();
+    pair.world.settle();
     let ear = Ear::default();
     subscriber::with_default(ear.clone(), || {
         let (stage, pair) = held_under(limits, 16);

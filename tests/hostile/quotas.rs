@@ -43,6 +43,9 @@ fn sessions() {
         drop(silent);
         wires.iter_mut().for_each(|wire| drop(wire.probe().done()));
         drop(wires);
+        // Whoever connects now is served after those who hung up before they were accepted.
+        let behind = || matches!(Wire::connect(&path).hello(), Answer::Done(..));
+        until("those who hung up are gone", behind);
         until("their places are free", || stage.counter(Counter::Sessions) == 2);
     }
     stage.finish();

@@ -128,8 +128,12 @@ fn the_page_tells_what_the_engine_tells_and_outlives_it() {
     let completed = |look: &Look, session: &Session| {
         of(look, session).map_or(0, |own| own.of(Tally::Completed))
     };
+    // Each block is read by itself: the others must have come as far.
     let look = look_for(&telemetry, |look| {
-        completed(look, &one.session) == 40 && completed(look, &other.session) == 60
+        let lanes = sum(&look.lanes.iter().collect::<Vec<_>>(), Tally::Completed);
+        completed(look, &one.session) == 40
+            && completed(look, &other.session) == 60
+            && (lanes, look.rails[0].of(Tally::Completed)) == (100, 100)
     });
     for client in [&one, &other] {
         let stats = client.session.stats(Scope::Session).unwrap();

@@ -18,6 +18,7 @@ use verbring::abi::{
 };
 use verbring::client::{OpRef, Why};
 use verbring::host::{Config, VerbsUse};
+use verbring::sched::Mode;
 use verbring::{Engine, Import, RawRing, Region, Rights, RingOptions, Session};
 
 /// An engine of this process, with a socket for the command.
@@ -169,6 +170,8 @@ fn every_state_on_this_host_is_told() {
     let stage = Stage::new(|config| {
         (config.slice_bytes, config.slice_us, config.window_bytes) =
             (MIB, 0, u64::from(MIB + MIB / 2));
+        // The lower class waits for as long as there is anything else.
+        config.mode = Mode::Strict;
     });
     let mut client = Client::connect(&stage, 16);
     let must = BTreeSet::from([

@@ -388,9 +388,11 @@ fn another_uid_sees_nothing() {
     let sqe = client.arm(2);
     client.ring.push(sqe).unwrap();
     client.ring.submit();
-    // The command itself must be where the other uid can run it.
+    // The command itself must be where the other uid can run it. `cp` writes it, not this process:
+    // what another test's thread forks meanwhile would hold it open for writing (ETXTBSY).
     let command = daemon.dir.join("verbring");
-    std::fs::copy(env!("CARGO_BIN_EXE_verbring"), &command).unwrap();
+    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_verbring")).arg(&command).status();
+    assert!(copied.unwrap().success());
     let as_nobody = |args: &[&str]| {
         let mut command = Command::new(&command);
         command.env_clear().arg("ledger").args(args).args(at).uid(65_534).gid(65_534);

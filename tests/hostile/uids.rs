@@ -39,9 +39,11 @@ fn another_uid_s_flood_ends_at_its_contract() {
         own.class_ceiling = Some(Class::Low);
         config.uid.insert(OTHER, own);
     });
-    // This program must be where the other uid can run it.
+    // This program must be where the other uid can run it. `cp` writes it, not this process: what
+    // another test's thread forks meanwhile would hold it open for writing (ETXTBSY).
     let program = stage.socket.with_extension("program");
-    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let own = std::env::current_exe().unwrap();
+    assert!(Command::new("cp").arg(own).arg(&program).status().unwrap().success());
     let socket = stage.socket.to_str().unwrap().to_string();
     let name = "uids::another_uid_s_flood_ends_at_its_contract";
     while stage.goes_on() {

@@ -472,7 +472,7 @@ enum vr_kind {
 };
 
 /* Places in a STATS reply; those not named are 0. */
-#define VR_COUNTERS 32u
+#define VR_COUNTERS 48u
 enum vr_counter {
     VR_COUNTER_TAKEN = 0,
     VR_COUNTER_COMPLETED = 1, /* final outcomes, refusals and skipped successes included */
@@ -496,7 +496,18 @@ enum vr_counter {
     VR_COUNTER_FAULTS = 19,
     VR_COUNTER_DEFERS = 20,
     VR_COUNTER_BELLS_RUNG = 21,
-    VR_COUNTER_EVICTED = 22
+    VR_COUNTER_EVICTED = 22,
+    VR_COUNTER_EDGES_OVER = 23,
+    VR_COUNTER_EDGES_LIVE = 24,
+    VR_COUNTER_DEP_FAILED = 25,
+    VR_COUNTER_FOLD_HIT = 26,
+    VR_COUNTER_FOLD_NONE = 27,
+    VR_COUNTER_FOLD_DISABLED = 28,
+    VR_COUNTER_FOLD_EDGES = 29,
+    VR_COUNTER_FOLD_KEY = 30,
+    VR_COUNTER_FOLD_STARTED = 31,
+    VR_COUNTER_SUPERSEDED = 32,
+    VR_COUNTER_MERGED = 33
 };
 
 /* WHY: where an op is, and what it waits for. */
@@ -505,6 +516,8 @@ enum vr_counter {
 #define VR_STATE_ARMED 3u
 #define VR_STATE_FLUSHING 4u
 #define VR_STATE_UNTAKEN 5u /* its SQE lies in the SQ, or is kept as a copy */
+#define VR_STATE_WAITING 6u /* for predecessors */
+#define VR_STATE_FOLDED 7u  /* into another op, whose end is its own */
 #define VR_MODE_WEIGHTED 1u
 #define VR_MODE_STRICT 2u
 #define VR_MODE_FIFO 3u
@@ -543,6 +556,11 @@ enum vr_counter {
 #define VR_WAIT_SEARCH 21u      /* a CANCEL before it still looks for its op */
 #define VR_WAIT_CLOSED 22u      /* nothing more is taken from its ring */
 #define VR_WAIT_REVOKED 23u     /* revocations that are yet to be told */
+#define VR_WAIT_PREDECESSOR 24u /* taken: predecessors that are not over */
+#define VR_WAIT_SURVIVOR 25u    /* taken: the op that it was folded into */
+#define VR_WAIT_EDGES 26u       /* its session's part of the edges */
+#define VR_WAIT_QUOTA_EDGES 27u /* its uid has as many edges in use as it may */
+#define VR_WAIT_DISTANCE 28u    /* an op 32,767 SQEs before it is not over */
 
 struct vr_head { /* starts every request */
     uint16_t kind;

@@ -510,13 +510,35 @@ pub enum Counter {
     BellsRung = 21,
     /// Engine scope: sessions refused or ended for a broken rule.
     Evicted = 22,
+    /// Ops with edges, all of whose predecessors were over when they were taken.
+    EdgesOver = 23,
+    /// Ops that waited for a predecessor, or behind a DRAIN.
+    EdgesLive = 24,
+    /// Ops that ended since a predecessor failed.
+    DepFailed = 25,
+    /// COALESCE: folded into queued work of identical effect.
+    FoldHit = 26,
+    /// COALESCE: nothing like it was under way.
+    FoldNone = 27,
+    /// COALESCE: folding is switched off.
+    FoldDisabled = 28,
+    /// COALESCE: it has edges, or is linked.
+    FoldEdges = 29,
+    /// COALESCE: what is queued for the same place differs in something.
+    FoldKey = 30,
+    /// COALESCE: its like was posted already.
+    FoldStarted = 31,
+    /// SUPERSEDE: replaced by a later value while queued.
+    Superseded = 32,
+    /// Ops that went in the work request of a neighbour.
+    Merged = 33,
 }
 
 impl Counter {
     /// Counters in a STATS reply; those not yet defined are 0.
-    pub const COUNT: usize = 32;
+    pub const COUNT: usize = 48;
     /// All counters, by place.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 34] = [
         Self::Taken,
         Self::Completed,
         Self::Refused,
@@ -540,12 +562,23 @@ impl Counter {
         Self::Defers,
         Self::BellsRung,
         Self::Evicted,
+        Self::EdgesOver,
+        Self::EdgesLive,
+        Self::DepFailed,
+        Self::FoldHit,
+        Self::FoldNone,
+        Self::FoldDisabled,
+        Self::FoldEdges,
+        Self::FoldKey,
+        Self::FoldStarted,
+        Self::Superseded,
+        Self::Merged,
     ];
 }
 
 layout! {
     /// Answers STATS.
-    StatsReply = 280 {
+    StatsReply = 408 {
         /// See [`ReplyHead`].
         reply: ReplyHead,
         /// Indexed by [`Counter`].
@@ -700,6 +733,10 @@ pub const STATE_ARMED: u16 = 3;
 pub const STATE_FLUSHING: u16 = 4;
 /// WHY state: its SQE lies in the SQ, or is kept as a copy, and is not taken yet.
 pub const STATE_UNTAKEN: u16 = 5;
+/// WHY state: it waits for predecessors.
+pub const STATE_WAITING: u16 = 6;
+/// WHY state: folded into another op, whose end is its own.
+pub const STATE_FOLDED: u16 = 7;
 
 /// WHY mode: classes share bytes by weight.
 pub const MODE_WEIGHTED: u8 = 1;
@@ -777,3 +814,13 @@ pub const WAIT_SEARCH: u16 = 21;
 pub const WAIT_CLOSED: u16 = 22;
 /// WHY wait, untaken: revocations that are yet to be told.
 pub const WAIT_REVOKED: u16 = 23;
+/// WHY wait: predecessors that are not over.
+pub const WAIT_PREDECESSOR: u16 = 24;
+/// WHY wait: the op that it was folded into.
+pub const WAIT_SURVIVOR: u16 = 25;
+/// WHY wait, untaken: its session has its part of the edges, and what is for all is in use.
+pub const WAIT_EDGES: u16 = 26;
+/// WHY wait, untaken: its uid has as many edges in use as it may.
+pub const WAIT_QUOTA_EDGES: u16 = 27;
+/// WHY wait, untaken: an op 32,767 SQEs before it in its ring is not over.
+pub const WAIT_DISTANCE: u16 = 28;

@@ -31,6 +31,11 @@ pub fn wait_name(wait: u16) -> &'static str {
         WAIT_SEARCH => "search",
         WAIT_CLOSED => "closed",
         WAIT_REVOKED => "revoked",
+        WAIT_PREDECESSOR => "predecessor",
+        WAIT_SURVIVOR => "survivor",
+        WAIT_EDGES => "edges",
+        WAIT_QUOTA_EDGES => "quota_edges",
+        WAIT_DISTANCE => "distance",
         _ => "unknown",
     }
 }

@@ -71,6 +71,17 @@ const ROWS: [(Counter, &str, &str); Counter::ALL.len()] = [
     (Counter::BellsRung, "bells_rung", "client bells rung"),
     (Counter::Faults, "faults", "rings faulted"),
     (Counter::Evicted, "evicted", "sessions refused or ended for a broken rule"),
+    (Counter::EdgesOver, "edges_over", "ops with edges that waited for nothing"),
+    (Counter::EdgesLive, "edges_live", "ops that waited for predecessors"),
+    (Counter::DepFailed, "dep_failed", "ops that ended since a predecessor failed"),
+    (Counter::FoldHit, "fold_hit", "COALESCE: folded into queued work"),
+    (Counter::FoldNone, "fold_none", "COALESCE: nothing like it was under way"),
+    (Counter::FoldDisabled, "fold_disabled", "COALESCE: folding is off"),
+    (Counter::FoldEdges, "fold_edges", "COALESCE: it has edges"),
+    (Counter::FoldKey, "fold_key", "COALESCE: what is queued differs"),
+    (Counter::FoldStarted, "fold_started", "COALESCE: its like was posted already"),
+    (Counter::Superseded, "superseded", "replaced by a later value"),
+    (Counter::Merged, "merged", "ops that shared a work request"),
 ];
 
 fn to_json(stats: &Stats) -> Value {

@@ -59,7 +59,8 @@ pub(crate) struct Graph {
     nodes: Vec<Node>,
     /// Neither over nor an ARM.
     open: BTreeSet<usize>,
-    drains: Vec<usize>,
+    /// DRAINs that are not over: one that is holds nobody.
+    drains: BTreeSet<usize>,
     ended: usize,
 }
 
@@ -87,7 +88,7 @@ impl Graph {
             self.open.insert(at);
         }
         if sqe.flags & SQE_DRAIN != 0 {
-            self.drains.push(at);
+            self.drains.insert(at);
         }
         at as u64
     }
@@ -133,8 +134,7 @@ impl Graph {
         if sqe.flags & SQE_DRAIN != 0 {
             self.open.range(..at).for_each(|&earlier| wait(earlier, false));
         }
-        let earlier = self.drains.iter().take_while(|&&drain| drain < at);
-        earlier.for_each(|&drain| wait(drain, false));
+        self.drains.range(..at).for_each(|&drain| wait(drain, false));
         found
     }
 
@@ -261,6 +261,7 @@ impl Graph {
         (node.end, node.ended, node.place) = (end, now, self.ended);
         self.ended += 1;
         self.open.remove(&place(number));
+        self.drains.remove(&place(number));
     }
 }
 

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 mod abroad;
+mod board;
 mod budget;
 mod bytes;
 mod cancel;
@@ -15,6 +16,7 @@ mod fault;
 mod flood;
 mod flush;
 mod garbage;
+mod graphs;
 mod lists;
 mod model;
 mod notify;

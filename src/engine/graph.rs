@@ -182,6 +182,7 @@ impl Graph {
     }
 
     /// It was taken: whatever ended up to now did so before.
+    #[cfg(test)]
     pub(crate) fn take(&mut self, number: u64, now: u64) {
         self.nodes[place(number)].taken = now;
     }
@@ -253,7 +254,9 @@ impl Graph {
         }
         let causes = self.inherits(number);
         let cause = causes.iter().find(|cause| cause.detail == cqe.detail);
-        cause.copied().ok_or(format!("SQE {number} inherits one of {causes:?}, and says {cqe:?}"))
+        cause
+            .copied()
+            .ok_or_else(|| format!("SQE {number} inherits one of {causes:?}, and says {cqe:?}"))
     }
 
     fn close(&mut self, number: u64, end: End, now: u64) {

@@ -95,7 +95,7 @@ impl Board {
     }
 
     /// SQEs that may be pushed.
-    pub(super) fn room(&self) -> bool {
+    pub(super) fn room(&mut self) -> bool {
         self.pair.world.clients[SENDER].end.room() > 0
     }
 

@@ -93,7 +93,8 @@ impl<F: Fabric, M> Engine<F, M> {
 
 /// Ops that go through lanes.
 fn moves(op: &Record) -> bool {
-    matches!(op.state, State::Queued | State::Posted) && op.op.opcode != Opcode::Nop
+    let moves = !matches!(op.op.opcode, Opcode::Nop | Opcode::Join);
+    matches!(op.state, State::Queued | State::Posted) && moves
 }
 
 /// Laws of one lane, or one session.

@@ -302,7 +302,7 @@ impl Meter {
             State::Posted => {
                 self.add(Ended::like(record, now_ns), Tally::Failed);
             }
-            State::Queued if record.op.opcode != Opcode::Nop => {
+            State::Queued if !matches!(record.op.opcode, Opcode::Nop | Opcode::Join) => {
                 self.count(record, Tally::Withdrawn as usize, 1);
                 let cancelled = Detail::Cancelled as u16;
                 if record.failure.is_some_and(|failure| failure.detail == cancelled) {

@@ -59,6 +59,7 @@ mod clock;
 pub mod control;
 pub mod engine;
 pub mod fabric;
+pub mod fold;
 #[cfg(not(verbring_loom))]
 pub mod host;
 pub mod ids;

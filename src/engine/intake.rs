@@ -1,15 +1,17 @@
 //! Taking SQEs: look, copy once, judge, open a record, queue.
 
 use crate::abi::{
-    Class, Counter, Cqe, Detail, FABRIC_NONE, OP_BYTES_MAX, Opcode, RingCounter, SQE_REVOKE,
-    SQE_SKIP_SUCCESS, Sqe, errno,
+    Class, Counter, Cqe, Detail, FABRIC_NONE, OP_BYTES_MAX, Opcode, RingCounter, SQE_COALESCE,
+    SQE_REVOKE, SQE_SKIP_SUCCESS, Sqe, errno,
 };
 use crate::fabric::Fabric;
+use crate::fold::Tried;
 use crate::ids::{RecordId, RingId};
 use crate::ledger::{Aside, Failure, Op, State};
 use crate::ring::{EngineEnd, Fault, Memory};
 
 use super::finish::counter_of;
+use super::fold::outranks;
 use super::pages::{BLOCK_PAGES, PagePool};
 use super::search::Search;
 use super::tables::{Phase, Region, Ring, Session, Wind};
@@ -144,6 +146,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let (mut sequence, mut number) = (self.sequence, *next_number);
         let (bytes, mut queued, mut passed) = (owner.left(id), [0; 3], 0);
         let mut bytes_left = bytes;
+        let mut rises = None;
         while passed < count {
             let words = copied.entry(passed);
             let sqe = &Sqe::from_words(words);
@@ -174,16 +177,29 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 end.fate_accepted(fate, record.id().0, number);
                 queued[record.op.class.index()] += 1;
                 let (named, late) = (record.op.names(), record.op.deadline_us > 0);
+                let (class, folds) = (record.op.class, record.op.flags & SQE_COALESCE != 0);
+                let asked = u64::from(record.op.bytes);
                 self.deadlines += u32::from(late);
                 ops.push_back(&mut self.ledger, slot);
-                if !(abroad && self.abroad.queue(&self.regions, &mut self.ledger, slot)) {
+                refer(&mut self.regions, named);
+                let tried = folds.then(|| self.folds.take_in(&mut self.ledger, slot, false));
+                if let Some(tried) = tried {
+                    state.count(tried.counter(), 1);
+                }
+                if let Some(Tried::Into(survivor)) = tried {
+                    queued[class.index()] -= 1;
+                    bytes_left += asked;
+                    rises = outranks(&self.ledger, slot, survivor).then_some(slot);
+                } else if !(abroad && self.abroad.queue(&self.regions, &mut self.ledger, slot)) {
                     self.ledger[slot].aside = Aside::No;
                     self.lanes.push(&mut self.ledger, slot);
                 }
-                refer(&mut self.regions, named);
             }
             number += 1;
             passed += 1;
+            if rises.is_some() {
+                break;
+            }
         }
         end.put_back(count - passed);
         copied.pass(passed);
@@ -194,6 +210,10 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         self.meter.enqueued(session, queued);
         self.record_share.take(&mut state.records, opened);
         owner.take(id, opened, bytes - bytes_left);
+        if let Some(slot) = rises {
+            self.raise_survivor(slot);
+            return (passed, true);
+        }
         (passed, passed == count && count > 0)
     }
 
@@ -288,10 +308,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             Opcode::Cancel => self.begin_cancel(slot),
             Opcode::Flush => self.begin_flush(slot),
             Opcode::Arm => self.begin_arm(slot),
-            _ => {
-                self.meter.enqueued_one(&self.ledger[slot]);
-                self.enqueue(slot);
-            }
+            _ => self.fold_or_queue(slot, false),
         }
     }
 

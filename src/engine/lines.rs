@@ -272,6 +272,19 @@ impl Abroad {
         line
     }
 
+    /// Puts an op where a queued one waits, which waits no more. Line, rail, class and what they
+    /// have stepped aside for are the same of both.
+    pub(super) fn replace(&mut self, ledger: &mut Ledger, slot: u32, by: u32) {
+        let record = &ledger[slot];
+        let line = &mut self.lines[usize::from(record.line)];
+        match record.aside {
+            Aside::No => self.queue.replace(ledger, slot, by),
+            Aside::Returned => line.returned.replace(ledger, slot, by),
+            Aside::Credit => line.starved.replace(ledger, slot, by),
+            Aside::Rail => self.ways[usize::from(record.rail)].lanes.replace(ledger, slot, by),
+        }
+    }
+
     /// Takes an op out of wherever it waits.
     pub(super) fn remove(&mut self, ledger: &mut Ledger, slot: u32) {
         let record = &ledger[slot];

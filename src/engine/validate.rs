@@ -2,9 +2,10 @@
 
 use crate::abi::{
     CANCEL_BY_RECORD, CANCEL_BY_USER_DATA, Class, Detail, OP_BYTES_MAX, Opcode, PAGES_MAX,
-    RIGHT_ATOMIC, RIGHT_NOTIFY, RIGHT_READ, RIGHT_WRITE, SQE_NO_MERGE, SQE_NOTIFY, SQE_REVOKE,
-    SQE_SKIP_SUCCESS, Sqe, errno,
+    RIGHT_ATOMIC, RIGHT_NOTIFY, RIGHT_READ, RIGHT_WRITE, SQE_COALESCE, SQE_NO_MERGE, SQE_NOTIFY,
+    SQE_REVOKE, SQE_SKIP_SUCCESS, SQE_SUPERSEDE, Sqe, errno,
 };
+use crate::fold::FOLDS;
 use crate::ids::{RegionId, SessionId};
 use crate::ledger::{Failure, NIL, Op};
 
@@ -23,7 +24,8 @@ pub(crate) const OPCODES_SERVED: u64 = 1 << Opcode::Nop as u64
     | 1 << Opcode::Arm as u64;
 
 /// SQE flags that are served.
-pub(crate) const FLAGS_SERVED: u16 = SQE_NO_MERGE | SQE_NOTIFY | SQE_SKIP_SUCCESS | SQE_REVOKE;
+pub(crate) const FLAGS_SERVED: u16 =
+    SQE_COALESCE | SQE_SUPERSEDE | SQE_NO_MERGE | SQE_NOTIFY | SQE_SKIP_SUCCESS | SQE_REVOKE;
 
 /// All flags that ABI 1 defines.
 const FLAGS_DEFINED: u16 = (1 << 9) - 1;
@@ -129,7 +131,7 @@ impl Judge<'_> {
             Some(asked) if asked >= self.ceiling || sqe.class == 0 => asked.max(self.ceiling),
             _ => return false,
         };
-        let needs = match sqe.flags & !(SQE_NO_MERGE | SQE_SKIP_SUCCESS) {
+        let needs = match sqe.flags & !(SQE_NO_MERGE | SQE_SKIP_SUCCESS | SQE_COALESCE) {
             0 if sqe.immediate == 0 => right,
             SQE_NOTIFY => right | RIGHT_NOTIFY,
             _ => return false,
@@ -180,6 +182,9 @@ impl Judge<'_> {
         let right = if op.opcode == Opcode::Write { RIGHT_WRITE } else { RIGHT_READ };
         op.bytes = sqe.bytes;
         op.deadline_us = sqe.deadline_us();
+        if sqe.flags & SQE_SUPERSEDE != 0 {
+            op.arg[1] = sqe.arg[1];
+        }
         self.bind(sqe, op, right)?;
         inside(self.regions, op, op.local_offset, op.remote_offset).map_err(invalid)
     }
@@ -358,7 +363,14 @@ fn check_flags(opcode: Opcode, flags: u16) -> Result<(), Failure> {
     let notify = flags & (SQE_NOTIFY | SQE_NO_MERGE) != 0 && !data_op(opcode);
     let revoke = flags & SQE_REVOKE != 0 && opcode != Opcode::Flush;
     let skip = flags & SQE_SKIP_SUCCESS != 0 && opcode == Opcode::Arm;
-    if notify || revoke || skip { Err(invalid(Detail::Flags)) } else { Ok(()) }
+    // What supersedes its like has no use for being folded into it.
+    let folds = flags & FOLDS;
+    let fold = match opcode {
+        Opcode::Write => folds == FOLDS,
+        Opcode::Read => folds & SQE_SUPERSEDE != 0,
+        _ => folds != 0,
+    };
+    if notify || revoke || skip || fold { Err(invalid(Detail::Flags)) } else { Ok(()) }
 }
 
 fn no_regions(sqe: &Sqe) -> Result<(), Failure> {

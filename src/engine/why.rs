@@ -9,9 +9,9 @@
 use crate::abi::{
     MODE_DIRECT, MODE_FIFO, MODE_STRICT, MODE_TENT, MODE_WEIGHTED, RAIL_CONNECTING, RAIL_DEAD,
     RAIL_DEGRADED, RAIL_FULL, RAIL_MEMORY, RAIL_OPEN, RAIL_PAUSED, RAIL_REBUILDING, STATE_ARMED,
-    STATE_FLUSHING, STATE_POSTED, STATE_QUEUED, WAIT_CREDIT, WAIT_EARLIER, WAIT_FABRIC, WAIT_LANE,
-    WAIT_NONE, WAIT_NOTIFY, WAIT_PEER, WAIT_RAIL, WAIT_WINDOW_BYTES, WAIT_WINDOW_OPS,
-    WAIT_WINDOW_WRS,
+    STATE_FLUSHING, STATE_FOLDED, STATE_POSTED, STATE_QUEUED, WAIT_CREDIT, WAIT_EARLIER,
+    WAIT_FABRIC, WAIT_LANE, WAIT_NONE, WAIT_NOTIFY, WAIT_PEER, WAIT_RAIL, WAIT_SURVIVOR,
+    WAIT_WINDOW_BYTES, WAIT_WINDOW_OPS, WAIT_WINDOW_WRS,
 };
 use crate::fabric::{Fabric, Room, Stop};
 use crate::ledger::{Aside, LANE, List, NIL, Record, State};
@@ -71,6 +71,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             State::Queued => STATE_QUEUED,
             State::Armed => STATE_ARMED,
             State::Flushing => STATE_FLUSHING,
+            State::Folded => STATE_FOLDED,
             State::Posted | State::Free => STATE_POSTED,
         };
         Why {
@@ -228,6 +229,7 @@ impl Place {
         let wait = match record.state {
             State::Armed => WAIT_NOTIFY,
             State::Flushing => WAIT_EARLIER,
+            State::Folded => WAIT_SURVIVOR,
             State::Queued | State::Posted | State::Free => WAIT_FABRIC,
         };
         Self { ahead: 0, flows: 0, wait }

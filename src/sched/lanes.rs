@@ -33,6 +33,12 @@ impl Lanes {
         self.lanes[class].remove(ledger, slot);
     }
 
+    /// Puts an op in the place of a queued one of its class.
+    pub fn replace(&mut self, ledger: &mut Ledger, slot: u32, by: u32) {
+        let class = ledger[slot].op.class.index();
+        self.lanes[class].replace(ledger, slot, by);
+    }
+
     /// The op to serve next.
     #[inline]
     pub fn first(&self) -> Option<u32> {

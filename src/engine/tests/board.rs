@@ -139,7 +139,10 @@ impl Board {
         let number = self.graph.push(&sqe);
         assert_eq!(self.pair.world.push(SENDER, sqe), number);
         self.to_take_back += u64::from(fate == Fate::TakenBack);
-        self.ops.insert(number, Op { fate, sqe, taken: false, posted: false, waited: false, ready: None });
+        self.ops.insert(
+            number,
+            Op { fate, sqe, taken: false, posted: false, waited: false, ready: None },
+        );
         number
     }
 

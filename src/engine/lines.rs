@@ -300,7 +300,7 @@ impl Abroad {
             Aside::Rail => &mut self.ways[usize::from(record.rail)].lanes,
         };
         lanes.remove(ledger, slot);
-        ledger[slot].class = class;
+        ledger[slot].rise(class);
         lanes.push(ledger, slot);
     }
 

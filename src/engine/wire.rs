@@ -328,14 +328,14 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                     self.lanes.push(&mut self.ledger, slot);
                 } else {
                     // It was let in as a whole, and goes next.
-                    record.class = class;
+                    record.rise(class);
                 }
             }
             State::Folded => {
                 record.class = class;
                 self.raise_survivor(slot);
             }
-            _ => record.class = class,
+            _ => record.rise(class),
         }
     }
 

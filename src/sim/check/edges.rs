@@ -22,6 +22,8 @@ pub(in crate::sim) struct Edges {
     open: BTreeSet<u64>,
     waited: BTreeSet<u64>,
     taken: u64,
+    /// CQEs that were published and are yet to be heard.
+    coming: BTreeSet<u64>,
 }
 
 impl Edges {
@@ -37,7 +39,13 @@ impl Edges {
         self.sqes.last().is_some_and(|sqe| sqe.flags & (SQE_LINK | SQE_HARDLINK) != 0)
     }
 
-    /// A CQE was published.
+    /// These CQEs were published, and will be heard in turn.
+    pub(in crate::sim) fn expect(&mut self, cqes: &[Cqe]) {
+        let last = cqes.iter().filter(|cqe| cqe.flags & CQE_MORE == 0);
+        self.coming = last.filter_map(|cqe| self.number(cqe.user_data)).collect();
+    }
+
+    /// The next CQE that was published.
     pub(in crate::sim) fn hear(&mut self, cqe: &Cqe, ring: &Heap, counts: &mut Counts) {
         let Some(number) = self.number(cqe.user_data) else { return };
         self.skip(number, ring, counts);
@@ -58,6 +66,7 @@ impl Edges {
         }
         self.open.remove(&number);
         self.waited.remove(&number);
+        self.coming.remove(&number);
     }
 
     fn ran(&self, number: u64, counts: &mut Counts) {
@@ -75,7 +84,8 @@ impl Edges {
         }
         for before in self.graph.waits_for(number) {
             let skips = self.sqe(before).flags & SQE_SKIP_SUCCESS != 0;
-            if !skips || !self.open.contains(&before) || fate(ring, before).is_some() {
+            let ends = self.coming.contains(&before);
+            if !skips || ends || !self.open.contains(&before) || fate(ring, before).is_some() {
                 continue;
             }
             self.skip(before, ring, counts);

@@ -18,7 +18,7 @@ fn inherited(detail: Detail) -> (i32, u16, u16) {
     failed(errno::ECANCELED, CQE_DEP_FAILED | CQE_RETRYABLE, detail)
 }
 
-fn join(edges: &[u16]) -> Sqe {
+pub(super) fn join(edges: &[u16]) -> Sqe {
     let mut sqe = Sqe { opcode: Opcode::Join as u8, ..Sqe::default() };
     for (at, &edge) in edges.iter().enumerate() {
         match at {
@@ -30,7 +30,7 @@ fn join(edges: &[u16]) -> Sqe {
     sqe
 }
 
-fn behind(edges: [u16; 2]) -> Sqe {
+pub(super) fn behind(edges: [u16; 2]) -> Sqe {
     Sqe { edges, ..nop() }
 }
 
@@ -251,7 +251,7 @@ fn full(contract: Contract) -> (Stage, Pair<Script>, u64) {
 }
 
 /// WHY, as an operator reads it on the control socket.
-fn ask<F: Fabric<Memory = std::sync::Arc<crate::shm::Mapping>>>(
+pub(super) fn ask<F: Fabric<Memory = std::sync::Arc<crate::shm::Mapping>>>(
     world: &mut World<F>,
     client: usize,
     number: u64,

@@ -22,7 +22,7 @@ use super::{Engine, STEPS_PER_TURN};
 /// True if an op is more urgent than another, which it was folded into.
 #[inline]
 pub(super) fn outranks(ledger: &Ledger, slot: u32, survivor: u32) -> bool {
-    ledger[slot].op.class < ledger[survivor].op.class
+    ledger[slot].op.class < ledger[survivor].class
 }
 
 impl<F: Fabric, M: Memory> Engine<F, M> {
@@ -64,14 +64,19 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         self.sessions[session.0 as usize].count(Counter::Superseded, 1);
     }
 
-    /// MERGE: branch me has it.
-    fn raise(&mut self, _slot: u32, _class: crate::abi::Class) {}
+    /// Counts an attempt of an op that is tied to others of its ring, and goes by itself.
+    pub(super) fn count_tied(&mut self, slot: u32) {
+        let record = &self.ledger[slot];
+        if record.op.flags & SQE_COALESCE != 0 {
+            self.sessions[record.session.0 as usize].count(self.folds.tied().counter(), 1);
+        }
+    }
 
     /// The survivor of a folded op becomes as urgent as that.
     #[cold]
     pub(super) fn raise_survivor(&mut self, slot: u32) {
         if let Some(survivor) = self.folds.survivor(&self.ledger, slot) {
-            self.raise(survivor, self.ledger[slot].op.class);
+            self.raise(survivor, self.ledger[slot].class);
         }
     }
 
@@ -86,11 +91,12 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     fn take_place(&mut self, old: u32, new: u32) {
         let record = &mut self.ledger[old];
         let (line, rail, aside, aged) = (record.line, record.rail, record.aside, record.aged);
-        let (wait, sequence) = (record.wait, record.sequence);
+        let (wait, sequence, class) = (record.wait, record.sequence, record.class);
         let whole = std::mem::take(&mut record.whole);
         let record = &mut self.ledger[new];
         (record.line, record.rail, record.aside, record.aged) = (line, rail, aside, aged);
         (record.wait, record.whole, record.laid) = (wait, whole, false);
+        record.class = class;
         // Where the oldest goes first it is as old as what it stands for. A FLUSH between the two
         // has that one to wait for, which ends no earlier.
         record.sequence = sequence.min(record.sequence);

@@ -222,7 +222,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     /// A deadline that passed before anything was posted.
     fn late(&self, slot: u32) -> Option<Failure> {
         let waits = match self.ledger[slot].state {
-            State::Queued => true,
+            State::Queued | State::Waiting => true,
             State::Folded => self.folds.waits(&self.ledger, slot),
             _ => false,
         };

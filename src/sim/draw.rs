@@ -130,6 +130,16 @@ impl Client {
     }
 }
 
+/// How many ops of one effect are pushed at once: mostly the one that was drawn. What notifies is
+/// counted by its effects, and has none beside it.
+pub(super) fn draw_twins(random: &mut Random, sqe: &Sqe, room: u32) -> u32 {
+    let moves = sqe.opcode == Opcode::Write as u8 || sqe.opcode == Opcode::Read as u8;
+    if !moves || sqe.flags & SQE_NOTIFY != 0 || random.below(5) != 0 {
+        return 1;
+    }
+    (2 + random.below32(4)).min(room)
+}
+
 /// One more on a counter that all share.
 fn draw_add(random: &mut Random, ground: &mut Ground, draft: &Draft) -> (Sqe, Out) {
     let opcode = Opcode::FetchAdd;

@@ -7,8 +7,8 @@
 //! of their places again: ops that end in another order than they came would else leave a list that
 //! leads all over the memory, and each record of a later burst would be fetched alone. Records are
 //! strung on intrusive lists, one link pair a relation: [`LANE`] (a lane, the ARMs of a region, the
-//! flushes under way, or the ops folded into one: an op is on one of them at most) and [`RING`] (all
-//! ops of a ring, in order of intake).
+//! flushes under way, or the ops folded into one: an op is on one of them at most) and [`RING`]
+//! (all ops of a ring, in order of intake).
 //!
 //! **Invariants**: a slot is on the free list or open, never both; a closed record is on no list.
 //! **Deliberately absent**: rings, fabrics, time sources. **Tests**: against a `BTreeMap`.
@@ -243,11 +243,6 @@ pub struct Record {
     pub returned: u32,
     /// The last of them, if there are any.
     pub returned_last: u32,
-    /// Its neighbours in the index of ops that others may be folded into. They, and its group, are
-    /// [`NIL`] again when the record is closed.
-    pub indexed: [u32; 2],
-    /// The ops that it ends together with, or [`NIL`].
-    pub group: u32,
     /// Who waits for it: a list of the engine's edges, or [`NIL`]; none is left when the record is
     /// closed.
     pub dependents: u32,
@@ -257,6 +252,11 @@ pub struct Record {
     pub edges: [u16; 2],
     /// `TIE_*` bits; 0 when the record is closed.
     pub ties: u8,
+    /// Its neighbours in the index of ops that others may be folded into. They, and its group, are
+    /// [`NIL`] again when the record is closed.
+    pub indexed: [u32; 2],
+    /// The ops that it ends together with, or [`NIL`].
+    pub group: u32,
 }
 
 /// What a queued op has stepped aside for, so that others may pass it by.
@@ -480,12 +480,12 @@ impl Ledger {
             laid_turn: 0,
             returned: NIL,
             returned_last: NIL,
-            indexed: [NIL; 2],
-            group: NIL,
             dependents: NIL,
             awaits: 0,
             edges: [0; 2],
             ties: 0,
+            indexed: [NIL; 2],
+            group: NIL,
         };
         let records = (0..capacity).map(blank).collect();
         let fresh_left = capacity;

@@ -180,7 +180,7 @@ fn lists<F: Fabric, M>(engine: &Engine<F, M>, open: &BTreeSet<u32>) {
                 for slot in walk::<LANE, F, M>(engine, queue.head(class).unwrap_or(NIL)) {
                     let record = &engine.ledger[slot];
                     let own = if aside == Aside::Rail { record.rail } else { record.line };
-                    let told = (record.op.class, own, record.aside);
+                    let told = (record.class, own, record.aside);
                     assert_eq!(told, (class, rail, aside), "a rail's lane");
                     assert!(lanes.insert(slot), "twice in a lane");
                 }

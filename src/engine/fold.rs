@@ -22,7 +22,7 @@ use super::{Engine, STEPS_PER_TURN};
 /// True if an op is more urgent than another, which it was folded into.
 #[inline]
 pub(super) fn outranks(ledger: &Ledger, slot: u32, survivor: u32) -> bool {
-    ledger[slot].op.class < ledger[survivor].class
+    ledger[slot].class < ledger[survivor].class
 }
 
 impl<F: Fabric, M: Memory> Engine<F, M> {
@@ -50,11 +50,21 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         self.enqueue(slot);
     }
 
+    /// Counts an attempt to fold an op that waits for others, or fails with them.
+    pub(super) fn count_tied(&mut self, slot: u32) {
+        let record = &self.ledger[slot];
+        let session = record.session;
+        if record.op.flags & SQE_COALESCE != 0 {
+            let tried = self.folds.take_in(&mut self.ledger, slot, true);
+            self.sessions[session.0 as usize].count(tried.counter(), 1);
+        }
+    }
+
     /// A newer value takes the place of an older one in its queue, so that whoever always has a
     /// newer one is served no later than if it had none.
     fn supersede(&mut self, older: u32, slot: u32) {
         if outranks(&self.ledger, slot, older) {
-            self.raise(older, self.ledger[slot].op.class);
+            self.raise(older, self.ledger[slot].class);
         }
         self.discharge(older);
         self.meter.enqueued_one(&self.ledger[slot]);
@@ -62,14 +72,6 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         self.folds.replace(&mut self.ledger, older, slot);
         let session = self.ledger[slot].session;
         self.sessions[session.0 as usize].count(Counter::Superseded, 1);
-    }
-
-    /// Counts an attempt of an op that is tied to others of its ring, and goes by itself.
-    pub(super) fn count_tied(&mut self, slot: u32) {
-        let record = &self.ledger[slot];
-        if record.op.flags & SQE_COALESCE != 0 {
-            self.sessions[record.session.0 as usize].count(self.folds.tied().counter(), 1);
-        }
     }
 
     /// The survivor of a folded op becomes as urgent as that.

@@ -5,7 +5,7 @@ use crate::abi::{
     SQE_DRAIN, SQE_REVOKE, SQE_SKIP_SUCCESS, Sqe, errno,
 };
 use crate::fabric::Fabric;
-use crate::fold::{FOLDS, Tried};
+use crate::fold::Tried;
 use crate::ids::{RecordId, RingId};
 use crate::ledger::{Aside, Failure, NIL, Op};
 use crate::ring::{EngineEnd, Fault, KEPT, Memory};
@@ -15,7 +15,7 @@ use super::fold::outranks;
 use super::pages::{BLOCK_PAGES, PagePool};
 use super::tables::{Phase, Region, Ring, Session, Wind};
 use super::ties::{FARTHEST, Plan};
-use super::validate::{Judge, inside, plain_nop};
+use super::validate::{Judge, data_op, inside, plain_nop};
 use super::wire::{First, wire};
 use super::{Engine, Event, RINGS_PER_TURN, STEPS_PER_TURN};
 
@@ -150,10 +150,10 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let (mut sequence, mut number) = (self.sequence, *next_number);
         let (bytes, mut queued, mut passed) = (owner.left(id), [0; 3], 0);
         let mut bytes_left = bytes;
-        let mut rises = None;
         let (mut waiting_edges, mut waiters, mut over) = (0, 0, 0);
         let edges_left =
             self.edge_share.left(state.edges).min(owner.edges_max.saturating_sub(owner.edges));
+        let mut rises = None;
         while passed < count {
             let words = copied.entry(passed);
             let sqe = &Sqe::from_words(words);
@@ -204,12 +204,12 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 self.deadlines += u32::from(late);
                 ops.push_back(&mut self.ledger, slot);
                 ties.took(number, slot, sqe.flags);
+                refer(&mut self.regions, named);
                 if let Some(plan) = &plan {
                     self.ledger[slot].edges = sqe.edges;
                     wire(&mut self.ledger, &mut self.edges, slot, RingId(id), plan);
                     waiting_edges += plan.count();
                     waiters += 1;
-                    refer(&mut self.regions, named);
                     if folds {
                         state.count(self.folds.tied().counter(), 1);
                     }
@@ -217,7 +217,6 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                     passed += 1;
                     continue;
                 }
-                refer(&mut self.regions, named);
                 let tried = folds.then(|| self.folds.take_in(&mut self.ledger, slot, tied));
                 if let Some(tried) = tried {
                     state.count(tried.counter(), 1);
@@ -379,7 +378,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         if let Some(cause) = plan.cause {
             self.count_tied(slot);
             self.fail_at_once(slot, cause);
-        } else if sqe.flags & FOLDS != 0 {
+        } else if data_op(opcode) {
             self.fold_or_queue(slot, plan.tied);
         } else {
             self.start(slot);

@@ -23,6 +23,8 @@ mod caps;
 mod command;
 mod finish;
 mod fold;
+#[cfg(all(any(test, feature = "sim"), not(verbring_loom)))]
+pub(crate) mod graph;
 mod intake;
 #[cfg(all(any(test, feature = "sim"), not(verbring_loom)))]
 mod laws;

@@ -50,7 +50,8 @@ fn zero(value: u64, detail: Detail) -> Result<(), Failure> {
     if value == 0 { Ok(()) } else { Err(invalid(detail)) }
 }
 
-fn data_op(opcode: Opcode) -> bool {
+/// True if an op moves data, and so goes by a lane.
+pub(super) fn data_op(opcode: Opcode) -> bool {
     matches!(
         opcode,
         Opcode::Write

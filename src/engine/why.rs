@@ -78,8 +78,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             State::Queued => STATE_QUEUED,
             State::Armed => STATE_ARMED,
             State::Flushing => STATE_FLUSHING,
-            State::Folded => STATE_FOLDED,
             State::Waiting => STATE_WAITING,
+            State::Folded => STATE_FOLDED,
             State::Posted | State::Free => STATE_POSTED,
         };
         Why {
@@ -257,9 +257,9 @@ impl Place {
         let wait = match record.state {
             State::Armed => WAIT_NOTIFY,
             State::Flushing => WAIT_EARLIER,
-            State::Folded => WAIT_SURVIVOR,
             State::Waiting if record.ties & TIE_DRAIN != 0 => WAIT_EARLIER,
             State::Waiting => WAIT_PREDECESSOR,
+            State::Folded => WAIT_SURVIVOR,
             State::Queued | State::Posted | State::Free => WAIT_FABRIC,
         };
         Self { ahead: 0, flows: 0, wait }

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::check::edges::Edges;
 use super::check::once::Open;
 use super::check::{data, fates, hold, untouched};
 use super::counts::{Count, Counts};
@@ -16,7 +17,7 @@ use super::ground::{BUFFERS, Ground, SLOT_BYTES, SLOT_SIZE, SLOTS};
 use super::twins::Twins;
 use crate::abi::{
     CQE_COALESCED, CQE_MAYBE_DONE, CQE_MORE, CQE_NOTIFY, CQE_RETRYABLE, Class, Cqe, Opcode,
-    SQE_COALESCE, SQE_REVOKE, Sqe, errno,
+    SQE_REVOKE, Sqe, errno,
 };
 use crate::fabric::qp::sim::Net;
 use crate::ids::RingId;
@@ -90,6 +91,10 @@ pub(super) struct Client {
     out: Open,
     /// Ops that share a buffer.
     twins: Twins,
+    /// What depends on what in its ring.
+    edges: Edges,
+    /// Of a hundred ops so many are tied to others.
+    pub(super) ties: u64,
     /// CQEs published that it was told of: what they end is not to be touched any more.
     published: u32,
     pub(super) free: Vec<usize>,
@@ -128,11 +133,13 @@ pub(super) struct Place {
     pub(super) heap: Arc<Heap>,
     /// The most urgent class that it may use.
     pub(super) ceiling: Class,
+    /// Of a hundred ops so many are tied to others.
+    pub(super) ties: u64,
 }
 
 impl Client {
     pub(super) fn new(place: Place) -> Self {
-        let Place { net, engine, row, own, memory, ground, heap, ceiling } = place;
+        let Place { net, engine, row, own, memory, ground, heap, ceiling, ties } = place;
         Self {
             net,
             engine,
@@ -145,6 +152,8 @@ impl Client {
             targets: Vec::new(),
             out: Open::default(),
             twins: Twins::default(),
+            edges: Edges::default(),
+            ties,
             free: (0..BUFFERS).collect(),
             landed: vec![None; BUFFERS],
             next: 1,
@@ -198,16 +207,17 @@ impl Client {
             }
             let drawn = self.draw(random, grounds);
             if let Some((sqe, out)) = drawn {
-                let twins = draw_twins(random, &sqe, self.end.room());
+                let (twins, folds) = draw_twins(random, &sqe, self.end.room());
                 if twins > 1 {
                     self.twins.begin(out.buffer, twins);
                 }
                 for twin in 0..u64::from(twins) {
-                    // Its own name, and the effect of the first.
+                    // Its own name, perhaps another class, and the effect of the first.
                     let user_data = if twin == 0 { sqe.user_data } else { self.number() };
-                    let flags = sqe.flags | if twins > 1 { SQE_COALESCE } else { 0 };
-                    self.end.push(Sqe { flags, user_data, ..sqe }.to_words());
-                    self.out.begin(user_data, Out { number: out.number + twin, ..out });
+                    let low = twin > 0 && random.below(3) == 0;
+                    let class = if low { Class::Low as u8 } else { sqe.class };
+                    let sqe = Sqe { flags: sqe.flags | folds, class, user_data, ..sqe };
+                    self.submit(&sqe, Out { number: out.number + twin, ..out });
                     counts.add(Count::Ops);
                 }
             }
@@ -243,7 +253,8 @@ impl Client {
 
     /// Asks for its own ground back from all who have it.
     pub(super) fn revoke(&mut self) -> bool {
-        if self.revoking.is_some() || self.end.room() == 0 {
+        // It is to succeed: nothing that may fail comes before it.
+        if self.revoking.is_some() || self.end.room() == 0 || self.edges.links() {
             return false;
         }
         let user_data = self.number();
@@ -255,9 +266,8 @@ impl Client {
             local_region: self.ground,
             ..Sqe::default()
         };
-        self.end.push(sqe.to_words());
+        self.submit(&sqe, Out { number, ..Out::of(Opcode::Flush) });
         self.bell |= self.end.publish();
-        self.out.begin(user_data, Out { number, ..Out::of(Opcode::Flush) });
         self.revoking = Some(user_data);
         true
     }
@@ -308,6 +318,7 @@ impl Client {
         self.ground = ground;
         self.published = heap.first_index();
         self.end = ClientEnd::new(heap);
+        self.edges = Edges::default();
         self.broken = false;
         self.deaf = false;
         self.free = (0..BUFFERS).collect();
@@ -332,11 +343,16 @@ impl Client {
             bytes: 4,
             ..Sqe::default()
         };
-        self.end.push(sqe.to_words());
+        let number = self.end.pushed();
+        self.submit(&sqe, Out { number, ..Out::of(Opcode::Arm) });
         self.bell |= self.end.publish();
         self.armed = Some(user_data);
-        let number = self.end.pushed() - 1;
-        self.out.begin(user_data, Out { number, ..Out::of(Opcode::Arm) });
+    }
+
+    fn submit(&mut self, sqe: &Sqe, out: Out) {
+        self.end.push(sqe.to_words());
+        self.edges.push(sqe);
+        self.out.begin(sqe.user_data, out);
     }
 
     pub(super) fn number(&mut self) -> u64 {
@@ -347,13 +363,14 @@ impl Client {
     /// Looks at the CQEs that the engine has just published, as whoever watches the ring can: from
     /// this moment on no card may touch what they end. When the client hears them is its own
     /// affair.
-    pub(super) fn witness(&mut self, grounds: &[Ground]) {
+    pub(super) fn witness(&mut self, grounds: &[Ground], counts: &mut Counts) {
         let tail = self.end.memory().word(Word::CqTail).load(Ordering::Acquire);
         while !self.broken && self.published != tail {
             let words = self.end.memory().cqe(self.published);
             let words = [0, 1, 2, 3].map(|at: usize| words[at].load(Ordering::Relaxed));
             self.published = self.published.wrapping_add(1);
             let cqe = Cqe::from_words(words);
+            self.edges.hear(&cqe, self.end.memory(), counts);
             if self.revoking == Some(cqe.user_data) {
                 self.net.forbid_all(grounds[self.row].memory());
                 self.quiet = Some(grounds[self.row].all());
@@ -362,6 +379,9 @@ impl Client {
             {
                 self.close(out, grounds);
             }
+        }
+        if !self.broken {
+            self.edges.look(self.end.memory(), counts);
         }
     }
 
@@ -421,7 +441,7 @@ impl Client {
             let Some(out) = self.out.skip(user_data) else { continue };
             counts.add(Count::Skipped);
             let res = i32::try_from(out.bytes).unwrap_or(0);
-            let res = if matches!(out.opcode, Opcode::Nop) { 0 } else { res };
+            let res = if matches!(out.opcode, Opcode::Nop | Opcode::Join) { 0 } else { res };
             self.judge(out, &Cqe { user_data, res, ..Cqe::default() }, grounds, counts);
         }
     }
@@ -430,7 +450,7 @@ impl Client {
         self.ended += 1;
         counts.end(cqe);
         data::consistent(&out, cqe);
-        if matches!(out.opcode, Opcode::Nop | Opcode::Cancel) {
+        if matches!(out.opcode, Opcode::Nop | Opcode::Join | Opcode::Cancel) {
             return;
         }
         let folded = cqe.flags & CQE_COALESCED != 0;

@@ -3,7 +3,10 @@
 use super::check::untouched;
 use super::client::{Client, NOWHERE, Out, immediate};
 use super::ground::{Ground, SLOT_BYTES, SLOT_SIZE, SLOTS};
-use crate::abi::{CANCEL_BY_USER_DATA, Opcode, SQE_NOTIFY, SQE_SKIP_SUCCESS, Sqe};
+use crate::abi::{
+    CANCEL_BY_USER_DATA, EDGE_ORDER_ONLY, Opcode, SQE_COALESCE, SQE_DRAIN, SQE_HARDLINK, SQE_LINK,
+    SQE_NOTIFY, SQE_SKIP_SUCCESS, SQE_SUPERSEDE, Sqe,
+};
 use crate::random::Random;
 
 /// Where an op goes from and to: drawn before it is known what it does.
@@ -19,6 +22,40 @@ impl Client {
         random: &mut Random,
         grounds: &mut [Ground],
     ) -> Option<(Sqe, Out)> {
+        let (sqe, out) = self.draw_alone(random, grounds)?;
+        Some((self.tie(random, sqe), out))
+    }
+
+    /// Ties an op to earlier ones, and the next one to it.
+    fn tie(&self, random: &mut Random, sqe: Sqe) -> Sqe {
+        if random.below(100) >= self.ties {
+            return sqe;
+        }
+        let mut edge = |odds: u64| {
+            if random.below(100) >= odds {
+                return 0;
+            }
+            // Now and then to before the first, or to an ARM: that is refused.
+            let distance = u16::try_from(1 + random.below(8)).unwrap_or(1);
+            distance | random.pick(&[0, 0, EDGE_ORDER_ONLY])
+        };
+        let mut sqe = Sqe { edges: [edge(60), edge(25)], ..sqe };
+        if sqe.opcode == Opcode::Join as u8 {
+            for word in &mut sqe.arg {
+                *word = (0..4).fold(0, |word, _| word << 16 | u64::from(edge(30)));
+            }
+        }
+        sqe.flags |= match random.below(20) {
+            0..4 => SQE_LINK,
+            4..7 => SQE_HARDLINK,
+            7 => SQE_LINK | SQE_HARDLINK,
+            8 => SQE_DRAIN,
+            _ => 0,
+        };
+        sqe
+    }
+
+    fn draw_alone(&mut self, random: &mut Random, grounds: &mut [Ground]) -> Option<(Sqe, Out)> {
         let user_data = self.number();
         let number = self.end.pushed();
         let class = u8::try_from(random.below(4)).ok()?;
@@ -28,8 +65,10 @@ impl Client {
         let sqe = Sqe { class, flags, user_data, ..Sqe::default() };
         match random.below(100) {
             0..5 => {
-                let sqe = Sqe { opcode: Opcode::Nop as u8, ..sqe };
-                Some((sqe, Out { number, skips, ..Out::of(Opcode::Nop) }))
+                let joins = self.ties > 0 && random.below(2) == 0;
+                let opcode = if joins { Opcode::Join } else { Opcode::Nop };
+                let sqe = Sqe { opcode: opcode as u8, ..sqe };
+                Some((sqe, Out { number, skips, ..Out::of(opcode) }))
             }
             5..8 => self.draw_cancel(random, sqe, number),
             _ => {
@@ -130,14 +169,18 @@ impl Client {
     }
 }
 
-/// How many ops of one effect are pushed at once: mostly the one that was drawn. What notifies is
-/// counted by its effects, and has none beside it.
-pub(super) fn draw_twins(random: &mut Random, sqe: &Sqe, room: u32) -> u32 {
+/// How many ops of one effect are pushed at once, and how they are to be folded: mostly the one
+/// that was drawn, which is not. What notifies is
+/// counted by its effects, and has none beside it; nor has what is tied to others.
+pub(super) fn draw_twins(random: &mut Random, sqe: &Sqe, room: u32) -> (u32, u16) {
     let moves = sqe.opcode == Opcode::Write as u8 || sqe.opcode == Opcode::Read as u8;
-    if !moves || sqe.flags & SQE_NOTIFY != 0 || random.below(5) != 0 {
-        return 1;
+    let tied = sqe.edges != [0; 2] || sqe.flags & (SQE_LINK | SQE_HARDLINK | SQE_DRAIN) != 0;
+    if !moves || tied || sqe.flags & SQE_NOTIFY != 0 || random.below(5) != 0 {
+        return (1, 0);
     }
-    (2 + random.below32(4)).min(room)
+    let count = (2 + random.below32(4)).min(room);
+    let replaces = sqe.opcode == Opcode::Write as u8 && random.below(3) == 0;
+    (count, if replaces { SQE_SUPERSEDE } else { SQE_COALESCE })
 }
 
 /// One more on a counter that all share.

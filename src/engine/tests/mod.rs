@@ -17,6 +17,7 @@ mod fault;
 mod flood;
 mod flush;
 mod fold;
+mod fold_abroad;
 mod fold_model;
 mod garbage;
 mod graphs;

@@ -16,6 +16,7 @@ mod flood;
 mod flush;
 mod garbage;
 mod lists;
+mod merging;
 mod model;
 mod notify;
 mod order;

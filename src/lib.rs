@@ -57,8 +57,10 @@ pub mod client;
 mod clock;
 #[cfg(not(verbring_loom))]
 pub mod control;
+pub mod edges;
 pub mod engine;
 pub mod fabric;
+pub mod fold;
 #[cfg(not(verbring_loom))]
 pub mod host;
 pub mod ids;

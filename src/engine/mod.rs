@@ -22,6 +22,9 @@ mod barrier;
 mod caps;
 mod command;
 mod finish;
+mod fold;
+#[cfg(all(any(test, feature = "sim"), not(verbring_loom)))]
+pub(crate) mod graph;
 mod intake;
 #[cfg(all(any(test, feature = "sim"), not(verbring_loom)))]
 mod laws;
@@ -39,15 +42,19 @@ mod tables;
 mod tent;
 #[cfg(all(test, not(verbring_loom)))]
 mod tests;
+mod ties;
 mod untaken;
 mod validate;
 mod why;
 mod winding;
+mod wire;
 
 use std::collections::VecDeque;
 
 use crate::abi::{Class, Counter, PAGES_MAX, TelemetryHeader};
+use crate::edges::Edges;
 use crate::fabric::{Done, Fabric, Request};
+use crate::fold::Folds;
 use crate::ids::{RegionId, RingId};
 use crate::ledger::{LANE, Ledger, List};
 use crate::ring::Memory;
@@ -69,6 +76,7 @@ use owner::Owner;
 use pages::PagePool;
 use search::Query;
 use tables::{Posts, Region, Session, Share};
+use ties::LIVE_MAX;
 
 /// Sizes of an engine's tables, and its budgets. All are fixed at start.
 #[derive(Clone, Copy, Debug)]
@@ -79,6 +87,8 @@ pub struct Limits {
     pub records: u32,
     /// Page-list blocks.
     pub list_blocks: u32,
+    /// Edges of ops that wait.
+    pub edges: u32,
     /// Sessions.
     pub sessions_max: u32,
     /// Rings.
@@ -107,6 +117,7 @@ impl Limits {
         let longest = PagePool::blocks_for(PAGES_MAX);
         // Half of the pool is set aside for each session's part.
         assert!(self.list_blocks >= 2 * longest, "or the longest list could never be taken");
+        assert!(self.edges >= 2 * LIVE_MAX as u32, "or an op might never have its edges");
         assert!(self.regions_max <= 1 << RegionId::INDEX_BITS, "or a place would have no id");
     }
 }
@@ -158,6 +169,8 @@ pub struct Engine<F: Fabric, M> {
     pace: Pace,
     posts: Posts,
     pages: PagePool,
+    /// What may be folded, and what is.
+    folds: Folds,
     sessions: Vec<Session>,
     /// Where what is known of ended ops is left, by session.
     recorders: Vec<Option<Recorder>>,
@@ -168,6 +181,14 @@ pub struct Engine<F: Fabric, M> {
     regions: Vec<Region>,
     record_share: Share,
     block_share: Share,
+    edge_share: Share,
+    edges: Edges,
+    /// Rings with a DRAIN that may be the first of its ring's ops now.
+    drains: Vec<u32>,
+    /// Ops that wait, and have risen: those that they wait for are to rise, too.
+    raising: List<LANE>,
+    /// Rings with a [`wire::Lift`].
+    lifts: Vec<u32>,
     /// Rings that are looked at each turn.
     polled: Vec<u32>,
     poll_from: usize,
@@ -264,6 +285,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             // What was handed back keeps its place until it is posted again.
             posts: Posts::new(depth, 4 * abroad),
             pages: PagePool::new(limits.list_blocks),
+            folds: Folds::new(limits.records, policy.coalesce, policy.coalesce_key),
             sessions: vec![Session::NONE; limits.sessions_max as usize],
             recorders: (0..limits.sessions_max).map(|_| None).collect(),
             meter: Meter::new(fabric.rails(), limits.sessions_max),
@@ -272,6 +294,11 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             regions: vec![Region::NONE; limits.regions_max as usize],
             record_share: Share::new(limits.records, limits.sessions_max),
             block_share: Share::new(limits.list_blocks, limits.sessions_max),
+            edge_share: Share::new(limits.edges, limits.sessions_max),
+            edges: Edges::new(limits.edges),
+            drains: Vec::with_capacity(rings),
+            raising: List::EMPTY,
+            lifts: Vec::with_capacity(rings),
             polled: Vec::with_capacity(rings),
             poll_from: 0,
             blocked: Vec::with_capacity(rings),
@@ -315,6 +342,9 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let abroad = self.abroad();
         let open = self.ledger.open_count();
         let mut turn = Turn { reaped: self.reap(), ..Turn::default() };
+        if self.folds.parts() {
+            self.part();
+        }
         if abroad {
             self.hear_arrivals();
             self.step_purge();
@@ -326,6 +356,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         self.step_cancel_query();
         turn.taken = self.intake();
         let flushed = self.step_flushes();
+        self.step_ties();
         self.sweep_deadlines();
         self.age();
         turn.posted = self.schedule();
@@ -350,7 +381,9 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             || self.window.wrs() > 0
             || !self.unsure.is_empty()
             || !self.disarming.is_empty()
+            || self.folds.parts()
             || self.query.is_some()
+            || self.ties_busy()
             || !self.replies.is_empty();
         // Without peers whatever a FLUSH or a ring's end waits for is under way here.
         here || if self.abroad() {

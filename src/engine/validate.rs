@@ -2,9 +2,10 @@
 
 use crate::abi::{
     CANCEL_BY_RECORD, CANCEL_BY_USER_DATA, Class, Detail, OP_BYTES_MAX, Opcode, PAGES_MAX,
-    RIGHT_ATOMIC, RIGHT_NOTIFY, RIGHT_READ, RIGHT_WRITE, SQE_NO_MERGE, SQE_NOTIFY, SQE_REVOKE,
-    SQE_SKIP_SUCCESS, Sqe, errno,
+    RIGHT_ATOMIC, RIGHT_NOTIFY, RIGHT_READ, RIGHT_WRITE, SQE_COALESCE, SQE_DRAIN, SQE_HARDLINK,
+    SQE_LINK, SQE_NO_MERGE, SQE_NOTIFY, SQE_REVOKE, SQE_SKIP_SUCCESS, SQE_SUPERSEDE, Sqe, errno,
 };
+use crate::fold::FOLDS;
 use crate::ids::{RegionId, SessionId};
 use crate::ledger::{Failure, NIL, Op};
 
@@ -18,12 +19,21 @@ pub(crate) const OPCODES_SERVED: u64 = 1 << Opcode::Nop as u64
     | 1 << Opcode::Readv as u64
     | 1 << Opcode::FetchAdd as u64
     | 1 << Opcode::CmpSwap as u64
+    | 1 << Opcode::Join as u64
     | 1 << Opcode::Cancel as u64
     | 1 << Opcode::Flush as u64
     | 1 << Opcode::Arm as u64;
 
 /// SQE flags that are served.
-pub(crate) const FLAGS_SERVED: u16 = SQE_NO_MERGE | SQE_NOTIFY | SQE_SKIP_SUCCESS | SQE_REVOKE;
+pub(crate) const FLAGS_SERVED: u16 = SQE_COALESCE
+    | SQE_SUPERSEDE
+    | SQE_NO_MERGE
+    | SQE_NOTIFY
+    | SQE_SKIP_SUCCESS
+    | SQE_REVOKE
+    | SQE_LINK
+    | SQE_HARDLINK
+    | SQE_DRAIN;
 
 /// All flags that ABI 1 defines.
 const FLAGS_DEFINED: u16 = (1 << 9) - 1;
@@ -40,7 +50,8 @@ fn zero(value: u64, detail: Detail) -> Result<(), Failure> {
     if value == 0 { Ok(()) } else { Err(invalid(detail)) }
 }
 
-fn data_op(opcode: Opcode) -> bool {
+/// True if an op moves data, and so goes by a lane.
+pub(super) fn data_op(opcode: Opcode) -> bool {
     matches!(
         opcode,
         Opcode::Write
@@ -81,9 +92,6 @@ impl Judge<'_> {
         }
         let class = asked.max(self.ceiling);
         check_flags(opcode, sqe.flags)?;
-        if sqe.edges != [0; 2] {
-            return Err(refuse(errno::EOPNOTSUPP, Detail::Edges));
-        }
         if sqe.flags & SQE_NOTIFY == 0 {
             zero(sqe.immediate.into(), Detail::Immediate)?;
         }
@@ -102,7 +110,14 @@ impl Judge<'_> {
             Opcode::Flush => self.parse_flush(sqe, op),
             Opcode::Arm => self.parse_arm(sqe, op),
             Opcode::Cancel => parse_cancel(sqe, op),
-            Opcode::Nop | Opcode::Join | Opcode::Run => {
+            Opcode::Join => {
+                no_regions(sqe)?;
+                zero(sqe.bytes.into(), Detail::Bytes)?;
+                // Its other edges, which are looked up with the first two.
+                op.arg = sqe.arg;
+                Ok(())
+            }
+            Opcode::Nop | Opcode::Run => {
                 no_regions(sqe)?;
                 zero(sqe.bytes.into(), Detail::Bytes)?;
                 zero(sqe.arg[0], Detail::Arg)
@@ -129,7 +144,8 @@ impl Judge<'_> {
             Some(asked) if asked >= self.ceiling || sqe.class == 0 => asked.max(self.ceiling),
             _ => return false,
         };
-        let needs = match sqe.flags & !(SQE_NO_MERGE | SQE_SKIP_SUCCESS) {
+        let plain = SQE_NO_MERGE | SQE_SKIP_SUCCESS | SQE_LINK | SQE_HARDLINK | SQE_COALESCE;
+        let needs = match sqe.flags & !plain {
             0 if sqe.immediate == 0 => right,
             SQE_NOTIFY => right | RIGHT_NOTIFY,
             _ => return false,
@@ -143,8 +159,7 @@ impl Judge<'_> {
         let bytes = u64::from(sqe.bytes);
         let (near, far) = (sqe.local_offset, sqe.remote_offset);
         let [local, import, target] = route.names;
-        let good = sqe.edges == [0; 2]
-            && sqe.bytes <= OP_BYTES_MAX
+        let good = sqe.bytes <= OP_BYTES_MAX
             && sqe.pages() == 0
             && route.rights & needs == needs
             && fits(near, bytes, route.local_bytes)
@@ -180,6 +195,9 @@ impl Judge<'_> {
         let right = if op.opcode == Opcode::Write { RIGHT_WRITE } else { RIGHT_READ };
         op.bytes = sqe.bytes;
         op.deadline_us = sqe.deadline_us();
+        if sqe.flags & SQE_SUPERSEDE != 0 {
+            op.arg[1] = sqe.arg[1];
+        }
         self.bind(sqe, op, right)?;
         inside(self.regions, op, op.local_offset, op.remote_offset).map_err(invalid)
     }
@@ -357,8 +375,17 @@ fn check_flags(opcode: Opcode, flags: u16) -> Result<(), Failure> {
     }
     let notify = flags & (SQE_NOTIFY | SQE_NO_MERGE) != 0 && !data_op(opcode);
     let revoke = flags & SQE_REVOKE != 0 && opcode != Opcode::Flush;
-    let skip = flags & SQE_SKIP_SUCCESS != 0 && opcode == Opcode::Arm;
-    if notify || revoke || skip { Err(invalid(Detail::Flags)) } else { Ok(()) }
+    // An ARM may be there for ever: nothing waits for it.
+    let arm = SQE_SKIP_SUCCESS | SQE_LINK | SQE_HARDLINK | SQE_DRAIN;
+    let skip = flags & arm != 0 && opcode == Opcode::Arm;
+    // What supersedes its like has no use for being folded into it.
+    let folds = flags & FOLDS;
+    let fold = match opcode {
+        Opcode::Write => folds == FOLDS,
+        Opcode::Read => folds & SQE_SUPERSEDE != 0,
+        _ => folds != 0,
+    };
+    if notify || revoke || skip || fold { Err(invalid(Detail::Flags)) } else { Ok(()) }
 }
 
 fn no_regions(sqe: &Sqe) -> Result<(), Failure> {

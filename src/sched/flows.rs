@@ -14,7 +14,7 @@ pub(super) const LANES: u32 = 6;
 /// A lane's number.
 #[inline]
 pub(super) fn lane_of(record: &Record) -> u32 {
-    let class = if record.aged { 0 } else { record.op.class as u32 - 1 };
+    let class = if record.aged { 0 } else { record.class as u32 - 1 };
     class * 2 + u32::from(record.origin)
 }
 
@@ -95,7 +95,7 @@ impl Flows {
     /// The list of an op.
     #[inline]
     fn list(&mut self, record: &Record, flow: u32) -> &mut List<LANE> {
-        match record.op.class {
+        match record.class {
             class if record.aged => &mut self.aged[flow as usize][class.index() - 1],
             _ => &mut self.lists[flow as usize],
         }
@@ -141,6 +141,14 @@ impl Flows {
             self.mark(&ledger[slot], false);
         }
         idle
+    }
+
+    /// Puts an op in the place of a queued one, of the same flow.
+    pub(super) fn replace(&mut self, ledger: &mut Ledger, slot: u32, by: u32) {
+        let flow = self.of(&ledger[slot]);
+        debug_assert!(flow == self.of(&ledger[by]) && ledger[slot].aged == ledger[by].aged);
+        let list = self.list(&ledger[slot], flow);
+        list.replace(ledger, slot, by);
     }
 
     /// Notes that the flow of an op has ops now, or none.
@@ -274,5 +282,5 @@ impl Flows {
 /// The session of an op that waits as one of class high.
 #[inline]
 pub(super) fn high_of(record: &Record) -> Option<SessionId> {
-    (record.aged || record.op.class == Class::High).then_some(record.session)
+    (record.aged || record.class == Class::High).then_some(record.session)
 }

@@ -103,6 +103,10 @@ pub struct Policy {
     /// Nanoseconds that one slice of a large op is to take at the measured rate; 0 lets slices have
     /// their full size always.
     pub slice_ns: u64,
+    /// Ops that ask for it are folded.
+    pub coalesce: bool,
+    /// Makes the places of ops in the index that finds what may be folded hard to foretell.
+    pub coalesce_key: u64,
 }
 
 impl Policy {
@@ -119,6 +123,8 @@ impl Policy {
         reserve_ops: 0,
         reserve_bytes: 0,
         slice_ns: 0,
+        coalesce: true,
+        coalesce_key: 0,
     };
 
     /// The most urgent class always goes first, and nothing else is looked at.
@@ -134,6 +140,8 @@ pub struct Contract {
     pub bytes_max: u64,
     /// Bytes of class high that are posted at once. One request may have more, alone.
     pub high_bytes_max: u64,
+    /// Edges of ops that wait.
+    pub edges_max: u32,
     /// Its share beside other uids in the same lane; 1 to 64.
     pub weight: u8,
     /// Its most urgent class.
@@ -148,6 +156,7 @@ impl Contract {
             ops_max,
             bytes_max: u64::MAX,
             high_bytes_max: u64::MAX,
+            edges_max: u32::MAX,
             weight: 1,
             ceiling: crate::abi::Class::High,
         }

@@ -8,7 +8,8 @@ use verbring::host::{Config, UidQuota};
 use super::form::{Form, Shown};
 use super::text::{
     read_bytes, read_class, read_cpu, read_devices, read_mode, read_number, read_order, read_path,
-    read_per_class, read_places, read_use, show_list, show_per_class, show_places, store, use_name,
+    read_per_class, read_places, read_switch, read_use, show_list, show_per_class, show_places,
+    store, use_name,
 };
 use crate::cli::class_name;
 
@@ -62,6 +63,7 @@ macro_rules! table {
     (@read PerClass $field:expr) => { show_per_class($field) };
     (@read Use $field:expr) => { Shown::Text(use_name($field).to_string()) };
     (@read Order $field:expr) => { Shown::Text($field.to_string()) };
+    (@read Switch $field:expr) => { Shown::Switch($field) };
     (@read Class $field:expr) => { Shown::Text(class_name($field).to_string()) };
     (@write Number $field:expr, $text:ident) => { store(&mut $field, read_number($text)) };
     (@write Bytes $field:expr, $text:ident) => { store(&mut $field, read_bytes($text)) };
@@ -73,6 +75,7 @@ macro_rules! table {
     (@write PerClass $field:expr, $text:ident) => { store(&mut $field, read_per_class($text)) };
     (@write Use $field:expr, $text:ident) => { store(&mut $field, read_use($text)) };
     (@write Order $field:expr, $text:ident) => { store(&mut $field, read_order($text)) };
+    (@write Switch $field:expr, $text:ident) => { store(&mut $field, read_switch($text)) };
     (@write Class $field:expr, $text:ident) => { store(&mut $field, read_class($text)) };
 }
 
@@ -83,6 +86,7 @@ table! {
     "records" Number(u32) records, "Ops in flight, over all sessions";
     "list_blocks" Number(u32) list_blocks,
         "Page-list blocks of 64 pages for WRITEV and READV, over all sessions";
+    "edges" Number(u32) edges, "Edges of ops that wait for others, over all sessions";
     "sessions_max" Number(u32) sessions_max, "Sessions at once";
     "rings_max" Number(u32) rings_max, "Rings at once, over all sessions";
     "regions_max" Number(u32) regions_max, "Regions and imports at once, over all sessions";
@@ -109,6 +113,8 @@ table! {
         "Work requests in flight towards one peer; 0 for the card's bound";
     "peer_bytes" Bytes(u64) peer_bytes,
         "Bytes in flight towards one peer; 0 for the card's bound";
+    "coalesce" Switch coalesce,
+        "Whether ops that ask for it (COALESCE, SUPERSEDE) are folded";
     "intake_budget" Number(u32) intake_budget, "SQEs taken from one ring in one turn";
     "recorder_entries" Number(u32) recorder_entries,
         "Ended ops that a session's flight recorder holds, a power of two; 0 for none";
@@ -151,6 +157,7 @@ table! {
     "quota.op_bytes" Bytes(u64) quota.op_bytes, "Bytes that ops in flight of one uid ask for";
     "quota.high_bytes" Bytes(u64) quota.high_bytes,
         "Bytes of class high that one uid has posted at once";
+    "quota.edges" Number(u32) quota.edges, "Edges of ops of one uid that wait for others";
     "quota.weight" Number(u8) quota.weight, "Share of one uid beside others of the same class";
     "quota.control_per_s" Number(u32) quota.control_per_s,
         "Control messages a second of one uid; more are answered later";

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 mod abroad;
+mod board;
 mod budget;
 mod bytes;
 mod cancel;
@@ -10,11 +11,16 @@ mod caps;
 mod codes;
 mod completion;
 mod deadline;
+mod edges;
 mod fate;
 mod fault;
 mod flood;
 mod flush;
+mod fold;
+mod fold_model;
 mod garbage;
+mod graphs;
+mod graphs_large;
 mod lists;
 mod merging;
 mod model;
@@ -31,6 +37,7 @@ mod shares;
 mod sleep;
 mod started;
 mod streams;
+mod supersede;
 mod telemetry;
 mod two;
 mod watched;

@@ -15,6 +15,8 @@ pub fn state_words(state: u16) -> &'static str {
         abi::STATE_ARMED => "armed",
         abi::STATE_FLUSHING => "flushing",
         abi::STATE_UNTAKEN => "untaken",
+        abi::STATE_WAITING => "waiting",
+        abi::STATE_FOLDED => "folded",
         _ => "in an unknown state",
     }
 }
@@ -72,10 +74,10 @@ fn untaken(why: &Why, f: &mut Formatter<'_>) -> fmt::Result {
 
 /// What it is.
 fn what(why: &Why, f: &mut Formatter<'_>) -> fmt::Result {
-    use abi::Opcode::{Arm, Cancel, Flush, Nop};
+    use abi::Opcode::{Arm, Cancel, Flush, Join, Nop};
     match why.opcode {
         Some(Arm) => write!(f, "ARM of {} notifications", why.bytes)?,
-        Some(op @ (Flush | Cancel | Nop)) => write!(f, "{}", name(op))?,
+        Some(op @ (Flush | Cancel | Nop | Join)) => write!(f, "{}", name(op))?,
         Some(op) => write!(f, "{} of {} bytes", name(op), why.bytes)?,
         None => write!(f, "an op of an unknown kind")?,
     }
@@ -102,6 +104,8 @@ fn stages(why: &Why, f: &mut Formatter<'_>) -> fmt::Result {
         (abi::STATE_QUEUED, ..) => write!(f, "It is queued for {age}; nothing of it is posted."),
         (abi::STATE_ARMED, ..) => write!(f, "It is armed for {age}."),
         (abi::STATE_FLUSHING, ..) => write!(f, "It was taken {age} ago."),
+        (abi::STATE_WAITING, ..) => write!(f, "It was taken {age} ago, and is not queued yet."),
+        (abi::STATE_FOLDED, ..) => write!(f, "It was taken {age} ago, and ends with another op."),
         _ => write!(f, "It is {}; it was taken {age} ago.", state_words(why.state)),
     }
 }
@@ -114,6 +118,7 @@ fn words(why: &Why) -> &'static str {
         (abi::WAIT_WINDOW_BYTES, _) => "room in the device's window, in bytes",
         (abi::WAIT_FABRIC, abi::STATE_POSTED) => "the fabric to complete it",
         (abi::WAIT_LANE, _) => "ops before it in its flow",
+        (abi::WAIT_EARLIER, abi::STATE_WAITING) => "all earlier ops of its ring, being a DRAIN",
         (wait, _) => wait_words(wait).unwrap_or("something unknown"),
     }
 }
@@ -138,8 +143,9 @@ fn rails(why: &Why, f: &mut Formatter<'_>) -> fmt::Result {
 
 /// Its place among those that are queued.
 fn place(why: &Why, f: &mut Formatter<'_>) -> fmt::Result {
-    let lanes = matches!(why.wait, abi::WAIT_FABRIC | abi::WAIT_NOTIFY | abi::WAIT_EARLIER);
-    if lanes && why.ahead == 0 {
+    let aside = matches!(why.wait, abi::WAIT_FABRIC | abi::WAIT_NOTIFY | abi::WAIT_EARLIER)
+        || matches!(why.state, abi::STATE_WAITING | abi::STATE_FOLDED);
+    if aside && why.ahead == 0 {
         return Ok(());
     }
     let class = why.class.map_or("unknown", class_name);

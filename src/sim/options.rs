@@ -75,6 +75,8 @@ pub(super) struct Options {
     /// Card work takes at most so long, ns.
     pub(super) card_ns: u64,
     pub(super) rates: Rates,
+    /// Of a hundred ops so many are tied to others.
+    pub(super) ties: u64,
 }
 
 /// How devices are shared: each mode, with narrow windows and wide ones.
@@ -115,6 +117,7 @@ fn draw_contract(random: &mut Random, limits: &crate::engine::Limits) -> Contrac
         ops_max: random.pick(&[limits.records, limits.records, 8]),
         bytes_max: little(random, 4 * slice_bytes),
         high_bytes_max: little(random, slice_bytes),
+        edges_max: random.pick(&[u32::MAX, u32::MAX, 16]),
         weight: 1 + u8::try_from(random.below(64)).unwrap_or(0),
         ceiling: random.pick(&[Class::High, Class::High, Class::High, Class::Medium, Class::Low]),
     }
@@ -145,6 +148,7 @@ impl Options {
             engine: 0,
             records: 128,
             list_blocks: 64,
+            edges: 128,
             sessions_max: 8,
             rings_max: 16,
             regions_max: 128,
@@ -175,6 +179,7 @@ impl Options {
             control_ns: 1 + random.below(20_000),
             card_ns: 1 + random.below(10_000),
             rates,
+            ties: random.pick(&[0, 0, 20, 50, 90]),
         }
     }
 }

@@ -750,7 +750,7 @@ struct vr_stats_reply {
     struct vr_reply_head reply;
     uint64_t counters[VR_COUNTERS];
 };
-VR_SIZE_(vr_stats_reply, 408);
+VR_SIZE_(vr_stats_reply, 344);
 
 struct vr_op_query { /* CANCEL and WHY */
     struct vr_head head;

@@ -2618,7 +2618,8 @@ static inline void vr_set_coalesce(struct vr_sqe *sqe)
 }
 
 /* Lets a WRITE replace a queued one of this ring for the same place, with the same length and tag:
- * the last value wins. The one that was replaced ends with it, VR_CQE_COALESCED. */
+ * the last value wins. The one that was replaced ends with it, VR_CQE_COALESCED. Not along with
+ * vr_set_coalesce. */
 static inline void vr_set_supersede(struct vr_sqe *sqe, uint64_t tag)
 {
     sqe->flags = (uint16_t)(sqe->flags | VR_SQE_SUPERSEDE);

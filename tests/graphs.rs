@@ -261,3 +261,60 @@ fn edges_reach_an_arm_neither_way_but_one() {
     let told = done.iter().find_map(|completion| completion.notification).unwrap();
     assert_eq!((told.immediate, told.count), (5, 1));
 }
+
+#[test]
+fn ops_of_one_effect_are_done_once_and_complete_each() {
+    let mut world = world();
+    let stats = |world: &World| world.session.stats(Scope::Session).unwrap();
+    let before = stats(&world);
+    let source = world.region.lend(0..64).unwrap();
+    let leases: Vec<_> = (0..6).map(|_| source.share()).collect();
+    let ops: Vec<Ticket> = leases
+        .into_iter()
+        .map(|lease| {
+            world.ring.push(Write::new(lease, world.import.at(PLACE)).notify(3).coalesce()).unwrap()
+        })
+        .collect();
+    drop(source);
+    let done = world.run();
+    let survivor = of(&done, &ops[0]);
+    assert!(!survivor.coalesced());
+    for op in &ops {
+        let end = of(&done, op);
+        assert_eq!((end.result, end.record), (Ok(64), survivor.record));
+        assert_eq!(end.coalesced(), *op != ops[0]);
+    }
+    let after = stats(&world);
+    assert_eq!(after[Counter::FoldHit] - before[Counter::FoldHit], 5);
+    assert_eq!(after[Counter::FoldNone] - before[Counter::FoldNone], 1);
+    assert_eq!(after[Counter::Bytes] - before[Counter::Bytes], 64);
+    assert_eq!(after[Counter::Notified] - before[Counter::Notified], 1);
+    drop(done);
+    assert!(world.region.lend(0..64).is_ok(), "all leases are back");
+    // An edge keeps an op from being folded.
+    let first = world.ring.push(world.read(0, 0).coalesce()).unwrap();
+    let lease = world.region.lend(64..72).unwrap();
+    let read = Read::new(lease.share(), world.import.at(PLACE)).coalesce().after(first);
+    world.ring.push(read).unwrap();
+    world.ring.push(Read::new(lease, world.import.at(PLACE)).coalesce()).unwrap();
+    assert!(world.run().iter().all(|end| end.result == Ok(8) && !end.coalesced()));
+    assert_eq!(stats(&world)[Counter::FoldEdges] - after[Counter::FoldEdges], 1);
+}
+
+#[test]
+fn of_values_for_one_place_the_last_is_carried() {
+    let mut world = world();
+    let ops: Vec<Ticket> = (0..4u64)
+        .map(|value| world.ring.push(world.write(value, 0, 40 + value).supersede(9)).unwrap())
+        .collect();
+    let done = world.run();
+    let last = of(&done, &ops[3]);
+    assert_eq!((last.result, last.coalesced()), (Ok(8), false));
+    for op in &ops[..3] {
+        let end = of(&done, op);
+        assert_eq!((end.result, end.coalesced(), end.record), (Ok(8), true, last.record));
+    }
+    let read = world.ring.push(world.read(9, 0)).unwrap();
+    assert_eq!(value(&world.run(), &read), 43);
+    assert_eq!(world.session.stats(Scope::Session).unwrap()[Counter::Superseded], 3);
+}

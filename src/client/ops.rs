@@ -344,7 +344,7 @@ macro_rules! op {
         /// was folded is [`coalesced`](super::Completion::coalesced), and has the other's record.
         ///
         /// An op that waits for others, or is linked, shares nothing. Both move the same range of
-        /// a region: see [`Lease::share`].
+        /// a region: see [`Lease::share`]. Not along with SUPERSEDE.
         pub fn coalesce(mut self) -> Self {
             self.0.sqe.flags |= abi::SQE_COALESCE;
             self
@@ -354,7 +354,7 @@ macro_rules! op {
         /// Lets the op replace one of the same ring that is still queued, goes to the same place
         /// with the same length, and bears the same tag: only the last value matters. The one that
         /// was replaced completes with the last one, as
-        /// [`coalesced`](super::Completion::coalesced).
+        /// [`coalesced`](super::Completion::coalesced). Not along with COALESCE.
         pub fn supersede(mut self, tag: u64) -> Self {
             self.0.sqe.flags |= abi::SQE_SUPERSEDE;
             self.0.sqe.arg[1] = tag;

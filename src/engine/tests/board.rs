@@ -88,6 +88,7 @@ pub(super) struct Board {
 impl Board {
     pub(super) fn new(limits: Limits, entries: u32) -> Self {
         let stage = Stage::new();
+        stage.plan().unchained = true;
         let mut pair = Pair::new(World::new(limits, stage.fabric(limits)), entries);
         stage.hold();
         let (recorder, kept) = Recorder::on_heap(ENTRIES);

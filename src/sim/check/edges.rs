@@ -55,6 +55,8 @@ impl Edges {
             return;
         }
         match self.graph.end(number, cqe, 0) {
+            // Its rail failed under it, before its predecessor's end was known.
+            Err(_) if cqe.res < 0 && self.may_ride(number) => self.graph.fail(number, cqe, 0),
             Err(why) => hold!(Edges, false, "{why}; {:?}", self.sqe(number)),
             Ok(Course::Inherited) => counts.add(Count::DepFailed),
             Ok(Course::Ran) => self.ran(number, counts),
@@ -85,7 +87,8 @@ impl Edges {
         for before in self.graph.waits_for(number) {
             let skips = self.sqe(before).flags & SQE_SKIP_SUCCESS != 0;
             let ends = self.coming.contains(&before);
-            if !skips || ends || !self.open.contains(&before) || fate(ring, before).is_some() {
+            let taken = before < taken(ring);
+            if !skips || ends || !taken || fate(ring, before).is_some() {
                 continue;
             }
             self.skip(before, ring, counts);
@@ -99,8 +102,7 @@ impl Edges {
 
     /// After a turn: what is shown as posted had nothing left to wait for.
     pub(in crate::sim) fn look(&mut self, ring: &Heap, counts: &mut Counts) {
-        let taken = ring.word(Word::SqHead).load(Ordering::Acquire);
-        let taken = u64::from(taken.wrapping_sub(ring.first_index()));
+        let taken = taken(ring);
         for number in self.taken..taken.min(self.sqes.len() as u64) {
             if self.sqe(number).opcode != Opcode::Arm as u8 && !self.graph.is_over(number) {
                 self.open.insert(number);
@@ -112,12 +114,26 @@ impl Edges {
             if self.graph.waits_for(number).is_empty() {
                 continue;
             }
-            let posted = fate(ring, number) == Some(FATE_POSTED);
+            let posted = fate(ring, number) == Some(FATE_POSTED) && !self.may_ride(number);
             let of = || self.graph.waits_for(number);
             hold!(Edges, !posted, "SQE {number} was started before {:?} were over", of());
             if self.waited.insert(number) {
                 counts.add(Count::Waited);
             }
+        }
+    }
+
+    /// It waits for one op alone, whose failure is its own, and both move bytes: it may be posted
+    /// behind that one, on a rail that keeps them in order.
+    fn may_ride(&self, number: u64) -> bool {
+        let moves = |number: u64| {
+            let moving = [Opcode::Write, Opcode::Read, Opcode::FetchAdd].map(|it| it as u8);
+            moving.contains(&self.sqe(number).opcode)
+        };
+        let carries = self.graph.predecessors(number);
+        match self.graph.waits_for(number)[..] {
+            [before] => carries[&before] && moves(before) && moves(number),
+            _ => false,
         }
     }
 
@@ -130,6 +146,12 @@ impl Edges {
         let at = self.sqes.iter().rposition(|sqe| sqe.user_data == user_data)?;
         Some(at as u64)
     }
+}
+
+/// SQEs that were taken from a ring.
+fn taken(ring: &Heap) -> u64 {
+    let taken = ring.word(Word::SqHead).load(Ordering::Acquire);
+    u64::from(taken.wrapping_sub(ring.first_index()))
 }
 
 /// What a ring's fate table says of an op, if it has an entry.

@@ -193,7 +193,10 @@ fn f22_a_failure_travels_along_edges_and_links_to_any_depth_and_no_further_than_
 /// Late, each at its own depth: what waits for it goes by its kind.
 #[test]
 fn f22_a_deadline_counts_from_intake_also_for_what_waits() {
-    let (stage, mut pair) = super::cancel::held_under(LIMITS, 16);
+    let stage = Stage::new();
+    stage.plan().unchained = true;
+    let mut pair = Pair::new(World::new(LIMITS, stage.fabric(LIMITS)), 16);
+    stage.hold();
     let first = pair.write(0, 8);
     let mut late = pair.write(64, 8);
     late.edges = [1, 0];

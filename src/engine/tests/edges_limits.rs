@@ -114,8 +114,8 @@ fn an_arm_of_long_ago_holds_no_intake_back() {
     assert_eq!((board.tally.ran, board.pair.world.armed()), (40_000, 1));
 }
 
-/// 140,000 SQEs, of which some are refused, each with two edges to anywhere within reach: so what is
-/// remembered of each goes round several times, and is each time of the right one.
+/// 140,000 SQEs, of which some are refused, and some have two edges to anywhere within reach: what
+/// is remembered of each goes round several times, and is each time of the right one.
 #[test]
 fn outcomes_of_the_last_32_767_sqes_are_told_apart_as_their_places_go_round() {
     let limits = Limits { intake_budget: 64, ..LIMITS };

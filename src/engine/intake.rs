@@ -395,12 +395,22 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         if near && flags & SQE_DRAIN == 0 {
             return Some(false);
         }
+        // All behind a DRAIN would wait for an earlier one with it, and must, if it is taken back.
+        if flags & SQE_DRAIN != 0 && self.under_drain(id) {
+            return None;
+        }
         match self.first_of(id) {
             First::Unknown => None,
             First::None => Some(false),
             First::Op(first) if number >= self.ledger[first].number + FARTHEST => None,
             First::Op(_) => Some(flags & SQE_DRAIN != 0),
         }
+    }
+
+    /// True while a DRAIN of this ring is not over.
+    pub(super) fn under_drain(&self, id: RingId) -> bool {
+        let ring = self.rings[id.0 as usize].as_ref();
+        ring.is_some_and(|ring| ring.ties.drains_now(&self.ledger, id).is_some())
     }
 
     /// Copies and checks the page list of an op.

@@ -63,6 +63,8 @@ pub(super) struct Out {
     pub(super) bytes: u32,
     pub(super) notify: bool,
     pub(super) skips: bool,
+    /// It names edges of its own.
+    pub(super) tied: bool,
     pub(super) number: u64,
 }
 
@@ -541,6 +543,7 @@ impl Out {
             bytes: 0,
             notify: false,
             skips: false,
+            tied: false,
             number: 0,
         }
     }

@@ -23,7 +23,9 @@ impl Client {
         grounds: &mut [Ground],
     ) -> Option<(Sqe, Out)> {
         let (sqe, out) = self.draw_alone(random, grounds)?;
-        Some((self.tie(random, sqe), out))
+        let sqe = self.tie(random, sqe);
+        let tied = crate::engine::graph::named(&sqe).iter().any(|edge| *edge != 0);
+        Some((sqe, Out { tied, ..out }))
     }
 
     /// Ties an op to earlier ones, and the next one to it.

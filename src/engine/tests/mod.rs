@@ -23,6 +23,7 @@ mod garbage;
 mod graphs;
 mod graphs_large;
 mod lists;
+mod merging;
 mod model;
 mod notify;
 mod order;

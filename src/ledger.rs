@@ -7,8 +7,8 @@
 //! of their places again: ops that end in another order than they came would else leave a list that
 //! leads all over the memory, and each record of a later burst would be fetched alone. Records are
 //! strung on intrusive lists, one link pair a relation: [`LANE`] (a lane, the ARMs of a region, the
-//! flushes under way, or the ops folded into one: an op is on one of them at most) and [`RING`] (all
-//! ops of a ring, in order of intake).
+//! flushes under way, or the ops folded into one: an op is on one of them at most) and [`RING`]
+//! (all ops of a ring, in order of intake).
 //!
 //! **Invariants**: a slot is on the free list or open, never both; a closed record is on no list.
 //! **Deliberately absent**: rings, fabrics, time sources. **Tests**: against a `BTreeMap`.

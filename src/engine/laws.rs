@@ -96,7 +96,8 @@ impl<F: Fabric, M> Engine<F, M> {
 /// Ops that go through lanes; one whose place another has taken counts as queued there.
 fn moves(op: &Record) -> bool {
     let replaced = op.state == State::Folded && op.op.flags & SQE_SUPERSEDE != 0;
-    replaced || (matches!(op.state, State::Queued | State::Posted) && op.op.opcode != Opcode::Nop)
+    let moves = !matches!(op.op.opcode, Opcode::Nop | Opcode::Join);
+    replaced || (matches!(op.state, State::Queued | State::Posted) && moves)
 }
 
 /// Laws of one lane, or one session.

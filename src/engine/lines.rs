@@ -272,10 +272,16 @@ impl Abroad {
         line
     }
 
-    /// Puts an op where a queued one waits, which waits no more. Line, rail, class and what they
-    /// have stepped aside for are the same of both.
+    /// Puts an op where a queued one waits, which waits no more. Line, rail, the class that they
+    /// are scheduled as and what they have stepped aside for are the same of both.
     pub(super) fn replace(&mut self, ledger: &mut Ledger, slot: u32, by: u32) {
         let record = &ledger[slot];
+        if record.aside != Aside::No && record.op.class != ledger[by].op.class {
+            // It has another list to wait in, if it is to step aside as well.
+            self.remove(ledger, slot);
+            ledger[by].aside = Aside::No;
+            return self.queue.push(ledger, by);
+        }
         let line = &mut self.lines[usize::from(record.line)];
         match record.aside {
             Aside::No => self.queue.replace(ledger, slot, by),

@@ -463,7 +463,6 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             self.lay_slice::<true>(slot, &mut request, next.bytes, grant);
         }
         request.rail = rail;
-        request.flags = 0;
         if next.told && chained {
             request.flags |= REQUEST_CHAIN;
         }

@@ -1,10 +1,10 @@
 //! From lanes to the fabric, and back: credits, slices, posts, completions.
 
 use crate::abi::{
-    CQE_RETRYABLE, Detail, Opcode, SQE_NOTIFY, WAIT_CAP, WAIT_FABRIC, WAIT_RAIL, WAIT_WINDOW_BYTES,
-    errno,
+    CQE_RETRYABLE, Detail, Opcode, SQE_NO_MERGE, SQE_NOTIFY, WAIT_CAP, WAIT_FABRIC, WAIT_RAIL,
+    WAIT_WINDOW_BYTES, errno,
 };
-use crate::fabric::{DONE_RETURNED, Done, Fabric, Request, Verb};
+use crate::fabric::{DONE_RETURNED, Done, Fabric, REQUEST_APART, Request, Verb};
 use crate::ledger::{Aside, Failure, NIL, Op, Record, State};
 use crate::plant::{Plant, planted};
 use crate::ring::Memory;
@@ -508,7 +508,7 @@ pub(super) fn request(op: &Op, ticket: u64, (near, far): (u64, u64), slice: Slic
         bytes: slice.bytes,
         arg: op.arg,
         rail: 0,
-        flags: 0,
+        flags: if op.flags & SQE_NO_MERGE != 0 { REQUEST_APART } else { 0 },
         immediate: 0,
         attempts: 0,
     }

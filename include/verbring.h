@@ -2609,7 +2609,7 @@ static inline void vr_set_drain(struct vr_sqe *sqe)
     sqe->flags = (uint16_t)(sqe->flags | VR_SQE_DRAIN);
 }
 
-/* Lets a WRITE or READ share the work of one of this session that is queued, does just the same
+/* Lets a WRITE or READ share the work of one of this ring that is queued, does just the same
  * and says so too; what lies between them does not matter. Its CQE then has VR_CQE_COALESCED and
  * the other one's record. Not with edges, links or DRAIN. */
 static inline void vr_set_coalesce(struct vr_sqe *sqe)

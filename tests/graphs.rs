@@ -169,9 +169,9 @@ fn a_failure_travels_by_edges_that_carry_it_and_by_no_others() {
     let after = world.session.stats(Scope::Session).unwrap()[Counter::DepFailed];
     assert_eq!(after - before, 3);
     // The same by links: LINK passes it on, HARDLINK does not.
-    world.ring.push(world.bad(0).link()).unwrap();
-    let linked = world.ring.push(world.write(1, 0, 1).hard_link()).unwrap();
-    let last = world.ring.push(world.read(2, 0)).unwrap();
+    world.ring.push(world.bad(10).link()).unwrap();
+    let linked = world.ring.push(world.write(11, 0, 1).hard_link()).unwrap();
+    let last = world.ring.push(world.read(12, 0)).unwrap();
     let done = world.run();
     failed_behind(&done, &linked);
     assert_eq!(value(&done, &last), 3);

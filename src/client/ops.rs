@@ -338,7 +338,7 @@ macro_rules! op {
         }
     };
     (@ coalesce) => {
-        /// Lets the op share the work of one of the same session that is still queued, has the
+        /// Lets the op share the work of one of the same ring that is still queued, has the
         /// same effect in every respect (both sides, length, notification) and says so too: what
         /// lies between the two does not matter. Each has its own completion; that of an op which
         /// was folded is [`coalesced`](super::Completion::coalesced), and has the other's record.

@@ -12,6 +12,7 @@ use verbring::RawRing;
 
 use super::bare::{self, BareEnd};
 use super::burst_client;
+use super::chain_client;
 use super::cores::pin_to;
 use super::echo::open_segment;
 use super::engine_process::allow_many_files;
@@ -32,6 +33,7 @@ pub(super) fn run() -> Result<(), Failure> {
     let plan = match order {
         Order::Prepare(plan) => plan,
         Order::PrepareBursts(plan) => return burst_client::run(&plan),
+        Order::PrepareChains(plan) => return chain_client::run(&plan),
         Order::PrepareStreams(plan) => return streams::run(&plan),
         other => return Err(misplaced(&other)),
     };

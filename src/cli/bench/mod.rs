@@ -18,6 +18,8 @@
 mod bare;
 mod burst;
 mod burst_client;
+mod chain;
+mod chain_client;
 mod charts;
 mod client;
 mod conductor;
@@ -25,6 +27,7 @@ mod cores;
 mod crew;
 mod echo;
 mod engine_process;
+mod graph;
 mod mix;
 mod model;
 mod plot;
@@ -132,6 +135,8 @@ pub(crate) struct Bench {
 enum Round {
     /// Bursts of low ops and then of high ones, polled for only afterwards: latency by mode.
     Burst(burst::BurstArgs),
+    /// Ops that wait for others: chains, fans and random graphs, and what an edge costs.
+    Chain(chain::ChainArgs),
     /// High ops at random times beside low ops that saturate: latency of high, what is left to low.
     Mix(mix::MixArgs),
     /// Tenants with promises beside tenants with appetite: attainment, fairness, leakage.
@@ -170,6 +175,7 @@ impl Bench {
     pub(crate) fn run(&self) -> Result<(), Failure> {
         match &self.round {
             Some(Round::Burst(burst)) => burst.run(),
+            Some(Round::Chain(chain)) => chain.run(),
             Some(Round::Mix(mix)) => mix.run(),
             Some(Round::Qos(qos)) => qos.run(),
             Some(Round::Window(window)) => window.run(),

@@ -280,7 +280,7 @@ fn push_all(ring: &mut RawRing, sqes: &[Sqe], mut each: impl FnMut(&Cqe)) -> Res
 }
 
 /// Looks at the clock now and then: true if nothing came for long.
-fn is_silent(since: &mut Option<(u64, u32)>) -> bool {
+pub(super) fn is_silent(since: &mut Option<(u64, u32)>) -> bool {
     std::hint::spin_loop();
     let (from_ns, looks) = since.get_or_insert_with(|| (0, 0));
     *looks += 1;

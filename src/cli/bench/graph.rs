@@ -246,7 +246,7 @@ mod tests {
                 assert!(node.back.iter().all(|&back| usize::from(back) <= at), "{at}");
             }
             let writes = nodes.iter().filter(|node| node.opcode == Opcode::Write).count();
-            assert_eq!(writes, if nops { 1_000 } else { 64_000 });
+            assert_eq!(writes, if nops { 1_001 } else { 64_000 });
             assert_eq!(form.nodes(), nodes, "the same in every run");
         }
         for limit in random_edges(3_300) {

@@ -22,6 +22,8 @@ mod chain;
 mod chain_client;
 mod charts;
 mod client;
+mod coalesce;
+mod coalesce_client;
 mod conductor;
 mod cores;
 mod crew;
@@ -137,6 +139,8 @@ enum Round {
     Burst(burst::BurstArgs),
     /// Ops that wait for others: chains, fans and random graphs, and what an edge costs.
     Chain(chain::ChainArgs),
+    /// Ops that repeat others, with and without leave to fold them.
+    Coalesce(coalesce::CoalesceArgs),
     /// High ops at random times beside low ops that saturate: latency of high, what is left to low.
     Mix(mix::MixArgs),
     /// Tenants with promises beside tenants with appetite: attainment, fairness, leakage.
@@ -176,6 +180,7 @@ impl Bench {
         match &self.round {
             Some(Round::Burst(burst)) => burst.run(),
             Some(Round::Chain(chain)) => chain.run(),
+            Some(Round::Coalesce(coalesce)) => coalesce.run(),
             Some(Round::Mix(mix)) => mix.run(),
             Some(Round::Qos(qos)) => qos.run(),
             Some(Round::Window(window)) => window.run(),

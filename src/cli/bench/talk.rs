@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::burst_client::{BurstDone, BurstPlan};
 use super::chain_client::{ChainPlan, Weave, Woven};
+use super::coalesce_client::{CoalescePlan, Refresh, Refreshed};
 use super::shape::Shape;
 use super::slice::{Counted, Span};
 use super::streams::{Played, Score, StreamsPlan};
@@ -49,6 +50,10 @@ pub(super) enum Order {
     PrepareChains(ChainPlan),
     /// To a client of graphs: run one over and over for a slice.
     Weave(Weave),
+    /// To a client of refreshes: make ready.
+    PrepareRefreshes(CoalescePlan),
+    /// To a client of refreshes: keep some in flight for a slice.
+    Refresh(Refresh),
     /// To a client of streams: make ready.
     PrepareStreams(StreamsPlan),
     /// To a client of streams: play for a while.
@@ -94,6 +99,8 @@ pub(super) enum Report {
     Burst(BurstDone),
     /// What a slice of a graph came to.
     Woven(Woven),
+    /// What a slice of refreshes came to.
+    Refreshed(Refreshed),
     /// What each stream came to.
     Played(Vec<Played>),
     /// It did not work.

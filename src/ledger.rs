@@ -14,7 +14,8 @@
 //! **Deliberately absent**: rings, fabrics, time sources. **Tests**: against a `BTreeMap`.
 
 use crate::abi::{
-    CQE_FLUSHED, Class, Opcode, RecordEntry, WAIT_CLASS, WAIT_NONE, WAIT_TURN, errno,
+    CQE_DEP_FAILED, CQE_FLUSHED, Class, Opcode, RecordEntry, WAIT_CLASS, WAIT_NONE, WAIT_TURN,
+    errno,
 };
 use crate::ids::{RecordId, RingId, SessionId};
 
@@ -30,6 +31,8 @@ pub const RING: usize = 1;
 pub enum State {
     /// The slot is free.
     Free,
+    /// It waits for predecessors; on no list but its ring's.
+    Waiting,
     /// In its lane, nothing posted.
     Queued,
     /// Posted in part or whole; the rest, if any, is in its lane.
@@ -53,11 +56,12 @@ pub struct Failure {
 
 impl Failure {
     /// True if it is not the op's own: it was flushed with its queue pair, or cancelled along with
-    /// what it was chained to.
+    /// what it depends on.
     #[inline]
     #[must_use]
     pub fn goes_along(&self) -> bool {
-        self.flags & CQE_FLUSHED != 0 && matches!(self.errno, errno::EIO | errno::ECANCELED)
+        let along = self.flags & (CQE_FLUSHED | CQE_DEP_FAILED) != 0;
+        along && matches!(self.errno, errno::EIO | errno::ECANCELED)
     }
 }
 
@@ -228,6 +232,8 @@ pub struct Record {
     pub laid_turn: u64,
     /// Who made it: 0 a user, 1 the engine itself.
     pub origin: u8,
+    /// What it is scheduled as: the class that was asked for, or that of somebody who waits for it.
+    pub class: Class,
     /// It waited for so long that it is scheduled as if its class were high.
     pub aged: bool,
     /// The first of its posts that were handed back, or [`NIL`]: none is left when
@@ -235,6 +241,15 @@ pub struct Record {
     pub returned: u32,
     /// The last of them, if there are any.
     pub returned_last: u32,
+    /// Who waits for it: a list of the engine's edges, or [`NIL`]; none is left when the record is
+    /// closed.
+    pub dependents: u32,
+    /// What it waits for: edges, and its own DRAIN; 0 when the record is closed.
+    pub awaits: u32,
+    /// Of an op that has waited: the edges of its SQE, and `TIE_*`.
+    pub edges: [u16; 2],
+    /// `TIE_*` bits; 0 when the record is closed.
+    pub ties: u8,
 }
 
 /// What a queued op has stepped aside for, so that others may pass it by.
@@ -267,6 +282,15 @@ pub struct Ledger {
     /// What was used often since all were closed.
     worn: u32,
 }
+
+/// [`Record::ties`]: it follows a LINK.
+pub const TIE_LINK: u8 = 1 << 0;
+/// [`Record::ties`]: it follows a HARDLINK.
+pub const TIE_ORDER: u8 = 1 << 1;
+/// [`Record::ties`]: it is a DRAIN that waits for all before it.
+pub const TIE_DRAIN: u8 = 1 << 2;
+/// [`Record::ties`]: it waits to have its predecessors raised to its class.
+pub const TIE_RAISING: u8 = 1 << 3;
 
 /// A slot goes to the end of the free list when this divides its generation.
 const USES_IN_A_ROW: u32 = if cfg!(test) { 4 } else { 1024 };
@@ -339,12 +363,18 @@ impl Record {
     pub fn waited(&mut self, now_ns: u64, held: Option<Class>) {
         if now_ns > self.taken_ns && self.trouble & 0xff << LACKED == 0 {
             let others = match held {
-                Some(class) if class != self.op.class => WAIT_CLASS,
+                Some(class) if class != self.class => WAIT_CLASS,
                 _ => WAIT_TURN,
             };
             let reason = if self.wait == WAIT_NONE { others } else { self.wait };
             self.trouble |= u32::from(reason & 0xff) << LACKED;
         }
+    }
+
+    /// Notes that it has waited for somebody, and may go on now.
+    #[inline]
+    pub fn released(&mut self, wait: u16) {
+        self.trouble = self.trouble & !(0xff << LACKED) | u32::from(wait & 0xff) << LACKED;
     }
 
     /// `WAIT_*`: what it lacked the last time it could not go on, or who went before it.
@@ -359,6 +389,22 @@ impl Record {
         if self.trouble >> CAUSE & 0xff == 0 && !failure.goes_along() {
             self.trouble |= byte(failure.errno) << CAUSE;
         }
+    }
+
+    /// Notes the errno of the first cause of its failure, which was another op's.
+    #[cold]
+    pub fn caused_by(&mut self, errno: u8) {
+        self.trouble = self.trouble & !(0xff << CAUSE) | u32::from(errno) << CAUSE;
+    }
+
+    /// The errno of the first cause of its failure.
+    #[must_use]
+    pub fn first_cause(&self, failure: Failure) -> u8 {
+        let noted = self.trouble.to_le_bytes()[CAUSE as usize / 8];
+        if failure.flags & CQE_DEP_FAILED != 0 && noted != 0 {
+            return noted;
+        }
+        u8::try_from(failure.errno).unwrap_or(u8::MAX)
     }
 
     /// Notes that the fabric posted a request again, so many times.
@@ -420,12 +466,17 @@ impl Ledger {
             rail: 0,
             aside: Aside::No,
             origin: 0,
+            class: Class::Medium,
             aged: false,
             entered: 0,
             whole: false,
             laid_turn: 0,
             returned: NIL,
             returned_last: NIL,
+            dependents: NIL,
+            awaits: 0,
+            edges: [0; 2],
+            ties: 0,
         };
         let records = (0..capacity).map(blank).collect();
         let fresh_left = capacity;
@@ -443,7 +494,8 @@ impl Ledger {
 
     /// Opens a record for the op that was written to [`Ledger::vacant`]; `None` if all are in use.
     /// What [`Record`] has beside the op and the arguments, but for `fate`, `number`, `sequence`,
-    /// `checked`, `line`, `rail`, `aside`, `aged`, `laid` and `returned`, begins at zero.
+    /// `checked`, `line`, `rail`, `aside`, `aged`, `laid` and `returned`, begins at zero, its class
+    /// is the op's, and nothing is tied to it.
     #[inline]
     pub fn open(
         &mut self,
@@ -475,6 +527,7 @@ impl Ledger {
         record.posts = 0;
         record.trouble = 0;
         record.origin = 0;
+        record.class = record.op.class;
         Some((slot, record))
     }
 
@@ -485,6 +538,8 @@ impl Ledger {
         assert!(record.state != State::Free, "closed a record twice");
         assert!(record.in_fabric == 0, "closed a record that the fabric still works on");
         debug_assert!(record.returned == NIL, "closed a record with something handed back");
+        debug_assert!(record.dependents == NIL, "closed a record that others wait for");
+        debug_assert!(record.awaits == 0 && record.ties == 0, "closed a record that waits");
         debug_assert!(record.links == [[NIL; 2]; 2], "closed a record that is on a list");
         record.state = State::Free;
         let used_often = record.id.generation().is_multiple_of(USES_IN_A_ROW);

@@ -57,6 +57,7 @@ pub mod client;
 mod clock;
 #[cfg(not(verbring_loom))]
 pub mod control;
+pub mod edges;
 pub mod engine;
 pub mod fabric;
 #[cfg(not(verbring_loom))]

@@ -68,6 +68,7 @@ const LIMITS: Limits = Limits {
     engine: 1,
     records: 256,
     list_blocks: 64,
+    edges: 64,
     sessions_max: 4,
     rings_max: 8,
     regions_max: 32,

@@ -26,6 +26,7 @@ fn core() -> (Core<Local, Arc<Heap>>, [Arc<Heap>; 2]) {
         engine: 0,
         records: 64,
         list_blocks: 64,
+        edges: 64,
         sessions_max: 2,
         rings_max: 2,
         regions_max: 4,

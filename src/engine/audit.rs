@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use crate::abi::{Class, FATE_ACCEPTED, FATE_FREE, FATE_POSTED, FATE_SHIFT, Opcode};
 use crate::fabric::Fabric;
 use crate::ids::RingId;
-use crate::ledger::{Aside, LANE, List, NIL, RING, Record, State};
+use crate::ledger::{Aside, LANE, List, NIL, RING, Record, State, TIE_DRAIN};
 use crate::ring::{Memory, Word};
 use crate::sched::credits::Window;
 use crate::sched::{Bounds, Mode};
@@ -26,6 +26,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         assert_eq!(open.len(), self.ledger.open_count() as usize, "open records");
         credits(self, &open);
         lists(self, &open);
+        edges(self, &open);
         references(self, &open);
         shares(self, &open);
         for ring in self.rings.iter().flatten() {
@@ -197,10 +198,58 @@ fn lists<F: Fabric, M>(engine: &Engine<F, M>, open: &BTreeSet<u32>) {
         assert_eq!(arms.contains(&slot), record.state == State::Armed, "armed: {record:?}");
         let flush = record.state == State::Flushing && record.op.opcode == Opcode::Flush;
         assert_eq!(flushes.contains(&slot), flush, "flushing: {record:?}");
+        let waits = waits || record.state == State::Waiting;
         deadlines += u32::from(waits && record.op.deadline_us > 0);
     }
     assert_eq!(engine.deadlines, deadlines, "deadlines in lanes");
     assert!(lanes.len() + arms.len() + flushes.len() <= open.len(), "a free record on a list");
+}
+
+/// Whoever waits does so for edges that name it, and for its own DRAIN; edges are counted by ring,
+/// session and owner.
+fn edges<F: Fabric, M: Memory>(engine: &Engine<F, M>, open: &BTreeSet<u32>) {
+    let mut waits: BTreeMap<u32, u32> = BTreeMap::new();
+    let mut by_ring: BTreeMap<RingId, u32> = BTreeMap::new();
+    for &slot in open {
+        let record = &engine.ledger[slot];
+        for (waiter, _) in engine.edges.waiters(record.dependents) {
+            *by_ring.entry(record.ring).or_default() += 1;
+            if let Some(waiter) = engine.ledger.find(waiter) {
+                *waits.entry(waiter).or_default() += 1;
+            }
+        }
+    }
+    for (ring, waiter) in engine.edges.settled() {
+        *by_ring.entry(ring).or_default() += 1;
+        if let Some(waiter) = engine.ledger.find(waiter) {
+            *waits.entry(waiter).or_default() += 1;
+        }
+    }
+    let mut drains: BTreeMap<RingId, u32> = BTreeMap::new();
+    for &slot in open {
+        let record = &engine.ledger[slot];
+        let drain = u32::from(record.ties & TIE_DRAIN != 0);
+        *drains.entry(record.ring).or_default() += drain;
+        let edges = waits.get(&slot).copied().unwrap_or(0);
+        assert_eq!(record.awaits, edges + drain, "what is waited for: {record:?}");
+        let waiting = record.state == State::Waiting;
+        assert!(!waiting || record.awaits > 0, "waits for nothing: {record:?}");
+    }
+    assert_eq!(engine.edges.in_use(), by_ring.values().sum::<u32>(), "edges");
+    let mut sessions = vec![0; engine.sessions.len()];
+    let mut owners = vec![0; engine.owners.len()];
+    for ring in engine.rings.iter().flatten() {
+        let edges = by_ring.get(&ring.id).copied().unwrap_or(0);
+        assert_eq!(ring.ties.edges, edges, "edges of a ring");
+        assert_eq!(ring.ties.drains, drains.get(&ring.id).copied().unwrap_or(0), "drains");
+        let session = ring.session.0 as usize;
+        sessions[session] += edges;
+        owners[engine.sessions[session].owner as usize] += edges;
+    }
+    for (place, (session, owner)) in engine.sessions.iter().zip(&engine.owners).enumerate() {
+        assert_eq!((session.edges, owner.edges), (sessions[place], owners[place]), "edges");
+    }
+    assert_eq!(engine.edge_share.free + engine.edges.in_use(), engine.limits.edges, "edges left");
 }
 
 fn some(place: u32) -> Option<u32> {

@@ -71,6 +71,10 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     #[inline]
     pub(super) fn leave(&mut self, slot: u32) {
         self.meter.ended(&self.ledger[slot], self.now_ns);
+        let record = &self.ledger[slot];
+        if record.dependents != NIL || record.failure.is_some() {
+            self.tell_dependents(slot);
+        }
         self.unlink(slot);
         self.ledger.close(slot);
         // The record keeps what it held until it is opened again.
@@ -151,7 +155,18 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         {
             *cursor = next;
         }
+        if ring.ties.first == slot {
+            ring.ties.first = next;
+        }
+        if let Some(lift) = ring.lift.as_mut()
+            && lift.cursor == slot
+        {
+            lift.cursor = next;
+        }
         ring.ops.remove(&mut self.ledger, slot);
+        if ring.ties.drains > 0 {
+            self.look_at_drains(id);
+        }
     }
 
     /// Tells a region's owner: through its oldest ARM, or merged until the next.

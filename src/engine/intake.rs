@@ -1,19 +1,20 @@
 //! Taking SQEs: look, copy once, judge, open a record, queue.
 
 use crate::abi::{
-    Class, Counter, Cqe, Detail, FABRIC_NONE, OP_BYTES_MAX, Opcode, RingCounter, SQE_REVOKE,
-    SQE_SKIP_SUCCESS, Sqe, errno,
+    Class, Counter, Cqe, Detail, FABRIC_NONE, OP_BYTES_MAX, Opcode, RingCounter, SQE_DRAIN,
+    SQE_REVOKE, SQE_SKIP_SUCCESS, Sqe, errno,
 };
 use crate::fabric::Fabric;
 use crate::ids::{RecordId, RingId};
-use crate::ledger::{Aside, Failure, Op, State};
-use crate::ring::{EngineEnd, Fault, Memory};
+use crate::ledger::{Aside, Failure, NIL, Op};
+use crate::ring::{EngineEnd, Fault, KEPT, Memory};
 
 use super::finish::counter_of;
 use super::pages::{BLOCK_PAGES, PagePool};
-use super::search::Search;
 use super::tables::{Phase, Region, Ring, Session, Wind};
+use super::ties::{FARTHEST, Plan};
 use super::validate::{Judge, inside, plain_nop};
+use super::wire::{First, wire};
 use super::{Engine, Event, RINGS_PER_TURN, STEPS_PER_TURN};
 
 /// What became of the SQE at the head of a ring.
@@ -127,14 +128,17 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     fn take_burst(&mut self, id: u32, waiting: u32, nops: &mut Nops) -> (u32, bool) {
         let Some(ring) = self.rings[id as usize].as_mut() else { return (0, false) };
         ring.keep_sqes();
-        let Ring { end, copied, routes, fates, ops, session, search, next_number, .. } =
+        let Ring { end, copied, routes, fates, ops, session, search, next_number, ties, .. } =
             &mut **ring;
         let session = *session;
         let state = &mut self.sessions[session.0 as usize];
         let owner = &mut self.owners[state.owner as usize];
         let ceiling = state.ceiling;
         let records = self.record_share.left(state.records).min(owner.ops_max - owner.ops);
-        if records == 0 || search.is_some() || fates.is_empty() {
+        let oldest = ops.head();
+        let far = oldest != NIL
+            && *next_number + u64::from(KEPT) >= self.ledger[oldest].number + FARTHEST;
+        if records == 0 || search.is_some() || fates.is_empty() || far {
             return (0, false);
         }
         let want = copied.count().min(waiting).min(records);
@@ -144,15 +148,19 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let (mut sequence, mut number) = (self.sequence, *next_number);
         let (bytes, mut queued, mut passed) = (owner.left(id), [0; 3], 0);
         let mut bytes_left = bytes;
+        let (mut waiting_edges, mut waiters, mut over) = (0, 0, 0);
+        let edges_left =
+            self.edge_share.left(state.edges).min(owner.edges_max.saturating_sub(owner.edges));
         while passed < count {
             let words = copied.entry(passed);
             let sqe = &Sqe::from_words(words);
             if sqe.opcode == Opcode::Nop as u8 {
-                if !plain_nop(&words, ceiling) {
+                if ties.bound() || !plain_nop(&words, ceiling) {
                     break;
                 }
                 let Some(record) = self.ledger.pass_through() else { break };
                 nops.pass(end, sqe, record, ceiling);
+                ties.passed(number);
             } else {
                 let judge = Judge { regions: &self.regions, session, ceiling, cq_entries };
                 let Some(op) = self.ledger.vacant() else { break };
@@ -160,6 +168,20 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                     break;
                 }
                 let Some(rest) = bytes_left.checked_sub(op.bytes.into()) else { break };
+                let class = op.class;
+                let mut plan = None;
+                if ties.bound() || sqe.edges != [0; 2] {
+                    let Ok(told) = ties.plan(&self.ledger, RingId(id), number, sqe) else { break };
+                    let short = waiting_edges + told.count() > edges_left;
+                    if short || told.cause.is_some() || told.lifts(&self.ledger, class) {
+                        break;
+                    }
+                    if told.count() > 0 {
+                        plan = Some(told);
+                    } else if told.tied {
+                        over += 1;
+                    }
+                }
                 let Some(fate) = fates.pop() else { break };
                 let Some((slot, record)) = self.ledger.open(session, RingId(id), self.now_ns)
                 else {
@@ -172,10 +194,21 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 record.sequence = sequence;
                 record.checked = self.withdrawn;
                 end.fate_accepted(fate, record.id().0, number);
-                queued[record.op.class.index()] += 1;
                 let (named, late) = (record.op.names(), record.op.deadline_us > 0);
                 self.deadlines += u32::from(late);
                 ops.push_back(&mut self.ledger, slot);
+                ties.took(number, slot, sqe.flags);
+                if let Some(plan) = &plan {
+                    self.ledger[slot].edges = sqe.edges;
+                    wire(&mut self.ledger, &mut self.edges, slot, RingId(id), plan);
+                    waiting_edges += plan.count();
+                    waiters += 1;
+                    refer(&mut self.regions, named);
+                    number += 1;
+                    passed += 1;
+                    continue;
+                }
+                queued[class.index()] += 1;
                 if !(abroad && self.abroad.queue(&self.regions, &mut self.ledger, slot)) {
                     self.ledger[slot].aside = Aside::No;
                     self.lanes.push(&mut self.ledger, slot);
@@ -193,6 +226,13 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         state.count(Counter::Taken, u64::from(passed));
         self.meter.enqueued(session, queued);
         self.record_share.take(&mut state.records, opened);
+        if waiters > 0 || over > 0 {
+            ties.edges += waiting_edges;
+            self.edge_share.take(&mut state.edges, waiting_edges);
+            owner.edges += waiting_edges;
+            state.count(Counter::EdgesLive, waiters);
+            state.count(Counter::EdgesOver, over);
+        }
         owner.take(id, opened, bytes - bytes_left);
         (passed, passed == count && count > 0)
     }
@@ -224,6 +264,19 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             self.refuse(id, &sqe, failure);
             return Ok(Step::Taken);
         }
+        let op = *op;
+        let plan = match ring.ties.plan(&self.ledger, RingId(id), ring.next_number, &sqe) {
+            Ok(plan) if plan.count() > owner.edges_max => {
+                let detail = Detail::Edges as u16;
+                self.refuse(id, &sqe, Failure { errno: errno::E2BIG, detail, flags: 0 });
+                return Ok(Step::Taken);
+            }
+            Ok(plan) => plan,
+            Err(failure) => {
+                self.refuse(id, &sqe, failure);
+                return Ok(Step::Taken);
+            }
+        };
         // What it needs must be there, else it waits as a copy.
         let slots = if op.opcode == Opcode::Arm { op.bytes } else { 1 };
         let blocks = PagePool::blocks_for(op.pages);
@@ -231,13 +284,16 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             && owner.ops < owner.ops_max
             && (blocks == 0 || self.block_share.allows(state.blocks, blocks))
             && (op.flags & SQE_REVOKE == 0 || self.events.len() < self.regions.len())
+            && self.edge_share.allows(state.edges, plan.count())
+            && plan.count() <= owner.edges_max - owner.edges
             && ring.end.room(slots)? >= slots
             && owner.admits(id, op.asked());
         if !fits {
             return Ok(Step::Later);
         }
+        let Some(drains) = self.in_reach(RingId(id), sqe.flags) else { return Ok(Step::Later) };
         if op.pages > 0 {
-            let mut op = *op;
+            let mut op = op;
             op.list = self.pages.take(blocks);
             if let Err(failure) = self.copy_pages(&op) {
                 self.pages.give(op.list);
@@ -250,13 +306,13 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 *vacant = op;
             }
         }
-        self.open(id, slots);
+        self.open(id, slots, &sqe, &plan, drains);
         Ok(Step::Taken)
     }
 
     /// Opens the record of the op that has been judged and let in, and sends it on its way.
     #[inline]
-    fn open(&mut self, id: u32, slots: u32) {
+    fn open(&mut self, id: u32, slots: u32, sqe: &Sqe, plan: &Plan, drains: bool) {
         let Some(ring) = self.rings[id as usize].as_mut() else { return };
         let session = ring.session;
         let Some((slot, record)) = self.ledger.open(session, ring.id, self.now_ns) else {
@@ -279,19 +335,41 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         record.number = number;
         record.sequence = self.sequence;
         record.checked = self.withdrawn;
+        record.edges = sqe.edges;
         let opcode = record.op.opcode;
+        ring.ties.took(number, slot, sqe.flags);
+        ring.ties.took_rare(number, opcode, sqe.flags);
         self.deadlines += u32::from(record.op.deadline_us > 0);
         refer(&mut self.regions, record.op.names());
         ring.ops.push_back(&mut self.ledger, slot);
-        match opcode {
-            Opcode::Nop => self.finish(slot),
-            Opcode::Cancel => self.begin_cancel(slot),
-            Opcode::Flush => self.begin_flush(slot),
-            Opcode::Arm => self.begin_arm(slot),
-            _ => {
-                self.meter.enqueued_one(&self.ledger[slot]);
-                self.enqueue(slot);
-            }
+        if plan.count() > 0 || drains {
+            return self.wait(slot, plan, drains);
+        }
+        if plan.tied {
+            self.sessions[session.0 as usize].count(Counter::EdgesOver, 1);
+        }
+        if let Some(cause) = plan.cause {
+            self.fail_at_once(slot, cause);
+        } else {
+            self.start(slot);
+            self.let_go();
+        }
+    }
+
+    /// Whether the SQE at the head of a ring may be taken, as far as those before it go; if so,
+    /// whether it is to wait for all of them, as a DRAIN.
+    fn in_reach(&mut self, id: RingId, flags: u16) -> Option<bool> {
+        let oldest = self.ring(id).ops.head();
+        let number = self.ring(id).next_number;
+        let near = oldest == NIL || number < self.ledger[oldest].number + FARTHEST;
+        if near && flags & SQE_DRAIN == 0 {
+            return Some(false);
+        }
+        match self.first_of(id) {
+            First::Unknown => None,
+            First::None => Some(false),
+            First::Op(first) if number >= self.ledger[first].number + FARTHEST => None,
+            First::Op(_) => Some(flags & SQE_DRAIN != 0),
         }
     }
 
@@ -335,6 +413,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         ring.copied.pass(1);
         ring.end.take(1);
         ring.end.fate_accepted(fate, 0, number);
+        ring.ties.refused(number, sqe.flags, failure);
         ring.end.count(RingCounter::Refused, 1);
         let cqe = Cqe {
             user_data: sqe.user_data,
@@ -353,16 +432,6 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         self.touch(RingId(id));
     }
 
-    fn begin_cancel(&mut self, slot: u32) {
-        let record = &mut self.ledger[slot];
-        record.state = State::Flushing;
-        let (id, op) = (record.ring, record.op);
-        let first = self.ring(id).ops.head();
-        let search = Search::new(op.arg[1], op.arg[0], slot, first);
-        self.ring(id).search = Some(search);
-        self.step_cancel(id);
-    }
-
     /// Ends a ring that its client broke. Its ops stop where they are; nobody else notices.
     pub(super) fn fault(&mut self, id: u32, fault: Fault) {
         let Some(ring) = self.rings[id as usize].as_mut() else { return };
@@ -370,7 +439,6 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         // and has left the fate table would be judged not started.
         ring.end.publish_taken();
         ring.end.fault(fault);
-        ring.search = None;
         ring.faulted = true;
         let session = ring.session;
         ring.phase = Phase::Winding { mode: Wind::Cancel, cursor: ring.ops.head(), token: None };

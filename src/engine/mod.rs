@@ -39,14 +39,17 @@ mod tables;
 mod tent;
 #[cfg(all(test, not(verbring_loom)))]
 mod tests;
+mod ties;
 mod untaken;
 mod validate;
 mod why;
 mod winding;
+mod wire;
 
 use std::collections::VecDeque;
 
 use crate::abi::{Class, Counter, PAGES_MAX, TelemetryHeader};
+use crate::edges::Edges;
 use crate::fabric::{Done, Fabric, Request};
 use crate::ids::{RegionId, RingId};
 use crate::ledger::{LANE, Ledger, List};
@@ -69,6 +72,7 @@ use owner::Owner;
 use pages::PagePool;
 use search::Query;
 use tables::{Posts, Region, Session, Share};
+use ties::LIVE_MAX;
 
 /// Sizes of an engine's tables, and its budgets. All are fixed at start.
 #[derive(Clone, Copy, Debug)]
@@ -79,6 +83,8 @@ pub struct Limits {
     pub records: u32,
     /// Page-list blocks.
     pub list_blocks: u32,
+    /// Edges of ops that wait.
+    pub edges: u32,
     /// Sessions.
     pub sessions_max: u32,
     /// Rings.
@@ -107,6 +113,7 @@ impl Limits {
         let longest = PagePool::blocks_for(PAGES_MAX);
         // Half of the pool is set aside for each session's part.
         assert!(self.list_blocks >= 2 * longest, "or the longest list could never be taken");
+        assert!(self.edges >= 2 * LIVE_MAX as u32, "or an op might never have its edges");
         assert!(self.regions_max <= 1 << RegionId::INDEX_BITS, "or a place would have no id");
     }
 }
@@ -168,6 +175,14 @@ pub struct Engine<F: Fabric, M> {
     regions: Vec<Region>,
     record_share: Share,
     block_share: Share,
+    edge_share: Share,
+    edges: Edges,
+    /// Rings with a DRAIN that may be the first of its ring's ops now.
+    drains: Vec<u32>,
+    /// Ops that wait, and have risen: those that they wait for are to rise, too.
+    raising: List<LANE>,
+    /// Rings with a [`wire::Lift`].
+    lifts: Vec<u32>,
     /// Rings that are looked at each turn.
     polled: Vec<u32>,
     poll_from: usize,
@@ -272,6 +287,11 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             regions: vec![Region::NONE; limits.regions_max as usize],
             record_share: Share::new(limits.records, limits.sessions_max),
             block_share: Share::new(limits.list_blocks, limits.sessions_max),
+            edge_share: Share::new(limits.edges, limits.sessions_max),
+            edges: Edges::new(limits.edges),
+            drains: Vec::with_capacity(rings),
+            raising: List::EMPTY,
+            lifts: Vec::with_capacity(rings),
             polled: Vec::with_capacity(rings),
             poll_from: 0,
             blocked: Vec::with_capacity(rings),
@@ -326,6 +346,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         self.step_cancel_query();
         turn.taken = self.intake();
         let flushed = self.step_flushes();
+        self.step_ties();
         self.sweep_deadlines();
         self.age();
         turn.posted = self.schedule();
@@ -351,6 +372,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             || !self.unsure.is_empty()
             || !self.disarming.is_empty()
             || self.query.is_some()
+            || self.ties_busy()
             || !self.replies.is_empty();
         // Without peers whatever a FLUSH or a ring's end waits for is under way here.
         here || if self.abroad() {

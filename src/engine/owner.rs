@@ -18,6 +18,9 @@ pub(super) struct Owner {
     /// Bytes that its ops in flight ask for.
     pub(super) bytes: u64,
     pub(super) bytes_max: u64,
+    /// Edges of its ops that wait.
+    pub(super) edges: u32,
+    pub(super) edges_max: u32,
     /// The ring whose SQE waits for bytes, before those of other rings; or [`NIL`].
     next: u32,
     /// Bytes of class high of its ops that are in the fabric.
@@ -33,6 +36,8 @@ impl Owner {
         ops_max: 0,
         bytes: 0,
         bytes_max: 0,
+        edges: 0,
+        edges_max: 0,
         next: NIL,
         high: 0,
         high_max: 0,
@@ -43,6 +48,7 @@ impl Owner {
     pub(super) fn sign(&mut self, contract: &Contract) {
         self.ops_max = contract.ops_max;
         self.bytes_max = contract.bytes_max;
+        self.edges_max = contract.edges_max;
         self.high_max = contract.high_bytes_max;
     }
 

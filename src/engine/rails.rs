@@ -427,7 +427,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     fn admitted_by(&self, slot: u32, card: u8, ask: Ask) -> Result<(), Hold> {
         let card = &self.abroad.cards[usize::from(card)];
         let kept =
-            |other: u32| other != slot && self.ledger[other].op.class <= self.ledger[slot].op.class;
+            |other: u32| other != slot && self.ledger[other].class <= self.ledger[slot].class;
         if card.reserved.is_some_and(|(other, _)| kept(other)) {
             return Err(Hold::Kept);
         }
@@ -506,7 +506,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     /// Notes what an op waits for; it counts as deferred when that changes.
     fn note_wait(&mut self, slot: u32, wait: u16) {
         let record = &self.ledger[slot];
-        self.held[1] = Some(record.op.class);
+        self.held[1] = Some(record.class);
         if record.wait != wait {
             self.defer(slot, wait);
         }

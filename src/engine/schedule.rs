@@ -221,7 +221,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let record = &self.ledger[slot];
         let deadline_us = u64::from(record.op.deadline_us);
         let late = deadline_us > 0
-            && record.state == State::Queued
+            && matches!(record.state, State::Queued | State::Waiting)
             && self.now_ns >= record.taken_ns + deadline_us * 1_000;
         let detail = Detail::Deadline as u16;
         late.then_some(Failure { errno: errno::ETIME, detail, flags: CQE_RETRYABLE })
@@ -450,9 +450,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             let slot = self.sweep_from;
             self.sweep_from = (slot + 1) % self.ledger.capacity();
             if let Some(failure) = self.late(slot) {
-                self.ledger[slot].failure = Some(failure);
-                self.unqueue(slot);
-                self.finish(slot);
+                self.withdraw(slot, failure);
             }
         }
     }

@@ -88,7 +88,56 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             self.ledger[search.seeker].failure = Some(Failure { errno, detail, flags: 0 });
         }
         self.finish(search.seeker);
-        true
+        self.begin_next_cancel(id);
+        self.ring(id).search.is_none()
+    }
+
+    /// A CANCEL that waited for another one's search has its turn.
+    fn begin_next_cancel(&mut self, id: RingId) {
+        let Some(ring) = self.rings[id.0 as usize].as_mut() else { return };
+        let next = ring.cancels.head();
+        if next != NIL && ring.search.is_none() {
+            ring.cancels.remove(&mut self.ledger, next);
+            self.search_for(next);
+        }
+    }
+
+    /// Begins a CANCEL; behind another one's search, if there is one.
+    pub(super) fn begin_cancel(&mut self, slot: u32) {
+        let record = &mut self.ledger[slot];
+        record.state = State::Flushing;
+        let id = record.ring;
+        let Some(ring) = self.rings[id.0 as usize].as_mut() else { return };
+        if ring.search.is_some() {
+            ring.cancels.push_back(&mut self.ledger, slot);
+        } else {
+            self.search_for(slot);
+            self.step_cancel(id);
+        }
+    }
+
+    fn search_for(&mut self, slot: u32) {
+        let record = &self.ledger[slot];
+        let (id, op) = (record.ring, record.op);
+        let first = self.ring(id).ops.head();
+        self.ring(id).search = Some(Search::new(op.arg[1], op.arg[0], slot, first));
+        // One that has waited may find its ring asleep.
+        self.wake(id);
+    }
+
+    /// Ends a CANCEL that is not done.
+    pub(super) fn end_cancel(&mut self, slot: u32, failure: Failure) {
+        let id = self.ledger[slot].ring;
+        let ring = match self.rings[id.0 as usize].as_mut() {
+            Some(ring) => ring,
+            None => return,
+        };
+        if ring.search.is_some_and(|search| search.seeker == slot) {
+            ring.search = None;
+        } else {
+            ring.cancels.remove(&mut self.ledger, slot);
+        }
+        self.withdraw(slot, failure);
     }
 
     /// Goes on with a control-socket CANCEL, before its op may be posted.
@@ -165,7 +214,9 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         match self.ledger[slot].state {
             State::Free => return Err(errno::ENOENT),
             State::Posted => return Err(errno::EALREADY),
-            State::Queued | State::Armed | State::Flushing => self.withdraw(slot, failure),
+            State::Waiting | State::Queued | State::Armed | State::Flushing => {
+                self.withdraw(slot, failure);
+            }
         }
         self.sessions[session.0 as usize].count(Counter::Cancelled, 1);
         Ok(record)
@@ -177,6 +228,10 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         record.failure = Some(failure);
         match record.state {
             State::Armed => self.end_arm(slot),
+            State::Waiting => {
+                self.end_waiting(slot);
+                self.let_go();
+            }
             State::Flushing => {
                 if record.op.opcode == Opcode::Flush {
                     self.flushes.remove(&mut self.ledger, slot);

@@ -25,7 +25,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     pub(super) fn defer(&mut self, slot: u32, wait: u16) {
         let record = &mut self.ledger[slot];
         record.lacks(wait);
-        self.held[usize::from(record.line != 0)] = Some(record.op.class);
+        self.held[usize::from(record.line != 0)] = Some(record.class);
         self.meter.deferred(record, wait);
         self.sessions[record.session.0 as usize].count(Counter::Defers, 1);
     }

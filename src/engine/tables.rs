@@ -7,6 +7,8 @@ use crate::ring::{EngineEnd, KEPT, Kept, Memory};
 use crate::sched::credits::Grant;
 
 use super::search::Search;
+use super::ties::Ties;
+use super::wire::Lift;
 
 /// A session, as the core sees it.
 #[derive(Debug, Clone, Copy)]
@@ -14,9 +16,10 @@ pub(super) struct Session {
     pub(super) live: bool,
     pub(super) owner: u32,
     pub(super) ceiling: Class,
-    /// Records and list blocks in use: compared with the session's guaranteed part.
+    /// Records, list blocks and edges in use: compared with the session's guaranteed part.
     pub(super) records: u32,
     pub(super) blocks: u32,
+    pub(super) edges: u32,
     pub(super) counters: [u64; Counter::COUNT],
 }
 
@@ -27,6 +30,7 @@ impl Session {
         ceiling: Class::High,
         records: 0,
         blocks: 0,
+        edges: 0,
         counters: [0; Counter::COUNT],
     };
 
@@ -72,6 +76,11 @@ pub struct Ring<M> {
     pub(super) copied: Kept<8>,
     /// Pairs of regions that its last SQEs named.
     pub(super) routes: [Route; Route::KEPT],
+    /// What its later SQEs depend on.
+    pub(super) ties: Ties,
+    pub(super) lift: Option<Lift>,
+    /// CANCELs that wait for another one's search.
+    pub(super) cancels: List<LANE>,
     /// Fate entries not in use.
     pub(super) fates: Vec<u32>,
     /// Fate entries to free once `cq_tail` covers their CQEs.
@@ -103,6 +112,9 @@ impl<M: Memory> Ring<M> {
             next_number: 0,
             copied: Kept::new(),
             routes: [Route::NONE; Route::KEPT],
+            ties: Ties::new(),
+            lift: None,
+            cancels: List::EMPTY,
             fates: (0..entries).rev().collect(),
             frees: Vec::with_capacity(entries as usize),
             search: None,

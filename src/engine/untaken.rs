@@ -8,16 +8,18 @@
 //! no slot is copied that intake has not seen.
 
 use crate::abi::{
-    Class, Opcode, SQE_REVOKE, STATE_UNTAKEN, Sqe, WAIT_BELL, WAIT_CLOSED, WAIT_CQ, WAIT_INTAKE,
-    WAIT_NONE, WAIT_PAGES, WAIT_QUOTA_BYTES, WAIT_QUOTA_OPS, WAIT_RECORDS, WAIT_REVOKED,
-    WAIT_SEARCH,
+    Class, Opcode, SQE_REVOKE, STATE_UNTAKEN, Sqe, WAIT_BELL, WAIT_CLOSED, WAIT_CQ, WAIT_DISTANCE,
+    WAIT_EDGES, WAIT_INTAKE, WAIT_NONE, WAIT_PAGES, WAIT_QUOTA_BYTES, WAIT_QUOTA_EDGES,
+    WAIT_QUOTA_OPS, WAIT_RECORDS, WAIT_REVOKED, WAIT_SEARCH,
 };
 use crate::fabric::Fabric;
 use crate::ids::{RecordId, RingId};
+use crate::ledger::NIL;
 use crate::ring::Memory;
 
 use super::pages::PagePool;
-use super::tables::{Phase, Share};
+use super::tables::{Phase, Ring, Share};
+use super::ties::FARTHEST;
 use super::why::Lack;
 use super::{Engine, Why};
 
@@ -105,7 +107,30 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         if flush && first.flags & SQE_REVOKE != 0 && self.events.len() >= self.regions.len() {
             return plain(WAIT_REVOKED);
         }
+        if let Some(why) = self.lacks_edges(ring, &first) {
+            return why;
+        }
         plain(if ahead > 0 { WAIT_INTAKE } else { WAIT_NONE })
+    }
+
+    /// What an SQE, the next of its ring, lacks so that it can wait for others.
+    fn lacks_edges(&self, ring: &Ring<M>, sqe: &Sqe) -> Option<(u16, Lack)> {
+        let oldest = ring.ops.head();
+        let number = ring.next_number;
+        let first = if ring.ties.first == NIL { oldest } else { ring.ties.first };
+        if first != NIL && self.ledger[first].op.opcode != Opcode::Arm {
+            let back = number - self.ledger[first].number;
+            if back >= FARTHEST {
+                return Some((WAIT_DISTANCE, Lack::of(back, FARTHEST, self.ledger[first].number)));
+            }
+        }
+        let wants = ring.ties.would_wait(&self.ledger, ring.id, number, sqe);
+        let state = &self.sessions[ring.session.0 as usize];
+        let owner = &self.owners[state.owner as usize];
+        if wants > owner.edges_max.saturating_sub(owner.edges) {
+            return Some((WAIT_QUOTA_EDGES, Lack::of(owner.edges, owner.edges_max, wants)));
+        }
+        shares(&self.edge_share, state.edges, wants).map(|lack| (WAIT_EDGES, lack))
     }
 }
 

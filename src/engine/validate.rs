@@ -2,8 +2,8 @@
 
 use crate::abi::{
     CANCEL_BY_RECORD, CANCEL_BY_USER_DATA, Class, Detail, OP_BYTES_MAX, Opcode, PAGES_MAX,
-    RIGHT_ATOMIC, RIGHT_NOTIFY, RIGHT_READ, RIGHT_WRITE, SQE_NO_MERGE, SQE_NOTIFY, SQE_REVOKE,
-    SQE_SKIP_SUCCESS, Sqe, errno,
+    RIGHT_ATOMIC, RIGHT_NOTIFY, RIGHT_READ, RIGHT_WRITE, SQE_DRAIN, SQE_HARDLINK, SQE_LINK,
+    SQE_NO_MERGE, SQE_NOTIFY, SQE_REVOKE, SQE_SKIP_SUCCESS, Sqe, errno,
 };
 use crate::ids::{RegionId, SessionId};
 use crate::ledger::{Failure, NIL, Op};
@@ -18,12 +18,14 @@ pub(crate) const OPCODES_SERVED: u64 = 1 << Opcode::Nop as u64
     | 1 << Opcode::Readv as u64
     | 1 << Opcode::FetchAdd as u64
     | 1 << Opcode::CmpSwap as u64
+    | 1 << Opcode::Join as u64
     | 1 << Opcode::Cancel as u64
     | 1 << Opcode::Flush as u64
     | 1 << Opcode::Arm as u64;
 
 /// SQE flags that are served.
-pub(crate) const FLAGS_SERVED: u16 = SQE_NO_MERGE | SQE_NOTIFY | SQE_SKIP_SUCCESS | SQE_REVOKE;
+pub(crate) const FLAGS_SERVED: u16 =
+    SQE_NO_MERGE | SQE_NOTIFY | SQE_SKIP_SUCCESS | SQE_REVOKE | SQE_LINK | SQE_HARDLINK | SQE_DRAIN;
 
 /// All flags that ABI 1 defines.
 const FLAGS_DEFINED: u16 = (1 << 9) - 1;
@@ -81,9 +83,6 @@ impl Judge<'_> {
         }
         let class = asked.max(self.ceiling);
         check_flags(opcode, sqe.flags)?;
-        if sqe.edges != [0; 2] {
-            return Err(refuse(errno::EOPNOTSUPP, Detail::Edges));
-        }
         if sqe.flags & SQE_NOTIFY == 0 {
             zero(sqe.immediate.into(), Detail::Immediate)?;
         }
@@ -102,7 +101,14 @@ impl Judge<'_> {
             Opcode::Flush => self.parse_flush(sqe, op),
             Opcode::Arm => self.parse_arm(sqe, op),
             Opcode::Cancel => parse_cancel(sqe, op),
-            Opcode::Nop | Opcode::Join | Opcode::Run => {
+            Opcode::Join => {
+                no_regions(sqe)?;
+                zero(sqe.bytes.into(), Detail::Bytes)?;
+                // Its other edges, which are looked up with the first two.
+                op.arg = sqe.arg;
+                Ok(())
+            }
+            Opcode::Nop | Opcode::Run => {
                 no_regions(sqe)?;
                 zero(sqe.bytes.into(), Detail::Bytes)?;
                 zero(sqe.arg[0], Detail::Arg)
@@ -129,7 +135,8 @@ impl Judge<'_> {
             Some(asked) if asked >= self.ceiling || sqe.class == 0 => asked.max(self.ceiling),
             _ => return false,
         };
-        let needs = match sqe.flags & !(SQE_NO_MERGE | SQE_SKIP_SUCCESS) {
+        let plain = SQE_NO_MERGE | SQE_SKIP_SUCCESS | SQE_LINK | SQE_HARDLINK;
+        let needs = match sqe.flags & !plain {
             0 if sqe.immediate == 0 => right,
             SQE_NOTIFY => right | RIGHT_NOTIFY,
             _ => return false,
@@ -143,8 +150,7 @@ impl Judge<'_> {
         let bytes = u64::from(sqe.bytes);
         let (near, far) = (sqe.local_offset, sqe.remote_offset);
         let [local, import, target] = route.names;
-        let good = sqe.edges == [0; 2]
-            && sqe.bytes <= OP_BYTES_MAX
+        let good = sqe.bytes <= OP_BYTES_MAX
             && sqe.pages() == 0
             && route.rights & needs == needs
             && fits(near, bytes, route.local_bytes)
@@ -357,7 +363,9 @@ fn check_flags(opcode: Opcode, flags: u16) -> Result<(), Failure> {
     }
     let notify = flags & (SQE_NOTIFY | SQE_NO_MERGE) != 0 && !data_op(opcode);
     let revoke = flags & SQE_REVOKE != 0 && opcode != Opcode::Flush;
-    let skip = flags & SQE_SKIP_SUCCESS != 0 && opcode == Opcode::Arm;
+    // An ARM may be there for ever: nothing waits for it.
+    let arm = SQE_SKIP_SUCCESS | SQE_LINK | SQE_HARDLINK | SQE_DRAIN;
+    let skip = flags & arm != 0 && opcode == Opcode::Arm;
     if notify || revoke || skip { Err(invalid(Detail::Flags)) } else { Ok(()) }
 }
 

@@ -9,17 +9,18 @@
 use crate::abi::{
     MODE_DIRECT, MODE_FIFO, MODE_STRICT, MODE_TENT, MODE_WEIGHTED, RAIL_CONNECTING, RAIL_DEAD,
     RAIL_DEGRADED, RAIL_FULL, RAIL_MEMORY, RAIL_OPEN, RAIL_PAUSED, RAIL_REBUILDING, STATE_ARMED,
-    STATE_FLUSHING, STATE_POSTED, STATE_QUEUED, WAIT_CREDIT, WAIT_EARLIER, WAIT_FABRIC, WAIT_LANE,
-    WAIT_NONE, WAIT_NOTIFY, WAIT_PEER, WAIT_RAIL, WAIT_WINDOW_BYTES, WAIT_WINDOW_OPS,
-    WAIT_WINDOW_WRS,
+    STATE_FLUSHING, STATE_POSTED, STATE_QUEUED, STATE_WAITING, WAIT_CREDIT, WAIT_EARLIER,
+    WAIT_FABRIC, WAIT_LANE, WAIT_NONE, WAIT_NOTIFY, WAIT_PEER, WAIT_PREDECESSOR, WAIT_RAIL,
+    WAIT_WINDOW_BYTES, WAIT_WINDOW_OPS, WAIT_WINDOW_WRS,
 };
 use crate::fabric::{Fabric, Room, Stop};
-use crate::ledger::{Aside, LANE, List, NIL, Record, State};
+use crate::ledger::{Aside, LANE, List, NIL, Record, State, TIE_DRAIN};
 use crate::ring::Memory;
 use crate::sched::credits::{Ask, Window};
 use crate::sched::{self, Bounds, Mode};
 
 use super::lines::{each_bit, is_atomic};
+use super::ties::Before;
 use super::{Engine, Why};
 
 /// Where a queued op stands.
@@ -66,11 +67,18 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let queued = matches!(record.state, State::Queued | State::Posted) && !record.posted_whole;
         let place = if queued { self.place(slot) } else { Place::over(record) };
         let set = if queued { self.may_go_by(record) } else { went_by(record) };
-        let lack = if queued { self.lack(record, place.wait, set) } else { Lack::default() };
+        let lack = if queued {
+            self.lack(record, place.wait, set)
+        } else if record.state == State::Waiting {
+            self.awaits(slot)
+        } else {
+            Lack::default()
+        };
         let state = match record.state {
             State::Queued => STATE_QUEUED,
             State::Armed => STATE_ARMED,
             State::Flushing => STATE_FLUSHING,
+            State::Waiting => STATE_WAITING,
             State::Posted | State::Free => STATE_POSTED,
         };
         Why {
@@ -202,6 +210,26 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         }
     }
 
+    /// How many an op still waits for, and the SQE number of one of them.
+    fn awaits(&self, slot: u32) -> Lack {
+        let record = &self.ledger[slot];
+        let ring = self.rings[record.ring.0 as usize].as_ref();
+        let named = ring.and_then(|ring| {
+            let live = |(before, _)| match before {
+                Before::Live(slot) => Some(slot),
+                _ => None,
+            };
+            let mut named = ring.ties.names(&self.ledger, slot).filter_map(live);
+            let drain = ring.ties.drain_before(&self.ledger, record.ring, slot);
+            named.next().or(drain).or_else(|| {
+                let first = ring.ops.head();
+                (record.ties & TIE_DRAIN != 0 && first != NIL).then_some(first)
+            })
+        });
+        let number = named.map_or(0, |slot| self.ledger[slot].number);
+        Lack::of(record.awaits, 0_u32, number)
+    }
+
     /// Bytes of what an op posts next.
     fn bytes_to_post(&self, record: &Record) -> u32 {
         if record.returned != NIL {
@@ -228,6 +256,8 @@ impl Place {
         let wait = match record.state {
             State::Armed => WAIT_NOTIFY,
             State::Flushing => WAIT_EARLIER,
+            State::Waiting if record.ties & TIE_DRAIN != 0 => WAIT_EARLIER,
+            State::Waiting => WAIT_PREDECESSOR,
             State::Queued | State::Posted | State::Free => WAIT_FABRIC,
         };
         Self { ahead: 0, flows: 0, wait }

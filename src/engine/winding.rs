@@ -83,13 +83,15 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         }
         let ring = self.ring(id);
         let Phase::Winding { cursor: NIL, token, .. } = ring.phase else { return false };
-        if !ring.ops.is_empty() {
+        if !ring.ops.is_empty() || ring.ties.edges > 0 {
             return false;
         }
         let Some(token) = token else { return true };
         self.publish_now(id);
         let Some(ring) = self.rings[id.0 as usize].take() else { return true };
         self.bells.retain(|&bell| bell != id.0);
+        self.drains.retain(|&drain| drain != id.0);
+        self.lifts.retain(|&lift| lift != id.0);
         self.replies.push_back(Reply::RingGone { token, ring });
         true
     }
@@ -106,10 +108,14 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         match record.state {
             State::Armed => self.withdraw(slot, Failure { flags: 0, ..failure }),
             State::Flushing if record.op.opcode == Opcode::Cancel => {
-                self.ring(id).search = None;
-                self.withdraw(slot, failure);
+                self.end_cancel(slot, failure);
             }
-            State::Queued if mode == Wind::Cancel => self.withdraw(slot, failure),
+            State::Queued | State::Waiting if mode == Wind::Cancel => self.withdraw(slot, failure),
+            // Once it is released, there would be nobody to end it.
+            State::Waiting if matches!(record.op.opcode, Opcode::Arm | Opcode::Cancel) => {
+                let flags = if record.op.opcode == Opcode::Arm { 0 } else { failure.flags };
+                self.withdraw(slot, Failure { flags, ..failure });
+            }
             State::Posted if mode == Wind::Cancel && !record.posted_whole => {
                 // Part of it may have landed: no RETRYABLE unless repeating is harmless, and a
                 // range half written is not for us to judge. The rest is not posted.

@@ -27,6 +27,8 @@ pub struct Config {
     pub records: u32,
     /// Page-list blocks of 64 pages for WRITEV and READV, over all sessions; 64 to 2^20.
     pub list_blocks: u32,
+    /// Edges of ops that wait for others, over all sessions; 64 to 2^24.
+    pub edges: u32,
     /// Sessions at once; 1 to 4,096.
     pub sessions_max: u32,
     /// Rings at once, over all sessions; 1 to 65,536.
@@ -198,6 +200,7 @@ impl Default for Config {
             socket_mode: 0o600,
             records: 16_384,
             list_blocks: 4_096,
+            edges: 16_384,
             sessions_max: 256,
             rings_max: 1_024,
             regions_max: 4_096,
@@ -305,9 +308,10 @@ impl Config {
         let reserve_ops = u64::from(ops.saturating_sub(1));
         let bytes = self.window_bytes.min(self.verbs_window_bytes);
         let reserve_bytes = bytes.saturating_sub(slice_bytes);
-        let ranges: [(&'static str, u64, u64, u64); 33] = [
+        let ranges: [(&'static str, u64, u64, u64); 34] = [
             ("records", self.records.into(), 64, 1 << 24),
             ("list_blocks", self.list_blocks.into(), 64, 1 << 20),
+            ("edges", self.edges.into(), 64, 1 << 24),
             ("sessions_max", self.sessions_max.into(), 1, 4_096),
             ("rings_max", self.rings_max.into(), 1, 65_536),
             ("regions_max", self.regions_max.into(), 1, 1 << 20),

@@ -21,6 +21,8 @@ pub struct Quota {
     pub op_bytes: u64,
     /// Bytes of class high that are posted at once; one request may have more, alone.
     pub high_bytes: u64,
+    /// Edges of ops that wait for others; an op with more is refused.
+    pub edges: u32,
     /// Share beside other uids of the same class; 1 to 64.
     pub weight: u8,
     /// Control messages a second; more are answered later, not refused.
@@ -39,6 +41,7 @@ impl Default for Quota {
             ops: 16_384,
             op_bytes: 1 << 40,
             high_bytes: 1 << 40,
+            edges: 16_384,
             weight: 1,
             control_per_s: 20_000,
             class_ceiling: Class::High,
@@ -59,6 +62,7 @@ pub struct UidQuota {
     pub ops: Option<u32>,
     pub op_bytes: Option<u64>,
     pub high_bytes: Option<u64>,
+    pub edges: Option<u32>,
     pub weight: Option<u8>,
     pub control_per_s: Option<u32>,
     pub class_ceiling: Option<Class>,
@@ -76,6 +80,7 @@ impl UidQuota {
             ops: self.ops.unwrap_or(all.ops),
             op_bytes: self.op_bytes.unwrap_or(all.op_bytes),
             high_bytes: self.high_bytes.unwrap_or(all.high_bytes),
+            edges: self.edges.unwrap_or(all.edges),
             weight: self.weight.unwrap_or(all.weight),
             control_per_s: self.control_per_s.unwrap_or(all.control_per_s),
             class_ceiling: self.class_ceiling.unwrap_or(all.class_ceiling),
@@ -90,13 +95,14 @@ impl Quota {
             ops_max: self.ops,
             bytes_max: self.op_bytes,
             high_bytes_max: self.high_bytes,
+            edges_max: self.edges,
             weight: self.weight,
             ceiling: self.class_ceiling,
         }
     }
 
     /// Its fields with a range: name, value, least, most.
-    pub(super) fn ranges(&self) -> [(&'static str, u64, u64, u64); 8] {
+    pub(super) fn ranges(&self) -> [(&'static str, u64, u64, u64); 9] {
         [
             ("sessions", self.sessions.into(), 1, 4_096),
             ("rings", self.rings.into(), 1, 65_536),
@@ -104,6 +110,7 @@ impl Quota {
             ("ops", self.ops.into(), 1, 1 << 24),
             ("op_bytes", self.op_bytes, 1, 1 << 50),
             ("high_bytes", self.high_bytes, 1, 1 << 50),
+            ("edges", self.edges.into(), 0, 1 << 24),
             ("weight", self.weight.into(), 1, 64),
             ("control_per_s", self.control_per_s.into(), 1, 1_000_000),
         ]

@@ -14,7 +14,7 @@ pub(super) const LANES: u32 = 6;
 /// A lane's number.
 #[inline]
 pub(super) fn lane_of(record: &Record) -> u32 {
-    let class = if record.aged { 0 } else { record.op.class as u32 - 1 };
+    let class = if record.aged { 0 } else { record.class as u32 - 1 };
     class * 2 + u32::from(record.origin)
 }
 
@@ -95,7 +95,7 @@ impl Flows {
     /// The list of an op.
     #[inline]
     fn list(&mut self, record: &Record, flow: u32) -> &mut List<LANE> {
-        match record.op.class {
+        match record.class {
             class if record.aged => &mut self.aged[flow as usize][class.index() - 1],
             _ => &mut self.lists[flow as usize],
         }
@@ -274,5 +274,5 @@ impl Flows {
 /// The session of an op that waits as one of class high.
 #[inline]
 pub(super) fn high_of(record: &Record) -> Option<SessionId> {
-    (record.aged || record.op.class == Class::High).then_some(record.session)
+    (record.aged || record.class == Class::High).then_some(record.session)
 }

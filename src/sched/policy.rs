@@ -134,6 +134,8 @@ pub struct Contract {
     pub bytes_max: u64,
     /// Bytes of class high that are posted at once. One request may have more, alone.
     pub high_bytes_max: u64,
+    /// Edges of ops that wait.
+    pub edges_max: u32,
     /// Its share beside other uids in the same lane; 1 to 64.
     pub weight: u8,
     /// Its most urgent class.
@@ -148,6 +150,7 @@ impl Contract {
             ops_max,
             bytes_max: u64::MAX,
             high_bytes_max: u64::MAX,
+            edges_max: u32::MAX,
             weight: 1,
             ceiling: crate::abi::Class::High,
         }

@@ -119,5 +119,5 @@ impl Rows {
 #[inline]
 fn is_capped(ledger: &Ledger, owners: &Owners, slot: u32) -> bool {
     let record = &ledger[slot];
-    record.op.class == Class::High && owners.is_capped(record.session)
+    record.class == Class::High && owners.is_capped(record.session)
 }

@@ -361,5 +361,5 @@ impl Scheduler {
 
 /// The class that an op is scheduled as.
 fn class_of(ledger: &Ledger, slot: u32) -> Class {
-    if ledger[slot].aged { Class::High } else { ledger[slot].op.class }
+    if ledger[slot].aged { Class::High } else { ledger[slot].class }
 }

@@ -115,6 +115,7 @@ fn draw_contract(random: &mut Random, limits: &crate::engine::Limits) -> Contrac
         ops_max: random.pick(&[limits.records, limits.records, 8]),
         bytes_max: little(random, 4 * slice_bytes),
         high_bytes_max: little(random, slice_bytes),
+        edges_max: random.pick(&[u32::MAX, u32::MAX, 16]),
         weight: 1 + u8::try_from(random.below(64)).unwrap_or(0),
         ceiling: random.pick(&[Class::High, Class::High, Class::High, Class::Medium, Class::Low]),
     }
@@ -145,6 +146,7 @@ impl Options {
             engine: 0,
             records: 128,
             list_blocks: 64,
+            edges: 128,
             sessions_max: 8,
             rings_max: 16,
             regions_max: 128,

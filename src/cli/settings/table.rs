@@ -83,6 +83,7 @@ table! {
     "records" Number(u32) records, "Ops in flight, over all sessions";
     "list_blocks" Number(u32) list_blocks,
         "Page-list blocks of 64 pages for WRITEV and READV, over all sessions";
+    "edges" Number(u32) edges, "Edges of ops that wait for others, over all sessions";
     "sessions_max" Number(u32) sessions_max, "Sessions at once";
     "rings_max" Number(u32) rings_max, "Rings at once, over all sessions";
     "regions_max" Number(u32) regions_max, "Regions and imports at once, over all sessions";
@@ -151,6 +152,7 @@ table! {
     "quota.op_bytes" Bytes(u64) quota.op_bytes, "Bytes that ops in flight of one uid ask for";
     "quota.high_bytes" Bytes(u64) quota.high_bytes,
         "Bytes of class high that one uid has posted at once";
+    "quota.edges" Number(u32) quota.edges, "Edges of ops of one uid that wait for others";
     "quota.weight" Number(u8) quota.weight, "Share of one uid beside others of the same class";
     "quota.control_per_s" Number(u32) quota.control_per_s,
         "Control messages a second of one uid; more are answered later";

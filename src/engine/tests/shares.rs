@@ -200,6 +200,7 @@ fn limits(policy: Policy, window_wrs: u32, window_bytes: u64, slice_bytes: u32) 
         rings_max: 1_024,
         regions_max: 4_096,
         list_blocks: 4_096,
+        edges: 4_096,
         window_wrs,
         window_bytes,
         slice_bytes,

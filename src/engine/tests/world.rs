@@ -25,6 +25,7 @@ pub(super) const LIMITS: Limits = Limits {
     engine: 3,
     records: 128,
     list_blocks: 64,
+    edges: 64,
     sessions_max: 4,
     rings_max: 8,
     regions_max: 64,

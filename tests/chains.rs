@@ -100,8 +100,7 @@ fn a_chain_has_a_row_for_each_way_to_run_it() {
 fn graphs_run_with_their_edges_and_without() {
     let flags = ["chain", "--lengths", "1", "--size", "64", "--nodes", "3300", "--edges", "6600"];
     let rows = rows(&[&flags[..], &SHORT].concat());
-    let graphs =
-        ["diamonds_256", "fan_out_1024", "fan_in_1024", "random_3300", "random_nops_3300"];
+    let graphs = ["diamonds_256", "fan_out_1024", "fan_in_1024", "random_3300", "random_nops_3300"];
     let expected: Vec<(String, String)> = graphs
         .into_iter()
         .flat_map(|shape| ["edge", "independent"].map(|who| (shape.to_string(), who.to_string())))

@@ -122,13 +122,11 @@ struct Graph {
     independent: Vec<Sqe>,
     /// Ways in which it was seen to run in order.
     proven: Vec<By>,
-    _memory: Memory,
 }
 
 impl Graph {
-    fn new(session: &Session, case: &Case) -> Result<Self, Failure> {
+    fn new(memory: &Memory, case: &Case) -> Result<Self, Failure> {
         let shape = case.shape()?;
-        let memory = memory(session, &shape)?;
         let mut walk = shape.walk(memory.near.id(), memory.import.id());
         let nodes = case.form.nodes();
         let mut sqes = |edges: bool| -> Vec<Sqe> {
@@ -146,7 +144,7 @@ impl Graph {
         let (edge, independent) = (sqes(true), sqes(false));
         let mut link = independent.clone();
         graph::link(&mut link);
-        Ok(Self { nodes, edge, link, independent, proven: Vec::new(), _memory: memory })
+        Ok(Self { nodes, edge, link, independent, proven: Vec::new() })
     }
 
     fn sqes(&self, by: By) -> &[Sqe] {
@@ -163,6 +161,8 @@ struct End {
     session: Session,
     ring: RawRing,
     graphs: Vec<Graph>,
+    /// What all graphs lie in.
+    _memory: Memory,
 }
 
 impl End {
@@ -171,9 +171,13 @@ impl End {
         let options = RingOptions::new(SQ_ENTRIES, CQ_ENTRIES);
         let ring =
             session.raw_ring(options).map_err(|error| Failure::of("cannot have a ring", &error))?;
-        let graphs = plan.cases.iter().map(|case| Graph::new(&session, case));
+        let shapes = plan.cases.iter().map(Case::shape).collect::<Result<Vec<_>, _>>()?;
+        let none = || Failure::Failed("no graph to run".to_string());
+        let largest = shapes.iter().max_by_key(|shape| shape.memory_bytes()).ok_or_else(none)?;
+        let memory = memory(&session, largest)?;
+        let graphs = plan.cases.iter().map(|case| Graph::new(&memory, case));
         let graphs = graphs.collect::<Result<_, _>>()?;
-        Ok(Self { session, ring, graphs })
+        Ok(Self { session, ring, graphs, _memory: memory })
     }
 
     fn slice(&mut self, weave: Weave) -> Result<Woven, Failure> {

@@ -472,7 +472,7 @@ enum vr_kind {
 };
 
 /* Places in a STATS reply; those not named are 0. */
-#define VR_COUNTERS 48u
+#define VR_COUNTERS 40u
 enum vr_counter {
     VR_COUNTER_TAKEN = 0,
     VR_COUNTER_COMPLETED = 1, /* final outcomes, refusals and skipped successes included */

@@ -536,7 +536,7 @@ pub enum Counter {
 
 impl Counter {
     /// Counters in a STATS reply; those not yet defined are 0.
-    pub const COUNT: usize = 48;
+    pub const COUNT: usize = 40;
     /// All counters, by place.
     pub const ALL: [Self; 34] = [
         Self::Taken,
@@ -578,7 +578,7 @@ impl Counter {
 
 layout! {
     /// Answers STATS.
-    StatsReply = 408 {
+    StatsReply = 344 {
         /// See [`ReplyHead`].
         reply: ReplyHead,
         /// Indexed by [`Counter`].

@@ -22,6 +22,8 @@ mod barrier;
 mod caps;
 mod command;
 mod finish;
+#[cfg(all(any(test, feature = "sim"), not(verbring_loom)))]
+pub(crate) mod graph;
 mod intake;
 #[cfg(all(any(test, feature = "sim"), not(verbring_loom)))]
 mod laws;

@@ -13,7 +13,7 @@
 
 use std::sync::Arc;
 
-use super::{Arrival, Done, Fabric, REQUEST_CHAIN, REQUEST_NOTIFY, Request, Verb};
+use super::{Arrival, DONE_FLUSHED, Done, Fabric, REQUEST_CHAIN, REQUEST_NOTIFY, Request, Verb};
 use crate::abi::errno;
 use crate::random::Random;
 use crate::shm::Mapping;
@@ -74,6 +74,10 @@ pub fn cases<H: Harness>() -> Vec<Case<H>> {
         ("notifications_beyond_credit_wait", notifications_beyond_credit_wait),
         ("a_chain_from_read_to_write_keeps_its_order", a_chain_from_read_to_write_keeps_its_order),
         ("a_chain_ends_where_a_link_fails", a_chain_ends_where_a_link_fails),
+        ("a_chain_of_all_verbs_keeps_its_order", a_chain_of_all_verbs_keeps_its_order),
+        ("a_chain_is_cut_at_every_place", a_chain_is_cut_at_every_place),
+        ("a_chain_may_be_posted_over_time", a_chain_may_be_posted_over_time),
+        ("random_chains_agree_with_a_model", random_chains_agree_with_a_model),
         ("random_requests_agree_with_a_model", random_requests_agree_with_a_model),
     ]
 }
@@ -97,7 +101,7 @@ macro_rules! conformance {
                 fn cases<H: $crate::fabric::conformance::Harness>(_: &H) -> usize {
                     $crate::fabric::conformance::cases::<H>().len()
                 }
-                assert_eq!(cases(&$make), 12);
+                assert_eq!(cases(&$make), 16);
             }
 
             #[test]
@@ -143,6 +147,22 @@ macro_rules! conformance {
             #[test]
             fn a_chain_ends_where_a_link_fails() {
                 $crate::fabric::conformance::a_chain_ends_where_a_link_fails(&mut $make);
+            }
+            #[test]
+            fn a_chain_of_all_verbs_keeps_its_order() {
+                $crate::fabric::conformance::a_chain_of_all_verbs_keeps_its_order(&mut $make);
+            }
+            #[test]
+            fn a_chain_is_cut_at_every_place() {
+                $crate::fabric::conformance::a_chain_is_cut_at_every_place(&mut $make);
+            }
+            #[test]
+            fn a_chain_may_be_posted_over_time() {
+                $crate::fabric::conformance::a_chain_may_be_posted_over_time(&mut $make);
+            }
+            #[test]
+            fn random_chains_agree_with_a_model() {
+                $crate::fabric::conformance::random_chains_agree_with_a_model(&mut $make);
             }
             #[test]
             fn random_requests_agree_with_a_model() {
@@ -534,6 +554,161 @@ pub fn a_chain_ends_where_a_link_fails<H: Harness>(harness: &mut H) {
         }
         let there = [1, 2, 3, 4, 5, 6].map(|n| bytes_of(&far, n * 64, 1)[0]);
         assert_eq!(there, [7, 0, 0, 0, 7, 7]);
+    }
+}
+
+/// WRITE, READ of what was written, additions, and WRITEs of what those brought: whoever is chained
+/// sees what the one before it left, at either end.
+pub fn a_chain_of_all_verbs_keeps_its_order<H: Harness>(harness: &mut H) {
+    if harness.fabric().limits().chain_max < 2 {
+        return;
+    }
+    let (near, far) = (harness.near(), harness.far());
+    let mut random = Random::new(13);
+    for rail in 0..harness.rails() {
+        for _ in 0..10 {
+            let [value, first, second] = [0; 3].map(|_| random.next());
+            near.write(0, &value.to_le_bytes());
+            near.fill(8, 40, 0xee);
+            far.fill(0, 40, 0xdd);
+            let add =
+                |n, near, add| Request { arg: [add, 0], ..request(n, Verb::FetchAdd, near, 0, 8) };
+            let swap = Request {
+                arg: [value.wrapping_add(first).wrapping_add(second), 99],
+                ..request(6, Verb::CmpSwap, 32, 0, 8)
+            };
+            let mut chain = [
+                request(1, Verb::Write, 0, 0, 8),
+                request(2, Verb::Read, 8, 0, 8),
+                add(3, 16, first),
+                request(4, Verb::Write, 8, 8, 16),
+                add(5, 24, second),
+                swap,
+                request(7, Verb::Write, 24, 24, 16),
+                request(8, Verb::Read, 40, 0, 8),
+            ];
+            for (link, request) in chain.iter_mut().enumerate() {
+                request.flags = if link > 0 { REQUEST_CHAIN } else { 0 };
+                request.rail = rail;
+            }
+            succeed(harness, &chain);
+            let sums = [value, value.wrapping_add(first), swap.arg[0]];
+            let there = [0, 8, 16, 24, 32].map(|at| word(&far, at));
+            assert_eq!(there, [99, sums[0], sums[0], sums[1], sums[2]]);
+            assert_eq!(word(&near, 40), 99);
+        }
+    }
+}
+
+/// The link that fails is the first, one amid the others, or the last: what came before it has
+/// happened, what follows has not, of whatever kind it is; and it says so.
+pub fn a_chain_is_cut_at_every_place<H: Harness>(harness: &mut H) {
+    const LINKS: u64 = 6;
+    if harness.fabric().limits().chain_max < 2 {
+        return;
+    }
+    let (near, far) = (harness.near(), harness.far());
+    near.fill(0, BYTES, 7);
+    for guilty in 0..LINKS {
+        for remote in [FORGED, NOWHERE] {
+            far.fill(0, 4096, 0);
+            let chain: Vec<_> = (0..LINKS)
+                .map(|n| {
+                    let verb = [Verb::Write, Verb::FetchAdd][usize::from(n % 3 == 1)];
+                    let flags = if n > 0 { REQUEST_CHAIN } else { 0 };
+                    let bytes = if verb == Verb::Write { 64 } else { 8 };
+                    let link = request(n, verb, n * 64, n * 64, bytes);
+                    let remote = if n == guilty { remote } else { FAR };
+                    Request { arg: [1, 0], flags, remote, ..link }
+                })
+                .collect();
+            for end in carry(harness, &chain) {
+                let context = format!("guilty {guilty} at {remote}: {end:?}");
+                if end.ticket < guilty {
+                    assert_eq!((end.errno, end.flags), (0, 0), "{context}");
+                } else if end.ticket > guilty {
+                    let cut = (errno::ECANCELED, DONE_FLUSHED);
+                    assert_eq!((end.errno, end.flags), cut, "{context}");
+                } else {
+                    assert!(end.errno != 0 && end.errno != errno::ECANCELED, "{context}");
+                }
+            }
+            for n in 0..LINKS {
+                let byte = bytes_of(&far, n * 64, 1)[0];
+                let happened = if n % 3 == 1 { 1 } else { 7 };
+                assert_eq!(byte, if n < guilty { happened } else { 0 }, "{n} of {guilty}");
+            }
+        }
+    }
+}
+
+/// A chain whose links are posted one by one, each when the one before has long ended: it is cut
+/// all the same, until a request comes that is chained to nothing.
+pub fn a_chain_may_be_posted_over_time<H: Harness>(harness: &mut H) {
+    if harness.fabric().limits().chain_max < 2 {
+        return;
+    }
+    let (near, far) = (harness.near(), harness.far());
+    near.fill(0, 4096, 7);
+    far.fill(0, 4096, 0);
+    let link = |n: u64, flags| Request { flags, ..request(n, Verb::Write, 0, n * 64, 64) };
+    succeed(harness, &[link(1, 0)]);
+    succeed(harness, &[link(2, REQUEST_CHAIN)]);
+    for (first, remote) in [(10, FORGED), (20, NOWHERE)] {
+        let wrong = Request { remote, ..link(first, REQUEST_CHAIN) };
+        assert!(carry(harness, &[wrong])[0].errno != 0);
+        for n in first + 1..first + 4 {
+            let end = carry(harness, &[link(n, REQUEST_CHAIN)])[0];
+            assert_eq!((end.errno, end.flags), (errno::ECANCELED, DONE_FLUSHED), "{end:?}");
+        }
+        succeed(harness, &[link(first + 5, 0)]);
+        succeed(harness, &[link(first + 6, REQUEST_CHAIN)]);
+    }
+    for n in 1..27 {
+        let there = [1, 2, 15, 16, 25, 26].contains(&n);
+        assert_eq!(bytes_of(&far, n * 64, 1)[0], if there { 7 } else { 0 }, "{n}");
+    }
+}
+
+/// Chains of every length, good and bad, over all rails, against a plain model.
+pub fn random_chains_agree_with_a_model<H: Harness>(harness: &mut H) {
+    if harness.fabric().limits().chain_max < 2 {
+        return;
+    }
+    let (near, far) = (harness.near(), harness.far());
+    let mut random = Random::new(17);
+    fill(&near, &mut random);
+    for round in 0..30_u64 {
+        far.fill(0, BYTES, 0);
+        let mut batch = Vec::new();
+        let mut expected = Vec::new();
+        // What the last request of each rail left; none of this round before the first.
+        let mut broken = vec![None; usize::from(harness.rails())];
+        for n in 0..1 + random.below(60) {
+            let rail = random.index(broken.len());
+            let before = broken[rail].filter(|_| random.chance(75));
+            let bad = random.chance(10);
+            let errno = match before {
+                Some(true) => errno::ECANCELED,
+                _ if bad => errno::ESTALE,
+                _ => 0,
+            };
+            broken[rail] = Some(errno != 0);
+            expected.push(errno);
+            batch.push(Request {
+                rail: u16::try_from(rail).unwrap(),
+                remote: if bad { NOWHERE } else { FAR },
+                flags: if before.is_some() { REQUEST_CHAIN } else { 0 },
+                ..request(n, Verb::Write, n * 64, n * 64, 64)
+            });
+        }
+        for end in carry(harness, &batch) {
+            let errno = expected[usize::try_from(end.ticket).unwrap()];
+            assert_eq!(end.errno, errno, "round {round}: {end:?}");
+            let at = end.ticket * 64;
+            let there = bytes_of(&far, at, 64) == bytes_of(&near, at, 64);
+            assert_eq!(there, errno == 0, "round {round}: {end:?}");
+        }
     }
 }
 

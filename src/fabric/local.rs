@@ -3,12 +3,15 @@
 //! `post` only queues; `poll` copies at most one slice's bytes, so that the engine publishes what
 //! is finished before the next copy. Atomics run on the CPU: the only place where exports that
 //! stay on the host are changed atomically.
+//!
+//! Requests are carried out in the order in which they were taken, so what is chained to one that
+//! failed finds that out when its turn comes.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Done, Fabric, Limits, Request, Verb};
+use super::{DONE_FLUSHED, Done, Fabric, Limits, REQUEST_CHAIN, Request, Verb};
 use crate::abi::{FABRIC_LOCAL, Page, errno};
 use crate::shm::Mapping;
 
@@ -19,6 +22,8 @@ pub struct Local {
     queue: VecDeque<Request>,
     depth: u32,
     slice_bytes: u64,
+    /// The request that was carried out last failed: what is chained to it is not carried out.
+    broken: bool,
 }
 
 impl Local {
@@ -30,6 +35,7 @@ impl Local {
             queue: VecDeque::with_capacity(depth as usize),
             depth,
             slice_bytes: u64::from(slice_bytes),
+            broken: false,
         }
     }
 
@@ -73,7 +79,8 @@ impl Fabric for Local {
     type Memory = Arc<Mapping>;
 
     fn limits(&self) -> Limits {
-        Limits { depth: self.depth, fabric: FABRIC_LOCAL, chain_max: 1, notifies: false }
+        let depth = self.depth;
+        Limits { depth, fabric: FABRIC_LOCAL, chain_max: depth, notifies: false }
     }
 
     fn attach(&mut self, region: u32, memory: Arc<Mapping>) {
@@ -113,8 +120,15 @@ impl Fabric for Local {
                 break;
             }
             self.queue.pop_front();
+            if self.broken && request.flags & REQUEST_CHAIN != 0 {
+                let cut = Done::new(request.ticket, errno::ECANCELED);
+                done.push(Done { flags: DONE_FLUSHED, ..cut });
+                continue;
+            }
             copied += u64::from(request.bytes);
-            done.push(Done::new(request.ticket, self.carry_out(&request)));
+            let errno = self.carry_out(&request);
+            self.broken = errno != 0;
+            done.push(Done::new(request.ticket, errno));
         }
     }
 }

@@ -83,8 +83,28 @@ impl Request {
     };
 }
 
-/// Depends on the request that this rail took before: starts when that one took its effect at
-/// the remote side, and ends as cancelled if that one fails. Offered by [`Limits::chain_max`].
+/// Depends on the request that this rail took just before, whatever that does, whoever it is of, and
+/// however long ago it ended. Offered by [`Limits::chain_max`].
+///
+/// **Order.** It takes effect at the remote side after that one did, and what it brings from here
+/// is read after what a READ or an atomic in front of it in the chain brought is in place. (Where a
+/// rail other than 0 leads back to this host, the far end of one request may be the near end of the
+/// next: bytes that a WRITE leaves there are not waited for. Rail 0 knows no such gap.) This holds
+/// too where a chain is repeated: it is repeated in order, from the first that has not succeeded.
+///
+/// **Failure.** It succeeds only if the one before it succeeded. It ends with:
+/// * `ECANCELED` and [`DONE_FLUSHED`], if that one failed, in whatever way: with its own errno, by
+///   being cut like this, or because it was flushed and could not be repeated. [`DONE_MAYBE`] is
+///   beside it only if it is an atomic, or has notified, and it is not known that nothing behind the
+///   failure took effect. (One that could never have been carried out may say so, with its own
+///   errno, and on a rail whose peer is gone all that is posted ends with `EHOSTDOWN`.)
+/// * [`DONE_RETURNED`], if that one was handed back; or it fails, flushed and perhaps with
+///   [`DONE_MAYBE`], if it was under way and cannot be repeated. This holds too if it is posted
+///   when that one was handed back already.
+///
+/// What succeeds or is handed back is told in order. What failed may be told before what it is
+/// chained to has ended, where that is repeated. A failure costs no request that is not behind it in
+/// its chain, save that what cannot be repeated may have to end as flushed.
 pub const REQUEST_CHAIN: u16 = 1 << 0;
 /// The owner of the remote region is told once all bytes are in place. Offered by
 /// [`Limits::notifies`].

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::check::edges::Edges;
 use super::check::once::Open;
 use super::check::{data, fates, hold, untouched};
 use super::counts::{Count, Counts};
@@ -85,6 +86,10 @@ pub(super) struct Client {
     pub(super) end: ClientEnd<Arc<Heap>>,
     pub(super) targets: Vec<Target>,
     out: Open,
+    /// What depends on what in its ring.
+    edges: Edges,
+    /// Of a hundred ops so many are tied to others.
+    pub(super) ties: u64,
     /// CQEs published that it was told of: what they end is not to be touched any more.
     published: u32,
     pub(super) free: Vec<usize>,
@@ -123,11 +128,13 @@ pub(super) struct Place {
     pub(super) heap: Arc<Heap>,
     /// The most urgent class that it may use.
     pub(super) ceiling: Class,
+    /// Of a hundred ops so many are tied to others.
+    pub(super) ties: u64,
 }
 
 impl Client {
     pub(super) fn new(place: Place) -> Self {
-        let Place { net, engine, row, own, memory, ground, heap, ceiling } = place;
+        let Place { net, engine, row, own, memory, ground, heap, ceiling, ties } = place;
         Self {
             net,
             engine,
@@ -139,6 +146,8 @@ impl Client {
             end: ClientEnd::new(heap),
             targets: Vec::new(),
             out: Open::default(),
+            edges: Edges::default(),
+            ties,
             free: (0..BUFFERS).collect(),
             landed: vec![None; BUFFERS],
             next: 1,
@@ -192,8 +201,7 @@ impl Client {
             }
             let drawn = self.draw(random, grounds);
             if let Some((sqe, out)) = drawn {
-                self.end.push(sqe.to_words());
-                self.out.begin(sqe.user_data, out);
+                self.submit(&sqe, out);
                 counts.add(Count::Ops);
             }
         }
@@ -227,7 +235,8 @@ impl Client {
 
     /// Asks for its own ground back from all who have it.
     pub(super) fn revoke(&mut self) -> bool {
-        if self.revoking.is_some() || self.end.room() == 0 {
+        // It is to succeed: nothing that may fail comes before it.
+        if self.revoking.is_some() || self.end.room() == 0 || self.edges.links() {
             return false;
         }
         let user_data = self.number();
@@ -239,9 +248,8 @@ impl Client {
             local_region: self.ground,
             ..Sqe::default()
         };
-        self.end.push(sqe.to_words());
+        self.submit(&sqe, Out { number, ..Out::of(Opcode::Flush) });
         self.bell |= self.end.publish();
-        self.out.begin(user_data, Out { number, ..Out::of(Opcode::Flush) });
         self.revoking = Some(user_data);
         true
     }
@@ -288,6 +296,7 @@ impl Client {
         self.ground = ground;
         self.published = heap.first_index();
         self.end = ClientEnd::new(heap);
+        self.edges = Edges::default();
         self.broken = false;
         self.deaf = false;
         self.free = (0..BUFFERS).collect();
@@ -312,11 +321,16 @@ impl Client {
             bytes: 4,
             ..Sqe::default()
         };
-        self.end.push(sqe.to_words());
+        let number = self.end.pushed();
+        self.submit(&sqe, Out { number, ..Out::of(Opcode::Arm) });
         self.bell |= self.end.publish();
         self.armed = Some(user_data);
-        let number = self.end.pushed() - 1;
-        self.out.begin(user_data, Out { number, ..Out::of(Opcode::Arm) });
+    }
+
+    fn submit(&mut self, sqe: &Sqe, out: Out) {
+        self.end.push(sqe.to_words());
+        self.edges.push(sqe);
+        self.out.begin(sqe.user_data, out);
     }
 
     pub(super) fn number(&mut self) -> u64 {
@@ -327,19 +341,23 @@ impl Client {
     /// Looks at the CQEs that the engine has just published, as whoever watches the ring can: from
     /// this moment on no card may touch what they end. When the client hears them is its own
     /// affair.
-    pub(super) fn witness(&mut self, grounds: &[Ground]) {
+    pub(super) fn witness(&mut self, grounds: &[Ground], counts: &mut Counts) {
         let tail = self.end.memory().word(Word::CqTail).load(Ordering::Acquire);
         while !self.broken && self.published != tail {
             let words = self.end.memory().cqe(self.published);
             let words = [0, 1, 2, 3].map(|at: usize| words[at].load(Ordering::Relaxed));
             self.published = self.published.wrapping_add(1);
             let cqe = Cqe::from_words(words);
+            self.edges.hear(&cqe, self.end.memory(), counts);
             if self.revoking == Some(cqe.user_data) {
                 self.net.forbid_all(grounds[self.row].memory());
                 self.quiet = Some(grounds[self.row].all());
             } else if let Some(out) = self.out.get(cqe.user_data) {
                 self.close(out, grounds);
             }
+        }
+        if !self.broken {
+            self.edges.look(self.end.memory(), counts);
         }
     }
 
@@ -399,7 +417,7 @@ impl Client {
             let Some(out) = self.out.skip(user_data) else { continue };
             counts.add(Count::Skipped);
             let res = i32::try_from(out.bytes).unwrap_or(0);
-            let res = if matches!(out.opcode, Opcode::Nop) { 0 } else { res };
+            let res = if matches!(out.opcode, Opcode::Nop | Opcode::Join) { 0 } else { res };
             self.judge(out, &Cqe { user_data, res, ..Cqe::default() }, grounds, counts);
         }
     }
@@ -408,7 +426,7 @@ impl Client {
         self.ended += 1;
         counts.end(cqe);
         data::consistent(&out, cqe);
-        if matches!(out.opcode, Opcode::Nop | Opcode::Cancel) {
+        if matches!(out.opcode, Opcode::Nop | Opcode::Join | Opcode::Cancel) {
             return;
         }
         let good = cqe.res >= 0;

@@ -116,6 +116,20 @@ counts! {
     Cancelled = "cancelled" Passage;
     /// Ops that were too late.
     Late = "late" Passage;
+    /// Ops that were taken while something that they wait for was under way.
+    Waited = "waited" Passage;
+    /// Ops that waited, and were carried out.
+    Released = "released" Passage;
+    /// DRAINs that waited, and were carried out.
+    DrainReleased = "drain_released" Passage;
+    /// Ops that were carried out though something before them had failed.
+    OrderPassed = "order_passed_a_failure" Passage;
+    /// Ops that inherited a failure.
+    DepFailed = "dep_failed" Passage;
+    /// Ops that ended while they waited: taken back, late, or withdrawn.
+    WaitEnded = "wait_ended" Passage;
+    /// Ops whose edges were refused.
+    EdgesRefused = "edges_refused" Passage;
     /// Ops that ended flushed.
     Flushed = "flushed" Passage;
     /// Ops of which nobody knows whether they took effect.

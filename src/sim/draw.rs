@@ -3,7 +3,10 @@
 use super::check::untouched;
 use super::client::{Client, NOWHERE, Out, immediate};
 use super::ground::{Ground, SLOT_BYTES, SLOT_SIZE, SLOTS};
-use crate::abi::{CANCEL_BY_USER_DATA, Opcode, SQE_NOTIFY, SQE_SKIP_SUCCESS, Sqe};
+use crate::abi::{
+    CANCEL_BY_USER_DATA, EDGE_ORDER_ONLY, Opcode, SQE_DRAIN, SQE_HARDLINK, SQE_LINK, SQE_NOTIFY,
+    SQE_SKIP_SUCCESS, Sqe,
+};
 use crate::random::Random;
 
 /// Where an op goes from and to: drawn before it is known what it does.
@@ -19,6 +22,40 @@ impl Client {
         random: &mut Random,
         grounds: &mut [Ground],
     ) -> Option<(Sqe, Out)> {
+        let (sqe, out) = self.draw_alone(random, grounds)?;
+        Some((self.tie(random, sqe), out))
+    }
+
+    /// Ties an op to earlier ones, and the next one to it.
+    fn tie(&self, random: &mut Random, sqe: Sqe) -> Sqe {
+        if random.below(100) >= self.ties {
+            return sqe;
+        }
+        let mut edge = |odds: u64| {
+            if random.below(100) >= odds {
+                return 0;
+            }
+            // Now and then to before the first, or to an ARM: that is refused.
+            let distance = u16::try_from(1 + random.below(8)).unwrap_or(1);
+            distance | random.pick(&[0, 0, EDGE_ORDER_ONLY])
+        };
+        let mut sqe = Sqe { edges: [edge(60), edge(25)], ..sqe };
+        if sqe.opcode == Opcode::Join as u8 {
+            for word in &mut sqe.arg {
+                *word = (0..4).fold(0, |word, _| word << 16 | u64::from(edge(30)));
+            }
+        }
+        sqe.flags |= match random.below(20) {
+            0..4 => SQE_LINK,
+            4..7 => SQE_HARDLINK,
+            7 => SQE_LINK | SQE_HARDLINK,
+            8 => SQE_DRAIN,
+            _ => 0,
+        };
+        sqe
+    }
+
+    fn draw_alone(&mut self, random: &mut Random, grounds: &mut [Ground]) -> Option<(Sqe, Out)> {
         let user_data = self.number();
         let number = self.end.pushed();
         let class = u8::try_from(random.below(4)).ok()?;
@@ -28,8 +65,10 @@ impl Client {
         let sqe = Sqe { class, flags, user_data, ..Sqe::default() };
         match random.below(100) {
             0..5 => {
-                let sqe = Sqe { opcode: Opcode::Nop as u8, ..sqe };
-                Some((sqe, Out { number, skips, ..Out::of(Opcode::Nop) }))
+                let joins = self.ties > 0 && random.below(2) == 0;
+                let opcode = if joins { Opcode::Join } else { Opcode::Nop };
+                let sqe = Sqe { opcode: opcode as u8, ..sqe };
+                Some((sqe, Out { number, skips, ..Out::of(opcode) }))
             }
             5..8 => self.draw_cancel(random, sqe, number),
             _ => {

@@ -75,6 +75,8 @@ pub(super) struct Options {
     /// Card work takes at most so long, ns.
     pub(super) card_ns: u64,
     pub(super) rates: Rates,
+    /// Of a hundred ops so many are tied to others.
+    pub(super) ties: u64,
 }
 
 /// How devices are shared: each mode, with narrow windows and wide ones.
@@ -177,6 +179,7 @@ impl Options {
             control_ns: 1 + random.below(20_000),
             card_ns: 1 + random.below(10_000),
             rates,
+            ties: random.pick(&[0, 0, 20, 50, 90]),
         }
     }
 }

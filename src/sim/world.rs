@@ -92,7 +92,8 @@ impl World {
             let net = self.net.clone();
             let ceiling = self.options.contract.ceiling;
             let (own, ground) = (own.0, ground.0);
-            let place = Place { net, engine, row, own, memory, ground, heap, ceiling };
+            let ties = self.options.ties;
+            let place = Place { net, engine, row, own, memory, ground, heap, ceiling, ties };
             self.clients.push(Client::new(place));
         }
         for node in 0..self.options.engines {
@@ -375,7 +376,7 @@ impl World {
             self.hear(at, now_ns);
         }
         for client in &mut self.clients {
-            client.witness(&self.grounds);
+            client.witness(&self.grounds, &mut self.counts);
         }
         let refusals = if work { self.options.rates.cards } else { 0 };
         let Self { random, net, counts, .. } = self;

@@ -7,8 +7,8 @@ use super::cancel::held;
 use super::two::{Two, add, transfer};
 use super::world::{LIMITS, Pair, SENDER, World, arm, cancel, flush, nop, outcome};
 use crate::abi::{
-    CANCEL_BY_NUMBER, CQE_FLUSHED, CQE_MAYBE_DONE, CQE_RETRYABLE, Detail, Opcode, RIGHT_READ,
-    RIGHTS_ALL, Sqe, errno,
+    CANCEL_BY_NUMBER, CQE_DEP_FAILED, CQE_FLUSHED, CQE_MAYBE_DONE, CQE_RETRYABLE, Detail, Opcode,
+    RIGHT_READ, RIGHTS_ALL, SQE_LINK, Sqe, errno,
 };
 use crate::engine::Wind;
 use crate::fabric::qp::provider::WcStatus;
@@ -86,7 +86,7 @@ fn produced() -> Vec<((i32, u16, u16), Code)> {
     vec![
         (at_home(|pair| pair.write(u64::MAX, 8)), (errno::EINVAL, 0, Detail::LocalOffset)),
         (
-            at_home(|pair| Sqe { opcode: Opcode::Run as u8, ..nop() }),
+            at_home(|_| Sqe { opcode: Opcode::Run as u8, ..nop() }),
             (errno::EOPNOTSUPP, 0, Detail::Opcode),
         ),
         (at_home(|pair| arm(pair.near, 17)), (errno::E2BIG, 0, Detail::Bytes)),
@@ -175,6 +175,27 @@ fn r14_every_code_of_an_op_is_produced_and_says_whether_to_try_again() {
         assert!(both == (true, false) || both == (false, true), "{name} is produced by {both:?}");
     }
     assert_eq!(all.len(), seen.len() + control.len());
+}
+
+/// A failure travels along edges, and by links, and not where only the order is asked for.
+#[test]
+fn f22_what_depends_on_a_failure_fails_unless_only_the_order_matters() {
+    let mut pair = Pair::new(World::local(LIMITS), 16);
+    let dep_failed = |detail| (-errno::ECANCELED, CQE_DEP_FAILED | CQE_RETRYABLE, detail);
+    let wrong = Sqe { flags: SQE_LINK, ..pair.write(u64::MAX, 64) };
+    let good = |pair: &mut Pair<_>, edges| Sqe { edges, ..pair.write(256, 64) };
+    let (linked, after, in_order) =
+        (good(&mut pair, [0; 2]), good(&mut pair, [1, 0]), good(&mut pair, [1 << 15 | 3, 0]));
+    for sqe in [wrong, linked, after, in_order] {
+        pair.world.push(SENDER, sqe);
+    }
+    pair.world.settle();
+    let ends: Vec<_> = pair.world.pop(SENDER).iter().map(outcome).collect();
+    let detail = Detail::LocalOffset as u16;
+    assert_eq!(ends[0], (-errno::EINVAL, 0, detail));
+    assert_eq!(ends[1..3], [dep_failed(detail), dep_failed(detail)]);
+    assert_eq!(ends[3].0, 64);
+    pair.world.expect_rest();
 }
 
 /// What is not served is refused, and has no effect.

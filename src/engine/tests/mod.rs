@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 mod abroad;
+mod board;
 mod budget;
 mod bytes;
 mod cancel;
@@ -10,11 +11,14 @@ mod caps;
 mod codes;
 mod completion;
 mod deadline;
+mod edges;
 mod fate;
 mod fault;
 mod flood;
 mod flush;
 mod garbage;
+mod graphs;
+mod graphs_large;
 mod lists;
 mod model;
 mod notify;

@@ -10,8 +10,8 @@ use super::script::BROKEN;
 use super::world::pattern;
 use crate::abi::{
     CANCEL_BY_NUMBER, CANCEL_BY_RECORD, CANCEL_BY_USER_DATA, CQE_MAYBE_DONE, CQE_MORE, CQE_NOTIFY,
-    CQE_RETRYABLE, Cqe, Detail, FABRIC_LOCAL, Opcode, Page, SQE_NOTIFY, SQE_REVOKE,
-    SQE_SKIP_SUCCESS, Sqe, errno,
+    CQE_RETRYABLE, Cqe, Detail, FABRIC_LOCAL, Opcode, Page, SQE_HARDLINK, SQE_LINK, SQE_NOTIFY,
+    SQE_REVOKE, SQE_SKIP_SUCCESS, Sqe, errno,
 };
 use crate::ids::RegionId;
 use crate::seeds::Random;
@@ -204,7 +204,10 @@ impl Model {
             // An immediate is for nobody only without NOTIFY; revoked imports are judged first.
             sqe.flags &= !(SQE_NOTIFY | SQE_REVOKE);
             sqe.immediate = 0;
-            if let Some(answer) = mutation.apply(opcode, &mut sqe) {
+            let answer = mutation.apply(opcode, &mut sqe);
+            // Ops here are tied to nobody; the next one would be tied to what is refused.
+            let tied = sqe.flags & (SQE_LINK | SQE_HARDLINK) != 0;
+            if let Some(answer) = answer.filter(|_| !tied) {
                 self.free(&pending.ranges);
                 let target = pending.target;
                 pending = Pending { refused: Some(answer), target, ..plain(sqe) };

@@ -8,7 +8,7 @@ use super::Rails;
 use super::message::Message;
 use super::provider::{Provider, Wc, WcKind, WcStatus, WrId};
 use super::rail::{RailState, Role, Stage};
-use super::status::{Fault, judge};
+use super::status::judge;
 use crate::fabric::Arrival;
 use crate::plant::{Plant, planted};
 
@@ -173,7 +173,4 @@ impl super::rail::Rail {
         taken.data_failed = false;
         taken.attempts += 1;
     }
-
-    /// The failure of a request that is chained to one that failed.
-    pub(super) const CANCELLED: (Fault, i32) = (Fault::Path, crate::abi::errno::ECANCELED);
 }

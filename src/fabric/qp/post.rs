@@ -9,7 +9,7 @@
 use super::memory::piece;
 use super::message::Message;
 use super::provider::{BadPost, MESSAGE_BYTES, Provider, Wr, WrId, WrVerb};
-use super::rail::{Rail, RailState, Role, Stage, Taken, Work};
+use super::rail::{Answers, Last, Rail, RailState, Role, Stage, Taken, Work};
 use super::status::{EHOSTDOWN, Fault};
 use super::{Config, Memory, Rails};
 use crate::abi::errno;
@@ -47,28 +47,42 @@ impl<P: Provider> Rails<P> {
         let Some(rail) = self.rails.get_mut(usize::from(request.rail)) else { return false };
         let works = works(&self.regions, &self.config, rail.card, request);
         let mut taken = Taken::new(*request, 0);
-        taken.broken_before = rail.chain_broken;
-        let broken = taken.chained() && rail.chain_broken && !planted(Plant::ChainUncut);
+        taken.last_before = rail.last;
+        let chained = taken.chained() && !planted(Plant::ChainUncut);
         let works = match rail.state {
             RailState::Dead => Err((Fault::Path, EHOSTDOWN)),
-            RailState::Ready if broken => Err((Fault::Path, errno::ECANCELED)),
+            RailState::Ready if chained && rail.last == Last::Failed => {
+                Err((Fault::Path, errno::ECANCELED))
+            }
+            RailState::Ready if chained && rail.last == Last::Returned => {
+                taken.sent_back = true;
+                Ok(0)
+            }
             RailState::Ready => works.map_err(|errno| (Fault::Request, errno)),
             _ => return false,
         };
-        if !rail.admits(works.unwrap_or(0), works.is_ok() && taken.notifies()) {
+        let told = works.is_ok() && taken.notifies() && !taken.sent_back;
+        if !rail.admits(works.unwrap_or(0), told) {
             return false;
         }
-        rail.chain_broken = works.is_err();
+        rail.last = match works {
+            _ if taken.sent_back => Last::Returned,
+            Ok(_) => Last::Sound,
+            Err(_) => Last::Failed,
+        };
         match works {
-            Ok(works) => {
+            Ok(works) if !taken.sent_back => {
                 taken.works = works;
                 rail.used += works;
                 if taken.notifies() {
                     rail.credits.reserve();
                 }
             }
-            Err(failure) => {
-                taken.fail(failure, true);
+            over => {
+                self.counts.returned += u64::from(taken.sent_back);
+                if let Err(failure) = over {
+                    taken.fail(failure, true);
+                }
                 if rail.next == rail.taken.tail() {
                     rail.next = rail.next.wrapping_add(1);
                 }
@@ -94,17 +108,18 @@ impl<P: Provider> Rails<P> {
                 break;
             }
             rail.used -= taken.works;
-            if taken.notifies() && taken.failure.is_none() {
+            self.counts.returned -= u64::from(taken.sent_back);
+            if taken.notifies() && taken.failure.is_none() && !taken.sent_back {
                 rail.credits.unreserve();
             }
-            rail.chain_broken = taken.broken_before;
+            rail.last = taken.last_before;
             rail.taken.pop_back();
             back += 1;
         }
         let youngest = rail.taken.tail().wrapping_sub(1);
-        if rail.taken.contains(youngest) {
+        if rail.taken.contains(youngest) && rail.taken[youngest].refused {
             // What will be chained to it goes along, though others were in between for a while.
-            rail.chain_broken |= rail.taken[youngest].refused;
+            rail.last = Last::Failed;
         }
         self.live -= u32::try_from(back).unwrap_or(u32::MAX);
         self.settle(number);
@@ -304,16 +319,21 @@ impl Rail {
         let work = Work { role: Role::Data, taken: at, cursor: taken.cursor, ..self.work_before() };
         let (begun, chained, verb) = (taken.begun(), taken.chained(), verb(request.verb));
         if !begun && !chained {
-            self.chain_answers = false;
+            self.answers = Answers::None;
         }
-        let fence = !begun && std::mem::take(&mut self.chain_answers);
-        self.chain_answers |= verb.answers();
+        let fence = !begun && self.fence();
+        let awaited = self.answers != Answers::None;
+        if verb.answers() {
+            self.answers = Answers::Open;
+        }
         let taken = &mut self.taken[at];
         taken.cursor += bytes;
         if taken.cursor == taken.request.bytes {
             taken.stage = if taken.notifies() { Stage::Notify } else { Stage::Whole };
         }
-        let (arg, inline) = (taken.request.arg, verb == WrVerb::Write && bytes > 0);
+        // What it is chained to may bring the very bytes that it carries.
+        let inline = verb == WrVerb::Write && bytes > 0 && !awaited;
+        let arg = taken.request.arg;
         let signaled = self.signal(config);
         let wr_id = self.enter(number, Work { signaled, ..work });
         Some(Wr {
@@ -337,7 +357,7 @@ impl Rail {
         let name = region(regions, taken.request.remote).map_or(0, Memory::name);
         let credits = self.credits.pay();
         let work = Work { role: Role::Notify, taken: at, credits, ..self.work_before() };
-        let fence = std::mem::take(&mut self.chain_answers);
+        let fence = self.fence();
         self.taken[at].stage = Stage::Whole;
         let wr_id = self.enter(number, Work { cursor: taken.cursor, ..work });
         let notification = Some((name, taken.request.immediate));
@@ -345,7 +365,16 @@ impl Rail {
     }
 
     fn work_before(&self) -> Work {
-        Work { answers: self.chain_answers, ..Work::NONE }
+        Work { answers: self.answers, ..Work::NONE }
+    }
+
+    /// True if the next work request must wait for what its chain has read before it.
+    fn fence(&mut self) -> bool {
+        let fence = self.answers == Answers::Open;
+        if fence {
+            self.answers = Answers::Fenced;
+        }
+        fence
     }
 
     /// True if the next work request is one of every so many.
@@ -409,7 +438,7 @@ impl Rail {
                 taken.cursor = work.cursor;
                 taken.stage = if work.role == Role::Data { Stage::Data } else { Stage::Notify };
                 self.data_posted -= 1;
-                self.chain_answers = work.answers;
+                self.answers = work.answers;
                 self.next = work.taken;
                 if work.role == Role::Notify {
                     self.credits.unspend();

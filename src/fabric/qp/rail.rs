@@ -76,8 +76,33 @@ pub(super) struct Taken {
     pub(super) data_failed: bool,
     /// The provider refused to post it: it is not handed back, but ends as failed.
     pub(super) refused: bool,
-    /// The rail's `chain_broken` before it was taken.
-    pub(super) broken_before: bool,
+    /// It is handed back at once, as what it is chained to was.
+    pub(super) sent_back: bool,
+    /// The rail's `last` before it was taken.
+    pub(super) last_before: Last,
+}
+
+/// What became of the request that was taken last: one that is chained to it depends on that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Last {
+    /// It succeeded, or may still.
+    Sound,
+    /// It failed.
+    Failed,
+    /// It was handed back.
+    Returned,
+}
+
+/// READs and atomics of the chain that is being posted: their results come back after they left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Answers {
+    /// There are none.
+    None,
+    /// A fence stands behind them: what follows starts after them. At the time of its post they may
+    /// still be under way, so no bytes are to be copied then.
+    Fenced,
+    /// They may still be under way when what follows starts.
+    Open,
 }
 
 impl Taken {
@@ -92,7 +117,8 @@ impl Taken {
             failure: None,
             data_failed: false,
             refused: false,
-            broken_before: false,
+            sent_back: false,
+            last_before: Last::Sound,
         }
     }
 
@@ -132,6 +158,19 @@ impl Taken {
         self.data_failed |= data;
     }
 
+    /// It failed in such a way that nothing behind it in its queue pair took effect.
+    pub(super) fn shut_out_the_rest(&self) -> bool {
+        self.failure.is_some_and(|(fault, errno)| fault != Fault::Path && errno != EIO)
+    }
+
+    /// It is cut, since what it is chained to failed; `untouched` if it certainly had no effect.
+    pub(super) fn cut(&mut self, untouched: bool) {
+        self.failure = Some((Fault::Path, errno::ECANCELED));
+        if untouched {
+            (self.cursor, self.stage) = (0, Stage::Data);
+        }
+    }
+
     /// The peer's card would not have it.
     pub(super) fn refused_by_peer(&self) -> bool {
         self.failure.is_some_and(|(fault, _)| fault == Fault::Refused)
@@ -156,6 +195,9 @@ impl Taken {
     }
 
     pub(super) fn done(&self) -> Done {
+        if self.sent_back {
+            return self.returned(self.attempts);
+        }
         let (ticket, attempts) = (self.request.ticket, self.attempts);
         let Some((fault, errno)) = self.failure else {
             return Done { attempts, ..Done::new(ticket, 0) };
@@ -199,8 +241,8 @@ pub(super) struct Work {
     pub(super) taken: u32,
     /// The request's cursor before it, to take it back.
     pub(super) cursor: u32,
-    /// `chain_answers` before it.
-    pub(super) answers: bool,
+    /// The rail's `answers` before it.
+    pub(super) answers: Answers,
     /// Credit that the message returns.
     pub(super) credits: u32,
 }
@@ -212,7 +254,7 @@ impl Work {
         doubt: false,
         taken: 0,
         cursor: 0,
-        answers: false,
+        answers: Answers::None,
         credits: 0,
     };
 }
@@ -251,10 +293,8 @@ pub(super) struct Rail {
     pub(super) data_posted: u32,
     /// Work requests since the last signalled one.
     pub(super) unsignaled: u32,
-    /// A READ or atomic of the chain that is being posted may still be answered.
-    pub(super) chain_answers: bool,
-    /// The last request that was taken failed: what is chained to it ends.
-    pub(super) chain_broken: bool,
+    pub(super) answers: Answers,
+    pub(super) last: Last,
     pub(super) marker_posted: bool,
     pub(super) credits: Credits,
     /// The device had no memory for a post; since when nothing could be posted at all.
@@ -312,8 +352,8 @@ impl Rail {
             works,
             data_posted: 0,
             unsignaled: 0,
-            chain_answers: false,
-            chain_broken: false,
+            answers: Answers::None,
+            last: Last::Sound,
             marker_posted: false,
             credits: Credits::new(receives),
             starved: false,
@@ -389,7 +429,9 @@ impl Rail {
             self.taken[next].refused = true;
             next = next.wrapping_add(1);
         }
-        self.chain_broken |= next == self.taken.tail();
+        if next == self.taken.tail() {
+            self.last = Last::Failed;
+        }
         self.next = next;
     }
 }

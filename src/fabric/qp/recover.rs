@@ -17,7 +17,7 @@
 
 use super::Rails;
 use super::provider::{Provider, WcStatus, WrId};
-use super::rail::{RailState, Stage};
+use super::rail::{Answers, Last, RailState, Stage, Taken};
 use super::status::{EHOSTDOWN, Fault};
 use crate::plant::{Plant, planted};
 
@@ -78,6 +78,53 @@ pub struct Told {
     pub news: News,
 }
 
+/// What became of the request before, where all that was under way is decided about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Before {
+    /// It succeeded.
+    Whole,
+    /// It is posted again by this rail.
+    Kept,
+    /// It failed; in such a way, perhaps, that nothing behind it took effect.
+    Failed { shut_out: bool },
+    /// It was handed back.
+    Returned,
+}
+
+/// How it is decided whether a request that was under way fails.
+#[derive(Clone, Copy, Debug)]
+struct Rule {
+    /// The rail ends: nothing is repeated here.
+    verdict: Option<(Fault, i32)>,
+    /// As `verdict`, of one that is not handed back.
+    gone: Option<(Fault, i32)>,
+    attempts_max: u8,
+}
+
+impl Rule {
+    /// Leaves a request its failure, or takes it away; true if that was such a failure that nothing
+    /// behind it took effect.
+    fn apply(self, taken: &mut Taken) -> bool {
+        let Self { verdict, gone, attempts_max } = self;
+        let whole = taken.over() && taken.failure.is_none();
+        let hurt = taken.failure.is_some_and(|(fault, _)| fault == Fault::Path);
+        let shut_out = taken.shut_out_the_rest();
+        if !whole && taken.failure.is_none() {
+            taken.failure = gone;
+        } else if verdict.is_some() && taken.refused_by_peer() {
+            // It was going by then, and took its keys along: nobody is at fault here.
+            taken.blame_the_path(verdict);
+        } else if hurt && taken.errno() != crate::abi::errno::ECANCELED {
+            let again = taken.repeatable() && taken.attempts < attempts_max;
+            taken.failure = match gone {
+                Some(gone) => Some(gone),
+                None => taken.failure.filter(|_| !again),
+            };
+        }
+        shut_out
+    }
+}
+
 /// In so many parts the time is divided after which work is taken for lost.
 const LOOKS: u64 = 4;
 
@@ -122,7 +169,7 @@ impl<P: Provider> Rails<P> {
         rail.credits.restart(receives);
         rail.connect_due = true;
         rail.marker_posted = false;
-        rail.chain_answers = false;
+        rail.answers = Answers::None;
         rail.unsignaled = 0;
         rail.starved = false;
         rail.stuck_since_ns = None;
@@ -302,38 +349,44 @@ impl<P: Provider> Rails<P> {
         rail.abandon();
         rail.credits.unreserve_all();
         let (first, end) = (rail.taken.head(), rail.taken.tail());
-        let (mut at, mut keep, mut broken) = (first, first, false);
+        let (mut at, mut keep, mut before) = (first, first, Before::Whole);
         rail.used = 0;
         while at != end {
             let mut taken = rail.taken[at];
             let whole = taken.over() && taken.failure.is_none();
             let hurt = taken.failure.is_some_and(|(fault, _)| fault == Fault::Path);
-            // Nothing of it can still happen, and to do it again is harmless.
-            let spare = rail.shared && (taken.repeatable() || !taken.begun());
+            let chained = taken.chained() && !planted(Plant::ChainUncut);
+            // Nothing of it can still happen, and to do it again is harmless. It does not go ahead
+            // of what it is chained to.
+            let spare = rail.shared
+                && (taken.repeatable() || !taken.begun())
+                && !(chained && before == Before::Kept);
             let gone = verdict.filter(|_| !spare);
-            if !whole && taken.chained() && broken && !planted(Plant::ChainUncut) {
-                taken.failure = Some(super::rail::Rail::CANCELLED);
-            } else if !whole && taken.failure.is_none() {
-                taken.failure = gone;
-            } else if verdict.is_some() && taken.refused_by_peer() {
-                // It was going by then, and took its keys along: nobody is at fault here.
-                taken.blame_the_path(verdict);
-            } else if hurt && taken.errno() != crate::abi::errno::ECANCELED {
-                let again = taken.repeatable() && taken.attempts < attempts_max;
-                taken.failure = match gone {
-                    Some(gone) => Some(gone),
-                    None => taken.failure.filter(|_| !again),
-                };
-            }
-            broken = taken.failure.is_some();
-            if whole || broken {
+            let rule = Rule { verdict, gone, attempts_max };
+            let shut_out = match before {
+                Before::Failed { shut_out } if chained && !whole => {
+                    taken.cut(shut_out);
+                    shut_out
+                }
+                _ => rule.apply(&mut taken),
+            };
+            let failed = taken.failure.is_some();
+            before = Before::Whole;
+            if whole || failed {
                 self.finished.push_back(taken.done());
                 self.live -= 1;
+                if failed {
+                    before = Before::Failed { shut_out };
+                } else if taken.sent_back {
+                    before = Before::Returned;
+                }
             } else if spare {
                 self.finished.push_back(taken.returned(taken.attempts + u8::from(hurt)));
                 self.counts.returned += 1;
                 self.live -= 1;
+                before = Before::Returned;
             } else {
+                before = Before::Kept;
                 rail.taken[keep] = taken;
                 if hurt {
                     let request = &taken.request;
@@ -349,8 +402,14 @@ impl<P: Provider> Rails<P> {
             }
             at = at.wrapping_add(1);
         }
-        // If the last one walked is not the last one taken, that one was cut in an earlier failure.
-        rail.chain_broken |= broken;
+        // If the last one walked is not the last one taken, that one ended in an earlier failure.
+        if rail.last == Last::Sound {
+            rail.last = match before {
+                Before::Whole | Before::Kept => Last::Sound,
+                Before::Failed { .. } => Last::Failed,
+                Before::Returned => Last::Returned,
+            };
+        }
         rail.taken.cut(keep);
         rail.next = first;
     }

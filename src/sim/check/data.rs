@@ -12,7 +12,7 @@ pub(in crate::sim) fn consistent(out: &Out, cqe: &Cqe) {
     let good = cqe.res >= 0;
     let both = CQE_MAYBE_DONE | CQE_RETRYABLE;
     hold!(Data, good || cqe.flags & both != both, "maybe done and retryable: {cqe:?}");
-    let moves = !matches!(out.opcode, Opcode::Nop | Opcode::Cancel);
+    let moves = !matches!(out.opcode, Opcode::Nop | Opcode::Join | Opcode::Cancel);
     let whole = !good || u32::try_from(cqe.res).ok() == Some(out.bytes);
     hold!(Data, !moves || whole, "bytes: {cqe:?} {out:?}");
     let nop = out.opcode == Opcode::Nop && !good && cqe.res != -errno::ECANCELED;

@@ -7,6 +7,7 @@ pub(super) mod counts;
 pub(super) mod credits;
 pub(super) mod data;
 pub(super) mod depth;
+pub(super) mod edges;
 pub(super) mod effects;
 pub(super) mod ends;
 pub(super) mod entries;
@@ -59,6 +60,7 @@ invariants! {
     Counts = "counts" "What is counted keeps the laws of the telemetry page.";
     Entries = "entries" "What a card has in its queue has an entry.";
     Passages = "passages" "Rails pass only from states to states that follow them.";
+    Edges = "edges" "An op starts when what it waits for is over, and inherits failures.";
     Fates = "fates" "Fate tables tell the truth about ops.";
     Data = "data" "What a CQE says is true of the bytes.";
     Effects = "effects" "Atomics and notifications take effect as often as their ends say.";

@@ -3,6 +3,7 @@
 mod chains;
 mod faults;
 mod limits;
+mod links;
 mod model;
 mod pair;
 mod quiet;

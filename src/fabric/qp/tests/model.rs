@@ -153,57 +153,11 @@ impl World {
         }
     }
 
-    /// One fault, of any kind.
-    fn plant(&mut self) {
-        let rail = u16::try_from(self.random.below(u64::from(self.rails))).unwrap();
-        let side = usize::from(self.random.chance(25));
-        let number = self.two.join.number(rail, side);
-        let random = &mut self.random;
-        let net = &self.two.net;
-        let say = random.pick(&[Say::Right, Say::Right, Say::Missing, Say::Wrong(1 << 20)]);
-        let errno = random.pick(&[errno::ENOMEM, errno::ENOMEM, errno::ENOMEM, errno::EINVAL]);
-        let plan = PostPlan { taken: random.below32(8), say, errno };
-        match random.below(7) {
-            0 | 1 => net.plan_post(number, plan),
-            2 => net.plan_receives(number, PostPlan { taken: random.below32(3), ..plan }),
-            3 => {
-                let path = [WcStatus::RetryExceeded, WcStatus::Flushed, WcStatus::Other(21)];
-                let guilty = [WcStatus::RemoteAccess, WcStatus::LocalProtection];
-                let effect = random.chance(40);
-                let status = if effect || random.chance(50) {
-                    random.pick(&path)
-                } else {
-                    random.pick(&guilty)
-                };
-                net.plan_work(number, WorkPlan { after: random.below32(6), status, effect });
-            }
-            4 => net.break_pair(number),
-            5 => net.delay(number, 100 + random.below(8_000)),
-            _ => {
-                let posted = net.posted(number);
-                if posted.len() < 64 {
-                    return;
-                }
-                let wr_id = posted[random.index(posted.len() - 40)].wr_id;
-                let status = random.pick(&[WcStatus::Success, WcStatus::Flushed]);
-                let wc = Wc {
-                    wr_id,
-                    number,
-                    status,
-                    kind: WcKind::Work,
-                    bytes: 0,
-                    message: [0; 2],
-                    vendor_error: 0,
-                };
-                net.inject(number, wc);
-            }
-        }
-    }
-
     fn run(&mut self, faults: bool) {
         for _ in 0..1_000 {
             if faults && self.random.chance(4) {
-                self.plant();
+                let rail = u16::try_from(self.random.below(u64::from(self.rails))).unwrap();
+                plant(&mut self.random, &self.two, rail);
             }
             for _ in 0..self.random.below(3) {
                 self.offer();
@@ -262,6 +216,48 @@ impl World {
             let most = self.two.net.occupied_most(number);
             assert!(most <= (self.depth + SENDS_KEPT) as usize, "{most} in the send queue");
             assert_eq!(self.two.near.posted(rail), 0);
+        }
+    }
+}
+
+/// One fault, of any kind, of a rail's queue pair at either end.
+pub(super) fn plant(random: &mut Random, two: &Two, rail: u16) {
+    let side = usize::from(random.chance(25));
+    let number = two.join.number(rail, side);
+    let net = &two.net;
+    let say = random.pick(&[Say::Right, Say::Right, Say::Missing, Say::Wrong(1 << 20)]);
+    let errno = random.pick(&[errno::ENOMEM, errno::ENOMEM, errno::ENOMEM, errno::EINVAL]);
+    let plan = PostPlan { taken: random.below32(8), say, errno };
+    match random.below(7) {
+        0 | 1 => net.plan_post(number, plan),
+        2 => net.plan_receives(number, PostPlan { taken: random.below32(3), ..plan }),
+        3 => {
+            let path = [WcStatus::RetryExceeded, WcStatus::Flushed, WcStatus::Other(21)];
+            let guilty = [WcStatus::RemoteAccess, WcStatus::LocalProtection];
+            let effect = random.chance(40);
+            let status =
+                if effect || random.chance(50) { random.pick(&path) } else { random.pick(&guilty) };
+            net.plan_work(number, WorkPlan { after: random.below32(6), status, effect });
+        }
+        4 => net.break_pair(number),
+        5 => net.delay(number, 100 + random.below(8_000)),
+        _ => {
+            let posted = net.posted(number);
+            if posted.len() < 64 {
+                return;
+            }
+            let wr_id = posted[random.index(posted.len() - 40)].wr_id;
+            let status = random.pick(&[WcStatus::Success, WcStatus::Flushed]);
+            let wc = Wc {
+                wr_id,
+                number,
+                status,
+                kind: WcKind::Work,
+                bytes: 0,
+                message: [0; 2],
+                vendor_error: 0,
+            };
+            net.inject(number, wc);
         }
     }
 }

@@ -6,9 +6,9 @@
 //! list, so that 2^32 uses of one slot take long. Once all are closed they are opened in the order
 //! of their places again: ops that end in another order than they came would else leave a list that
 //! leads all over the memory, and each record of a later burst would be fetched alone. Records are
-//! strung on intrusive lists, one link pair a relation: [`LANE`] (a lane, the ARMs of a region, or
-//! the flushes under way: an op is on one of them at most) and [`RING`] (all ops of a ring, in
-//! order of intake).
+//! strung on intrusive lists, one link pair a relation: [`LANE`] (a lane, the ARMs of a region, the
+//! flushes under way, or the ops folded into one: an op is on one of them at most) and [`RING`] (all
+//! ops of a ring, in order of intake).
 //!
 //! **Invariants**: a slot is on the free list or open, never both; a closed record is on no list.
 //! **Deliberately absent**: rings, fabrics, time sources. **Tests**: against a `BTreeMap`.
@@ -21,7 +21,7 @@ use crate::ids::{RecordId, RingId, SessionId};
 
 /// "No record" in a link.
 pub const NIL: u32 = u32::MAX;
-/// Link pair of lanes, ARM lists and the flush list.
+/// Link pair of lanes, ARM lists, the flush list, and what is folded together.
 pub const LANE: usize = 0;
 /// Link pair of a ring's ops.
 pub const RING: usize = 1;
@@ -41,6 +41,8 @@ pub enum State {
     Armed,
     /// A FLUSH, on the list of flushes.
     Flushing,
+    /// Folded into another op, whose end is its own: on the list of its group ([`crate::fold`]).
+    Folded,
 }
 
 /// Why an op failed: a positive errno, the `DETAIL_*` code, and CQE flags.
@@ -250,6 +252,11 @@ pub struct Record {
     pub edges: [u16; 2],
     /// `TIE_*` bits; 0 when the record is closed.
     pub ties: u8,
+    /// Its neighbours in the index of ops that others may be folded into. They, and its group, are
+    /// [`NIL`] again when the record is closed.
+    pub indexed: [u32; 2],
+    /// The ops that it ends together with, or [`NIL`].
+    pub group: u32,
 }
 
 /// What a queued op has stepped aside for, so that others may pass it by.
@@ -477,6 +484,8 @@ impl Ledger {
             awaits: 0,
             edges: [0; 2],
             ties: 0,
+            indexed: [NIL; 2],
+            group: NIL,
         };
         let records = (0..capacity).map(blank).collect();
         let fresh_left = capacity;
@@ -541,6 +550,7 @@ impl Ledger {
         debug_assert!(record.dependents == NIL, "closed a record that others wait for");
         debug_assert!(record.awaits == 0 && record.ties == 0, "closed a record that waits");
         debug_assert!(record.links == [[NIL; 2]; 2], "closed a record that is on a list");
+        debug_assert!(record.indexed == [NIL; 2] && record.group == NIL, "closed what is folded");
         record.state = State::Free;
         let used_often = record.id.generation().is_multiple_of(USES_IN_A_ROW);
         self.open -= 1;
@@ -729,6 +739,29 @@ impl<const L: usize> List<L> {
             ledger[self.head].links[L][1] = slot;
         }
         self.head = slot;
+    }
+
+    /// Puts a record, which is on no list of this relation, in the place of one of this list.
+    pub fn replace(&mut self, ledger: &mut Ledger, slot: u32, by: u32) {
+        let [next, previous] = std::mem::replace(&mut ledger[slot].links[L], [NIL; 2]);
+        ledger[by].links[L] = [next, previous];
+        if previous == NIL {
+            assert!(self.head == slot, "replaced a record of a list it is not on");
+            self.head = by;
+        } else {
+            ledger[previous].links[L][0] = by;
+        }
+        if next == NIL {
+            self.tail = by;
+        } else {
+            ledger[next].links[L][1] = by;
+        }
+    }
+
+    /// The last record, or [`NIL`].
+    #[must_use]
+    pub fn tail(&self) -> u32 {
+        self.tail
     }
 
     /// Takes a record of this list off it.

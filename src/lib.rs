@@ -60,6 +60,7 @@ pub mod control;
 pub mod edges;
 pub mod engine;
 pub mod fabric;
+pub mod fold;
 #[cfg(not(verbring_loom))]
 pub mod host;
 pub mod ids;

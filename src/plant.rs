@@ -33,6 +33,8 @@ pub enum Plant {
     CqeLost,
     /// Posted work whose op the fate table does not show as posted.
     PostBeforeEntry,
+    /// Ops folded into posted work that the fate table does not show as posted.
+    FoldedUnmarked,
     /// What a device took of a post that it cut is forgotten.
     PrefixForgotten,
     /// A failed request ends while its queue pair can still touch its buffers.

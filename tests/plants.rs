@@ -32,6 +32,7 @@ planted! {
     a_second_cqe: CqeTwice breaks OneCqe;
     a_cqe_that_is_lost: CqeLost breaks Credits;
     a_post_before_its_entry: PostBeforeEntry breaks Fates;
+    a_folded_op_that_is_not_shown_as_posted: FoldedUnmarked breaks Fates;
     a_posted_prefix_that_is_forgotten: PrefixForgotten breaks Entries;
     a_cqe_before_its_queue_pair_is_quiet: CqeBeforeQuiet breaks Untouched;
     a_retry_before_the_old_queue_pair_is_dead: RetryBeforeQuiet breaks Untouched;

@@ -28,6 +28,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         lists(self, &open);
         edges(self, &open);
         references(self, &open);
+        self.folds.audit(&self.ledger);
         shares(self, &open);
         for ring in self.rings.iter().flatten() {
             slots(self, ring, &open);
@@ -179,7 +180,7 @@ fn lists<F: Fabric, M>(engine: &Engine<F, M>, open: &BTreeSet<u32>) {
                 for slot in walk::<LANE, F, M>(engine, queue.head(class).unwrap_or(NIL)) {
                     let record = &engine.ledger[slot];
                     let own = if aside == Aside::Rail { record.rail } else { record.line };
-                    let told = (record.op.class, own, record.aside);
+                    let told = (record.class, own, record.aside);
                     assert_eq!(told, (class, rail, aside), "a rail's lane");
                     assert!(lanes.insert(slot), "twice in a lane");
                 }
@@ -198,7 +199,7 @@ fn lists<F: Fabric, M>(engine: &Engine<F, M>, open: &BTreeSet<u32>) {
         assert_eq!(arms.contains(&slot), record.state == State::Armed, "armed: {record:?}");
         let flush = record.state == State::Flushing && record.op.opcode == Opcode::Flush;
         assert_eq!(flushes.contains(&slot), flush, "flushing: {record:?}");
-        let waits = waits || record.state == State::Waiting;
+        let waits = waits || matches!(record.state, State::Waiting | State::Folded);
         deadlines += u32::from(waits && record.op.deadline_us > 0);
     }
     assert_eq!(engine.deadlines, deadlines, "deadlines in lanes");
@@ -303,8 +304,9 @@ fn shares<F: Fabric, M>(engine: &Engine<F, M>, open: &BTreeSet<u32>) {
         records[session] += 1;
         let (ops, bytes, with_bytes) = &mut owners[engine.sessions[session].owner as usize];
         *ops += 1;
-        *bytes += record.op.asked();
-        *with_bytes += u32::from(record.op.asked() > 0);
+        let asked = if record.state == State::Folded { 0 } else { record.op.asked() };
+        *bytes += asked;
+        *with_bytes += u32::from(asked > 0);
         let list = std::iter::successors(some(record.op.list), |&at| some(engine.pages.next(at)));
         blocks[session] += u32::try_from(list.count()).unwrap_or(u32::MAX);
     }
@@ -354,7 +356,8 @@ fn fates<F: Fabric, M: Memory>(engine: &Engine<F, M>, ring: &Ring<M>) {
     assert!(ring.fates.iter().all(|&place| stage(place) == FATE_FREE), "a free fate entry");
     for slot in walk::<RING, F, M>(engine, ring.ops.head()) {
         let record = &engine.ledger[slot];
-        let posted = record.state == State::Posted;
+        let folded = record.state == State::Folded && engine.folds.is_posted(&engine.ledger, slot);
+        let posted = folded || record.state == State::Posted;
         let stage = if posted { FATE_POSTED } else { FATE_ACCEPTED };
         assert_eq!(load(record.fate), (record.number << FATE_SHIFT) | stage, "{record:?}");
         let id = memory.fate(record.fate)[0].load(Ordering::Relaxed);

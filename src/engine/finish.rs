@@ -5,7 +5,8 @@ use crate::abi::{
     SQE_NOTIFY, SQE_SKIP_SUCCESS,
 };
 use crate::fabric::Fabric;
-use crate::ids::{RingId, SessionId};
+use crate::fold::FOLDS;
+use crate::ids::{RecordId, RingId, SessionId};
 use crate::ledger::{List, NIL, Outcome, RING, Record, State};
 use crate::plant::{Plant, planted};
 use crate::ring::{Bell, EngineEnd, Memory};
@@ -25,20 +26,34 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     #[inline]
     pub(super) fn finish_among_others(&mut self, slot: u32) {
         let record = &self.ledger[slot];
+        if record.op.flags & (SQE_NOTIFY | FOLDS) != 0 {
+            self.tell_others(slot);
+        }
+        let record = &self.ledger[slot];
+        let outcome = outcome(record, &self.fabric);
+        self.write_final(slot, outcome, record.id());
+        self.leave(slot);
+    }
+
+    /// An op ends that its target's owner is to hear of, or others that are folded into it.
+    #[inline(never)]
+    fn tell_others(&mut self, slot: u32) {
+        let record = &self.ledger[slot];
         if record.op.flags & SQE_NOTIFY != 0 && record.failure.is_none() && self.notifies(slot) {
             let (target, immediate) = (record.op.target, record.op.immediate);
             self.notify(target, immediate);
         }
-        self.write_final(slot);
-        self.leave(slot);
+        if self.ledger[slot].op.flags & FOLDS != 0 {
+            self.end_with(slot);
+        }
     }
 
     /// Leaves what is known of an op in its session's flight recorder, and writes its final CQE, or
-    /// drops that if it was asked for. Whoever pops it finds the entry.
-    #[inline]
-    fn write_final(&mut self, slot: u32) {
+    /// drops that if it was asked for. Whoever pops it finds the entry. `told` is the record that it
+    /// names: the op's own, or that of the one it was folded into.
+    #[inline(always)]
+    pub(super) fn write_final(&mut self, slot: u32, outcome: Outcome, told: RecordId) {
         let record = &self.ledger[slot];
-        let outcome = outcome(record, &self.fabric);
         if let Some(recorder) = &mut self.recorders[record.session.0 as usize] {
             keep_record(recorder, record, outcome, self.now_ns);
         }
@@ -52,7 +67,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         } else if failed || record.op.flags & SQE_SKIP_SUCCESS == 0 {
             let times = 1 + u32::from(one_of_some(Plant::CqeTwice, record));
             for _ in u32::from(one_of_some(Plant::CqeLost, record))..times {
-                ring.end.push(final_cqe(record, outcome, self.now_ns).to_words());
+                ring.end.push(final_cqe(record, outcome, told, self.now_ns).to_words());
             }
             ring.end.count(RingCounter::Completed, 1);
         } else {
@@ -75,6 +90,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         if record.dependents != NIL || record.failure.is_some() {
             self.tell_dependents(slot);
         }
+        // What is asked for once is charged once.
+        let folded = self.ledger[slot].state == State::Folded;
         self.unlink(slot);
         self.ledger.close(slot);
         // The record keeps what it held until it is opened again.
@@ -96,7 +113,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let record = &self.ledger[slot];
         self.leavers.count += 1;
         self.leavers.bytes += record.done_bytes;
-        self.leavers.asked += record.op.asked();
+        self.leavers.asked += if folded { 0 } else { record.op.asked() };
         self.leavers.failed += u32::from(record.failure.is_some());
         if record.op.list != NIL {
             let blocks = self.pages.give(record.op.list);
@@ -353,7 +370,7 @@ pub(super) fn counter_of(class: Class) -> Counter {
 }
 
 #[inline]
-fn final_cqe(record: &Record, outcome: Outcome, now_ns: u64) -> Cqe {
+fn final_cqe(record: &Record, outcome: Outcome, told: RecordId, now_ns: u64) -> Cqe {
     let units = |from: u64, to: u64| {
         u32::try_from(to.saturating_sub(from) / CQE_TIME_UNIT_NS).unwrap_or(u32::MAX)
     };
@@ -362,7 +379,7 @@ fn final_cqe(record: &Record, outcome: Outcome, now_ns: u64) -> Cqe {
     let Outcome { res, flags, detail } = outcome;
     Cqe {
         user_data: record.op.user_data,
-        record: record.id().0,
+        record: told.0,
         res,
         flags,
         detail,

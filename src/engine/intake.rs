@@ -1,19 +1,21 @@
 //! Taking SQEs: look, copy once, judge, open a record, queue.
 
 use crate::abi::{
-    Class, Counter, Cqe, Detail, FABRIC_NONE, OP_BYTES_MAX, Opcode, RingCounter, SQE_DRAIN,
-    SQE_REVOKE, SQE_SKIP_SUCCESS, Sqe, errno,
+    Class, Counter, Cqe, Detail, FABRIC_NONE, OP_BYTES_MAX, Opcode, RingCounter, SQE_COALESCE,
+    SQE_DRAIN, SQE_REVOKE, SQE_SKIP_SUCCESS, Sqe, errno,
 };
 use crate::fabric::Fabric;
+use crate::fold::Tried;
 use crate::ids::{RecordId, RingId};
 use crate::ledger::{Aside, Failure, NIL, Op};
 use crate::ring::{EngineEnd, Fault, KEPT, Memory};
 
 use super::finish::counter_of;
+use super::fold::outranks;
 use super::pages::{BLOCK_PAGES, PagePool};
 use super::tables::{Phase, Region, Ring, Session, Wind};
 use super::ties::{FARTHEST, Plan};
-use super::validate::{Judge, inside, plain_nop};
+use super::validate::{Judge, data_op, inside, plain_nop};
 use super::wire::{First, wire};
 use super::{Engine, Event, RINGS_PER_TURN, STEPS_PER_TURN};
 
@@ -151,6 +153,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let (mut waiting_edges, mut waiters, mut over) = (0, 0, 0);
         let edges_left =
             self.edge_share.left(state.edges).min(owner.edges_max.saturating_sub(owner.edges));
+        let mut rises = None;
         while passed < count {
             let words = copied.entry(passed);
             let sqe = &Sqe::from_words(words);
@@ -195,28 +198,41 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 record.checked = self.withdrawn;
                 end.fate_accepted(fate, record.id().0, number);
                 let (named, late) = (record.op.names(), record.op.deadline_us > 0);
+                let (class, folds) = (record.op.class, record.op.flags & SQE_COALESCE != 0);
+                let asked = u64::from(record.op.bytes);
                 self.deadlines += u32::from(late);
                 ops.push_back(&mut self.ledger, slot);
                 ties.took(number, slot, sqe.flags);
+                refer(&mut self.regions, named);
+                let tied = plan.is_some();
+                let tried = folds.then(|| self.folds.take_in(&mut self.ledger, slot, tied));
+                if let Some(tried) = tried {
+                    state.count(tried.counter(), 1);
+                }
                 if let Some(plan) = &plan {
                     self.ledger[slot].edges = sqe.edges;
                     wire(&mut self.ledger, &mut self.edges, slot, RingId(id), plan);
                     waiting_edges += plan.count();
                     waiters += 1;
-                    refer(&mut self.regions, named);
                     number += 1;
                     passed += 1;
                     continue;
                 }
                 queued[class.index()] += 1;
-                if !(abroad && self.abroad.queue(&self.regions, &mut self.ledger, slot)) {
+                if let Some(Tried::Into(survivor)) = tried {
+                    queued[class.index()] -= 1;
+                    bytes_left += asked;
+                    rises = outranks(&self.ledger, slot, survivor).then_some(slot);
+                } else if !(abroad && self.abroad.queue(&self.regions, &mut self.ledger, slot)) {
                     self.ledger[slot].aside = Aside::No;
                     self.lanes.push(&mut self.ledger, slot);
                 }
-                refer(&mut self.regions, named);
             }
             number += 1;
             passed += 1;
+            if rises.is_some() {
+                break;
+            }
         }
         end.put_back(count - passed);
         copied.pass(passed);
@@ -234,6 +250,10 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             state.count(Counter::EdgesOver, over);
         }
         owner.take(id, opened, bytes - bytes_left);
+        if let Some(slot) = rises {
+            self.raise_survivor(slot);
+            return (passed, true);
+        }
         (passed, passed == count && count > 0)
     }
 
@@ -343,13 +363,17 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         refer(&mut self.regions, record.op.names());
         ring.ops.push_back(&mut self.ledger, slot);
         if plan.count() > 0 || drains {
+            self.count_tied(slot);
             return self.wait(slot, plan, drains);
         }
         if plan.tied {
             self.sessions[session.0 as usize].count(Counter::EdgesOver, 1);
         }
         if let Some(cause) = plan.cause {
+            self.count_tied(slot);
             self.fail_at_once(slot, cause);
+        } else if data_op(opcode) {
+            self.fold_or_queue(slot, plan.tied);
         } else {
             self.start(slot);
             self.let_go();

@@ -3,7 +3,9 @@
 //!
 //! The page tells them as laws (`docs/abi.md`), so that whoever reads it can rely on them.
 
-use crate::abi::{Class, Counter, HISTOGRAM_BUCKETS, Opcode, Tally, WAIT_REASONS, lane_block};
+use crate::abi::{
+    Class, Counter, HISTOGRAM_BUCKETS, Opcode, SQE_SUPERSEDE, Tally, WAIT_REASONS, lane_block,
+};
 use crate::fabric::Fabric;
 use crate::ledger::{Record, State};
 use crate::telemetry::{SERVICE_AT, WAIT_AT, Words};
@@ -91,9 +93,10 @@ impl<F: Fabric, M> Engine<F, M> {
     }
 }
 
-/// Ops that go through lanes.
+/// Ops that go through lanes; one whose place another has taken counts as queued there.
 fn moves(op: &Record) -> bool {
-    matches!(op.state, State::Queued | State::Posted) && op.op.opcode != Opcode::Nop
+    let replaced = op.state == State::Folded && op.op.flags & SQE_SUPERSEDE != 0;
+    replaced || (matches!(op.state, State::Queued | State::Posted) && op.op.opcode != Opcode::Nop)
 }
 
 /// Laws of one lane, or one session.
@@ -101,7 +104,7 @@ fn ops<'a>(block: &Words, open: impl Iterator<Item = &'a Record>, of_what: &str)
     let (mut queued, mut in_flight) = (0, 0);
     for op in open {
         match op.state {
-            State::Queued => queued += 1,
+            State::Queued | State::Folded => queued += 1,
             _ => in_flight += 1,
         }
     }

@@ -272,6 +272,38 @@ impl Abroad {
         line
     }
 
+    /// Puts an op where a queued one waits, which waits no more. Line, rail, class and what they
+    /// have stepped aside for are the same of both.
+    pub(super) fn replace(&mut self, ledger: &mut Ledger, slot: u32, by: u32) {
+        let record = &ledger[slot];
+        let line = &mut self.lines[usize::from(record.line)];
+        match record.aside {
+            Aside::No => self.queue.replace(ledger, slot, by),
+            Aside::Returned => line.returned.replace(ledger, slot, by),
+            Aside::Credit => line.starved.replace(ledger, slot, by),
+            Aside::Rail => self.ways[usize::from(record.rail)].lanes.replace(ledger, slot, by),
+        }
+    }
+
+    /// A waiting op is of this class from now on, wherever it waits.
+    pub(super) fn raise(&mut self, ledger: &mut Ledger, slot: u32, class: Class) {
+        let record = &ledger[slot];
+        let line = &mut self.lines[usize::from(record.line)];
+        let lanes = match record.aside {
+            Aside::No => {
+                self.queue.remove(ledger, slot);
+                ledger[slot].class = class;
+                return self.queue.push(ledger, slot);
+            }
+            Aside::Returned => &mut line.returned,
+            Aside::Credit => &mut line.starved,
+            Aside::Rail => &mut self.ways[usize::from(record.rail)].lanes,
+        };
+        lanes.remove(ledger, slot);
+        ledger[slot].class = class;
+        lanes.push(ledger, slot);
+    }
+
     /// Takes an op out of wherever it waits.
     pub(super) fn remove(&mut self, ledger: &mut Ledger, slot: u32) {
         let record = &ledger[slot];
@@ -352,7 +384,7 @@ impl Abroad {
         });
         let key = |slot: &u32| {
             let record = &ledger[*slot];
-            (record.op.class, record.aside != Aside::Returned, record.sequence)
+            (record.class, record.aside != Aside::Returned, record.sequence)
         };
         [returned, starved].into_iter().flatten().chain(alone).min_by_key(key)
     }

@@ -16,8 +16,8 @@
 //! **Deliberately absent**: the page itself (`telemetry`).
 
 use crate::abi::{
-    Class, Detail, HISTOGRAM_STEPS, HISTOGRAM_UNIT_NS, Opcode, Tally, TelemetryHeader,
-    bucket_bounds_ns, bucket_of, lane_block,
+    Class, Detail, HISTOGRAM_STEPS, HISTOGRAM_UNIT_NS, Opcode, SQE_SUPERSEDE, Tally,
+    TelemetryHeader, bucket_bounds_ns, bucket_of, lane_block,
 };
 use crate::fabric::{DONE_PLACED, Done, Request};
 use crate::ids::SessionId;
@@ -302,7 +302,7 @@ impl Meter {
             State::Posted => {
                 self.add(Ended::like(record, now_ns), Tally::Failed);
             }
-            State::Queued if record.op.opcode != Opcode::Nop => {
+            _ if leaves_queue(record) => {
                 self.count(record, Tally::Withdrawn as usize, 1);
                 let cancelled = Detail::Cancelled as u16;
                 if record.failure.is_some_and(|failure| failure.detail == cancelled) {
@@ -358,6 +358,15 @@ impl Meter {
         if self.tallies.due(now_ns) {
             self.tallies().publish(now_ns);
         }
+    }
+}
+
+/// True of an op that is queued; or was, until another one took its place.
+fn leaves_queue(record: &Record) -> bool {
+    match record.state {
+        State::Queued => record.op.opcode != Opcode::Nop,
+        State::Folded => record.op.flags & SQE_SUPERSEDE != 0,
+        _ => false,
     }
 }
 

@@ -22,6 +22,7 @@ mod barrier;
 mod caps;
 mod command;
 mod finish;
+mod fold;
 #[cfg(all(any(test, feature = "sim"), not(verbring_loom)))]
 pub(crate) mod graph;
 mod intake;
@@ -53,6 +54,7 @@ use std::collections::VecDeque;
 use crate::abi::{Class, Counter, PAGES_MAX, TelemetryHeader};
 use crate::edges::Edges;
 use crate::fabric::{Done, Fabric, Request};
+use crate::fold::Folds;
 use crate::ids::{RegionId, RingId};
 use crate::ledger::{LANE, Ledger, List};
 use crate::ring::Memory;
@@ -167,6 +169,8 @@ pub struct Engine<F: Fabric, M> {
     pace: Pace,
     posts: Posts,
     pages: PagePool,
+    /// What may be folded, and what is.
+    folds: Folds,
     sessions: Vec<Session>,
     /// Where what is known of ended ops is left, by session.
     recorders: Vec<Option<Recorder>>,
@@ -281,6 +285,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             // What was handed back keeps its place until it is posted again.
             posts: Posts::new(depth, 4 * abroad),
             pages: PagePool::new(limits.list_blocks),
+            folds: Folds::new(limits.records, policy.coalesce, policy.coalesce_key),
             sessions: vec![Session::NONE; limits.sessions_max as usize],
             recorders: (0..limits.sessions_max).map(|_| None).collect(),
             meter: Meter::new(fabric.rails(), limits.sessions_max),
@@ -337,6 +342,9 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let abroad = self.abroad();
         let open = self.ledger.open_count();
         let mut turn = Turn { reaped: self.reap(), ..Turn::default() };
+        if self.folds.parts() {
+            self.part();
+        }
         if abroad {
             self.hear_arrivals();
             self.step_purge();
@@ -373,6 +381,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             || self.window.wrs() > 0
             || !self.unsure.is_empty()
             || !self.disarming.is_empty()
+            || self.folds.parts()
             || self.query.is_some()
             || self.ties_busy()
             || !self.replies.is_empty();

@@ -83,6 +83,11 @@ impl Owner {
         self.pass_by(ring);
     }
 
+    /// An op that was folded into another one is to be done itself.
+    pub(super) fn charge(&mut self, bytes: u64) {
+        self.bytes += bytes;
+    }
+
     /// Ops have ended, in whatever way.
     #[inline]
     pub(super) fn give(&mut self, ops: u32, bytes: u64) {

@@ -119,6 +119,9 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     /// Takes an op out of its lane.
     pub(super) fn unqueue(&mut self, slot: u32) {
         self.leaves_queue(slot);
+        if self.ledger[slot].group != NIL && self.hand_on(slot) {
+            return;
+        }
         if self.abroad() && self.ledger[slot].line != 0 {
             self.leave_lane::<true>(slot);
         } else {
@@ -218,11 +221,19 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 
     /// A deadline that passed before anything was posted.
     fn late(&self, slot: u32) -> Option<Failure> {
+        let waits = match self.ledger[slot].state {
+            State::Queued | State::Waiting => true,
+            State::Folded => self.folds.waits(&self.ledger, slot),
+            _ => false,
+        };
+        if waits { self.overdue(slot) } else { None }
+    }
+
+    /// A deadline that has passed.
+    pub(super) fn overdue(&self, slot: u32) -> Option<Failure> {
         let record = &self.ledger[slot];
         let deadline_us = u64::from(record.op.deadline_us);
-        let late = deadline_us > 0
-            && matches!(record.state, State::Queued | State::Waiting)
-            && self.now_ns >= record.taken_ns + deadline_us * 1_000;
+        let late = deadline_us > 0 && self.now_ns >= record.taken_ns + deadline_us * 1_000;
         let detail = Detail::Deadline as u16;
         late.then_some(Failure { errno: errno::ETIME, detail, flags: CQE_RETRYABLE })
     }
@@ -327,7 +338,11 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             {
                 ring.end.fate_posted(record.fate, record.number);
             }
+            if record.group != NIL {
+                self.mark_folded(slot);
+            }
         }
+        let record = &mut self.ledger[slot];
         record.wait = WAIT_FABRIC;
         let whole = record.cursor >= record.op.bytes && record.op.pages == 0;
         if whole || self.advance(slot) {
@@ -413,6 +428,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             let (id, fate, number, record) =
                 (record.ring, record.fate, record.number, self.ledger.id(slot));
             self.ring(id).end.fate_accepted(fate, record.0, number);
+            self.unmark_folded(slot);
         }
         let queued = self.ledger[slot].aside == Aside::No;
         if request.rail == 0 && queued {

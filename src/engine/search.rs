@@ -214,7 +214,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         match self.ledger[slot].state {
             State::Free => return Err(errno::ENOENT),
             State::Posted => return Err(errno::EALREADY),
-            State::Waiting | State::Queued | State::Armed | State::Flushing => {
+            State::Folded if !self.folds.waits(&self.ledger, slot) => return Err(errno::EALREADY),
+            State::Waiting | State::Queued | State::Armed | State::Flushing | State::Folded => {
                 self.withdraw(slot, failure);
             }
         }
@@ -236,6 +237,10 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 if record.op.opcode == Opcode::Flush {
                     self.flushes.remove(&mut self.ledger, slot);
                 }
+                self.finish(slot);
+            }
+            State::Folded => {
+                self.unfold(slot);
                 self.finish(slot);
             }
             State::Queued | State::Posted | State::Free => {

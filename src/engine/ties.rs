@@ -5,6 +5,9 @@
 //! and of what, that it had no record, or that it was an ARM. An entry that names a record is true
 //! as long as that record is open and has the SQE's number: so a success, which is nearly every
 //! end, writes nothing.
+//!
+//! An edge that others imply (X behind Y and Z, Y behind Z) is wired all the same: Y may be taken
+//! back while it waits, and X is to wait for Z then, too.
 
 use crate::abi::{
     Class, Detail, EDGE_ORDER_ONLY, Opcode, SQE_DRAIN, SQE_HARDLINK, SQE_LINK, Sqe, errno,
@@ -108,34 +111,6 @@ impl Plan {
             }
         }
         Ok(())
-    }
-
-    /// Drops whom the youngest predecessor waits for, too, where that says the same: what follows
-    /// several links of one chain waits for the last.
-    fn drop_implied(&mut self, ledger: &Ledger, ties: &Ties) {
-        if self.count < 2 {
-            return;
-        }
-        let youngest = (0..self.count).max_by_key(|&at| ledger[self.live[at].0].sequence);
-        let Some(youngest) = youngest else { return };
-        let (slot, order_only) = self.live[youngest];
-        let last = &ledger[slot];
-        if order_only || last.state != State::Waiting {
-            return;
-        }
-        let mut at = 0;
-        while at < self.count {
-            let (other, only) = self.live[at];
-            let carries = ties.names(ledger, slot).find_map(|(named, named_only)| {
-                (named == Before::Live(other)).then_some(!named_only)
-            });
-            if other != slot && carries.is_some_and(|carries| only || carries) {
-                self.count -= 1;
-                self.live[at] = self.live[self.count];
-            } else {
-                at += 1;
-            }
-        }
     }
 }
 
@@ -301,7 +276,6 @@ impl Ties {
             plan.tied = true;
             plan.add(Before::Live(slot), true)?;
         }
-        plan.drop_implied(ledger, self);
         Ok(())
     }
 

@@ -2,9 +2,10 @@
 
 use crate::abi::{
     CANCEL_BY_RECORD, CANCEL_BY_USER_DATA, Class, Detail, OP_BYTES_MAX, Opcode, PAGES_MAX,
-    RIGHT_ATOMIC, RIGHT_NOTIFY, RIGHT_READ, RIGHT_WRITE, SQE_DRAIN, SQE_HARDLINK, SQE_LINK,
-    SQE_NO_MERGE, SQE_NOTIFY, SQE_REVOKE, SQE_SKIP_SUCCESS, Sqe, errno,
+    RIGHT_ATOMIC, RIGHT_NOTIFY, RIGHT_READ, RIGHT_WRITE, SQE_COALESCE, SQE_DRAIN, SQE_HARDLINK,
+    SQE_LINK, SQE_NO_MERGE, SQE_NOTIFY, SQE_REVOKE, SQE_SKIP_SUCCESS, SQE_SUPERSEDE, Sqe, errno,
 };
+use crate::fold::FOLDS;
 use crate::ids::{RegionId, SessionId};
 use crate::ledger::{Failure, NIL, Op};
 
@@ -24,8 +25,15 @@ pub(crate) const OPCODES_SERVED: u64 = 1 << Opcode::Nop as u64
     | 1 << Opcode::Arm as u64;
 
 /// SQE flags that are served.
-pub(crate) const FLAGS_SERVED: u16 =
-    SQE_NO_MERGE | SQE_NOTIFY | SQE_SKIP_SUCCESS | SQE_REVOKE | SQE_LINK | SQE_HARDLINK | SQE_DRAIN;
+pub(crate) const FLAGS_SERVED: u16 = SQE_COALESCE
+    | SQE_SUPERSEDE
+    | SQE_NO_MERGE
+    | SQE_NOTIFY
+    | SQE_SKIP_SUCCESS
+    | SQE_REVOKE
+    | SQE_LINK
+    | SQE_HARDLINK
+    | SQE_DRAIN;
 
 /// All flags that ABI 1 defines.
 const FLAGS_DEFINED: u16 = (1 << 9) - 1;
@@ -42,7 +50,8 @@ fn zero(value: u64, detail: Detail) -> Result<(), Failure> {
     if value == 0 { Ok(()) } else { Err(invalid(detail)) }
 }
 
-fn data_op(opcode: Opcode) -> bool {
+/// True if an op moves data, and so goes by a lane.
+pub(super) fn data_op(opcode: Opcode) -> bool {
     matches!(
         opcode,
         Opcode::Write
@@ -135,7 +144,7 @@ impl Judge<'_> {
             Some(asked) if asked >= self.ceiling || sqe.class == 0 => asked.max(self.ceiling),
             _ => return false,
         };
-        let plain = SQE_NO_MERGE | SQE_SKIP_SUCCESS | SQE_LINK | SQE_HARDLINK;
+        let plain = SQE_NO_MERGE | SQE_SKIP_SUCCESS | SQE_LINK | SQE_HARDLINK | SQE_COALESCE;
         let needs = match sqe.flags & !plain {
             0 if sqe.immediate == 0 => right,
             SQE_NOTIFY => right | RIGHT_NOTIFY,
@@ -186,6 +195,9 @@ impl Judge<'_> {
         let right = if op.opcode == Opcode::Write { RIGHT_WRITE } else { RIGHT_READ };
         op.bytes = sqe.bytes;
         op.deadline_us = sqe.deadline_us();
+        if sqe.flags & SQE_SUPERSEDE != 0 {
+            op.arg[1] = sqe.arg[1];
+        }
         self.bind(sqe, op, right)?;
         inside(self.regions, op, op.local_offset, op.remote_offset).map_err(invalid)
     }
@@ -366,7 +378,14 @@ fn check_flags(opcode: Opcode, flags: u16) -> Result<(), Failure> {
     // An ARM may be there for ever: nothing waits for it.
     let arm = SQE_SKIP_SUCCESS | SQE_LINK | SQE_HARDLINK | SQE_DRAIN;
     let skip = flags & arm != 0 && opcode == Opcode::Arm;
-    if notify || revoke || skip { Err(invalid(Detail::Flags)) } else { Ok(()) }
+    // What supersedes its like has no use for being folded into it.
+    let folds = flags & FOLDS;
+    let fold = match opcode {
+        Opcode::Write => folds == FOLDS,
+        Opcode::Read => folds & SQE_SUPERSEDE != 0,
+        _ => folds != 0,
+    };
+    if notify || revoke || skip || fold { Err(invalid(Detail::Flags)) } else { Ok(()) }
 }
 
 fn no_regions(sqe: &Sqe) -> Result<(), Failure> {

@@ -9,9 +9,9 @@
 use crate::abi::{
     MODE_DIRECT, MODE_FIFO, MODE_STRICT, MODE_TENT, MODE_WEIGHTED, RAIL_CONNECTING, RAIL_DEAD,
     RAIL_DEGRADED, RAIL_FULL, RAIL_MEMORY, RAIL_OPEN, RAIL_PAUSED, RAIL_REBUILDING, STATE_ARMED,
-    STATE_FLUSHING, STATE_POSTED, STATE_QUEUED, STATE_WAITING, WAIT_CREDIT, WAIT_EARLIER,
-    WAIT_FABRIC, WAIT_LANE, WAIT_NONE, WAIT_NOTIFY, WAIT_PEER, WAIT_PREDECESSOR, WAIT_RAIL,
-    WAIT_WINDOW_BYTES, WAIT_WINDOW_OPS, WAIT_WINDOW_WRS,
+    STATE_FLUSHING, STATE_FOLDED, STATE_POSTED, STATE_QUEUED, STATE_WAITING, WAIT_CREDIT,
+    WAIT_EARLIER, WAIT_FABRIC, WAIT_LANE, WAIT_NONE, WAIT_NOTIFY, WAIT_PEER, WAIT_PREDECESSOR,
+    WAIT_RAIL, WAIT_SURVIVOR, WAIT_WINDOW_BYTES, WAIT_WINDOW_OPS, WAIT_WINDOW_WRS,
 };
 use crate::fabric::{Fabric, Room, Stop};
 use crate::ledger::{Aside, LANE, List, NIL, Record, State, TIE_DRAIN};
@@ -79,6 +79,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             State::Armed => STATE_ARMED,
             State::Flushing => STATE_FLUSHING,
             State::Waiting => STATE_WAITING,
+            State::Folded => STATE_FOLDED,
             State::Posted | State::Free => STATE_POSTED,
         };
         Why {
@@ -258,6 +259,7 @@ impl Place {
             State::Flushing => WAIT_EARLIER,
             State::Waiting if record.ties & TIE_DRAIN != 0 => WAIT_EARLIER,
             State::Waiting => WAIT_PREDECESSOR,
+            State::Folded => WAIT_SURVIVOR,
             State::Queued | State::Posted | State::Free => WAIT_FABRIC,
         };
         Self { ahead: 0, flows: 0, wait }

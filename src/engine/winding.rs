@@ -116,6 +116,9 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 let flags = if record.op.opcode == Opcode::Arm { 0 } else { failure.flags };
                 self.withdraw(slot, Failure { flags, ..failure });
             }
+            State::Folded if mode == Wind::Cancel && self.folds.waits(&self.ledger, slot) => {
+                self.withdraw(slot, failure);
+            }
             State::Posted if mode == Wind::Cancel && !record.posted_whole => {
                 // Part of it may have landed: no RETRYABLE unless repeating is harmless, and a
                 // range half written is not for us to judge. The rest is not posted.

@@ -319,17 +319,21 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                     self.raising.push_back(&mut self.ledger, slot);
                 }
             }
-            // What has stepped aside goes before others anyway, and keeps its place.
-            State::Queued | State::Posted if !record.posted_whole && record.aside == Aside::No => {
-                if self.abroad() && self.ledger[slot].line != 0 {
-                    self.abroad.queue.remove(&mut self.ledger, slot);
-                    self.ledger[slot].class = class;
-                    self.abroad.queue.push(&mut self.ledger, slot);
-                } else {
+            State::Queued | State::Posted if !record.posted_whole => {
+                if record.line != 0 && self.fabric.rails() > 1 {
+                    self.abroad.raise(&mut self.ledger, slot, class);
+                } else if record.aside == Aside::No {
                     self.lanes.remove(&mut self.ledger, slot);
                     self.ledger[slot].class = class;
                     self.lanes.push(&mut self.ledger, slot);
+                } else {
+                    // It was let in as a whole, and goes next.
+                    record.class = class;
                 }
+            }
+            State::Folded => {
+                record.class = class;
+                self.raise_survivor(slot);
             }
             _ => record.class = class,
         }

@@ -686,8 +686,8 @@ pub fn random_chains_agree_with_a_model<H: Harness>(harness: &mut H) {
         let mut broken = vec![None; usize::from(harness.rails())];
         for n in 0..1 + random.below(60) {
             let rail = random.index(broken.len());
-            let before = broken[rail].filter(|_| random.chance(75));
-            let bad = random.chance(10);
+            let before = broken[rail].filter(|_| random.below(100) < 75);
+            let bad = random.below(10) == 0;
             let errno = match before {
                 Some(true) => errno::ECANCELED,
                 _ if bad => errno::ESTALE,

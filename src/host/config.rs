@@ -69,6 +69,8 @@ pub struct Config {
     pub peer_wrs: u32,
     /// Bytes in flight towards one peer; 0 sets no bound but the card's, else at least one slice.
     pub peer_bytes: u64,
+    /// Ops that ask for it are folded (COALESCE, SUPERSEDE); if not, each is carried out.
+    pub coalesce: bool,
     /// SQEs taken from one ring in one turn; 1 to 1,024.
     pub intake_budget: u32,
     /// Ended ops that a session's flight recorder holds, 64 bytes each: a power of two from 16 to
@@ -220,6 +222,7 @@ impl Default for Config {
             peer_ops: 0,
             peer_wrs: 0,
             peer_bytes: 0,
+            coalesce: true,
             intake_budget: 64,
             recorder_entries: 1_024,
             spin_us: 50,
@@ -391,6 +394,8 @@ impl Config {
             reserve_ops: self.reserve_ops,
             reserve_bytes: self.reserve_bytes,
             slice_ns: ns(self.slice_us),
+            coalesce: self.coalesce,
+            ..Policy::DEFAULT
         }
     }
 

@@ -41,6 +41,7 @@ use crate::fabric::qp::provider::PathSettings;
 use crate::fabric::qp::{self, Rails};
 use crate::fabric::verbs::{VerbsControl, VerbsProvider};
 use crate::fabric::{Local, Pair};
+use crate::sched::Policy;
 use crate::shm::ShmError;
 use card_thread::CardThread;
 use engine_thread::EngineThread;
@@ -223,6 +224,10 @@ impl Engine {
         boot_id: [u64; 2],
     ) -> Result<(EngineThread, TelemetryMade), SpawnError> {
         let config = &self.config;
+        // No client knows it; the boot id they do.
+        let mut key = [0; 8];
+        getrandom::fill(&mut key)
+            .map_err(|error| SpawnError::Os { call: "getrandom", source: error.into() })?;
         let limits = engine::Limits {
             engine: config.engine,
             records: config.records,
@@ -237,7 +242,7 @@ impl Engine {
             intake_budget: config.intake_budget,
             ring_idle_ns: u64::from(config.ring_idle_ms) * 1_000_000,
             cut_off_ns: CUT_OFF_NS,
-            policy: config.policy(),
+            policy: Policy { coalesce_key: u64::from_le_bytes(key), ..config.policy() },
         };
         let local = Local::new(config.regions_max, config.window_wrs, config.slice_bytes);
         let mut core = engine::Engine::new(limits, Pair::new(local, rails));

@@ -76,6 +76,13 @@ impl Fair {
         self.tree.enter_first(class_of(&ledger[slot]), flow);
     }
 
+    pub(super) fn replace(&mut self, ledger: &mut Ledger, slot: u32, by: u32) {
+        if self.found.slot == slot {
+            self.found.slot = NIL;
+        }
+        self.flows.replace(ledger, slot, by);
+    }
+
     /// The class and flow of a queued op.
     #[inline]
     fn find(&self, ledger: &Ledger, slot: u32) -> (usize, u32) {

@@ -143,6 +143,14 @@ impl Flows {
         idle
     }
 
+    /// Puts an op in the place of a queued one, of the same flow.
+    pub(super) fn replace(&mut self, ledger: &mut Ledger, slot: u32, by: u32) {
+        let flow = self.of(&ledger[slot]);
+        debug_assert!(flow == self.of(&ledger[by]) && ledger[slot].aged == ledger[by].aged);
+        let list = self.list(&ledger[slot], flow);
+        list.replace(ledger, slot, by);
+    }
+
     /// Notes that the flow of an op has ops now, or none.
     #[inline]
     fn mark(&mut self, record: &Record, busy: bool) {

@@ -13,7 +13,7 @@ impl Lanes {
     /// Queues an op behind those of its class.
     #[inline]
     pub fn push(&mut self, ledger: &mut Ledger, slot: u32) {
-        let class = ledger[slot].op.class.index();
+        let class = ledger[slot].class.index();
         if !self.lanes[class].is_empty() {
             ledger[slot].wait = WAIT_LANE;
         }
@@ -22,15 +22,21 @@ impl Lanes {
 
     /// Puts an op back where it was: before all others of its class.
     pub fn push_front(&mut self, ledger: &mut Ledger, slot: u32) {
-        let class = ledger[slot].op.class.index();
+        let class = ledger[slot].class.index();
         self.lanes[class].push_front(ledger, slot);
     }
 
     /// Takes an op out of its lane.
     #[inline]
     pub fn remove(&mut self, ledger: &mut Ledger, slot: u32) {
-        let class = ledger[slot].op.class.index();
+        let class = ledger[slot].class.index();
         self.lanes[class].remove(ledger, slot);
+    }
+
+    /// Puts an op in the place of a queued one of its class.
+    pub fn replace(&mut self, ledger: &mut Ledger, slot: u32, by: u32) {
+        let class = ledger[slot].class.index();
+        self.lanes[class].replace(ledger, slot, by);
     }
 
     /// The op to serve next.

@@ -103,6 +103,10 @@ pub struct Policy {
     /// Nanoseconds that one slice of a large op is to take at the measured rate; 0 lets slices have
     /// their full size always.
     pub slice_ns: u64,
+    /// Ops that ask for it are folded.
+    pub coalesce: bool,
+    /// Makes the places of ops in the index that finds what may be folded hard to foretell.
+    pub coalesce_key: u64,
 }
 
 impl Policy {
@@ -119,6 +123,8 @@ impl Policy {
         reserve_ops: 0,
         reserve_bytes: 0,
         slice_ns: 0,
+        coalesce: true,
+        coalesce_key: 0,
     };
 
     /// The most urgent class always goes first, and nothing else is looked at.

@@ -132,6 +132,16 @@ impl Scheduler {
         }
     }
 
+    /// Puts an op where a queued one is, which is queued no more. Session, line, origin, class and
+    /// whether they have aged are the same of both.
+    pub fn replace(&mut self, ledger: &mut Ledger, slot: u32, by: u32) {
+        match &mut self.order {
+            Order::Fair(fair) => fair.replace(ledger, slot, by),
+            Order::Plain(rows) => rows.flows.replace(ledger, slot, by),
+            Order::Tent(tent) => tent.rows.flows.replace(ledger, slot, by),
+        }
+    }
+
     /// True if nothing is queued, parked or not.
     #[inline]
     #[must_use]

@@ -106,6 +106,8 @@ fn draw_policy(random: &mut Random, window_wrs: u32, slice_bytes: u32) -> Policy
         reserve_ops: u32::from(reserve && window_wrs > 1),
         reserve_bytes: 0,
         slice_ns: random.pick(&[0, 1_000, 100_000]),
+        coalesce: random.below(8) != 0,
+        coalesce_key: random.next(),
     }
 }
 

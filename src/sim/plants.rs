@@ -51,6 +51,8 @@ plants! {
         "Some ops get no final CQE." => Credits;
     PostBeforeEntry = "post-before-entry"
         "An op is posted before its entry says so." => Fates;
+    FoldedUnmarked = "folded-unmarked"
+        "What is folded into a posted op is not shown as posted." => Fates;
     PrefixForgotten = "prefix-forgotten"
         "What a device took of a post that it cut has no entry." => Entries;
     CqeBeforeQuiet = "cqe-before-quiet"

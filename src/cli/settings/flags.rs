@@ -70,6 +70,7 @@ impl clap::Args for Flags {
             let default = match (setting.read)(&Config::default()) {
                 Shown::Unset => String::new(),
                 Shown::Number(number) => format!(" [default: {number}]"),
+                Shown::Switch(on) => format!(" [default: {on}]"),
                 Shown::Text(text) => format!(" [default: {text}]"),
             };
             let arg = Arg::new(setting.key)

@@ -24,12 +24,15 @@ pub(super) enum Form {
     Order,
     Use,
     Class,
+    /// True or false.
+    Switch,
 }
 
 /// A value as it is printed.
 pub(super) enum Shown {
     Unset,
     Number(u64),
+    Switch(bool),
     Text(String),
 }
 
@@ -39,12 +42,18 @@ impl Form {
         match self {
             Self::Number(_) | Self::Bytes(_) | Self::Cpu | Self::Places | Self::PerClass => true,
             Self::Mode => radix == 8,
-            Self::Path | Self::Devices | Self::Use | Self::Order | Self::Class => false,
+            Self::Path | Self::Devices | Self::Use | Self::Order | Self::Class | Self::Switch => {
+                false
+            }
         }
     }
 
     pub(super) fn takes_string(self) -> bool {
-        !matches!(self, Self::Number(_))
+        !matches!(self, Self::Number(_) | Self::Switch)
+    }
+
+    pub(super) fn takes_boolean(self) -> bool {
+        matches!(self, Self::Switch)
     }
 
     pub(super) fn placeholder(self) -> &'static str {
@@ -60,6 +69,7 @@ impl Form {
             Self::Use => "USE",
             Self::Order => "ORDER",
             Self::Class => "CLASS",
+            Self::Switch => "BOOLEAN",
         }
     }
 
@@ -85,6 +95,7 @@ impl Form {
             Self::Use => "off, auto or require".to_string(),
             Self::Order => "weighted, strict, fifo, tent or direct".to_string(),
             Self::Class => "high, medium or low".to_string(),
+            Self::Switch => "true or false".to_string(),
         }
     }
 }

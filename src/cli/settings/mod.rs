@@ -157,6 +157,7 @@ impl Settings {
                 Some(number.to_string())
             }
             DeValue::String(text) if form.takes_string() => Some(text.to_string()),
+            DeValue::Boolean(value) if form.takes_boolean() => Some(value.to_string()),
             _ => None,
         };
         match text {

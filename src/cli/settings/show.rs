@@ -45,6 +45,7 @@ impl Settings {
         match place.read(&self.config) {
             Shown::Unset => None,
             Shown::Number(number) => Some(format!("{key} = {number}")),
+            Shown::Switch(on) => Some(format!("{key} = {on}")),
             Shown::Text(text) => Some(format!("{key} = {}", toml::Value::String(text))),
         }
     }
@@ -57,6 +58,7 @@ impl Settings {
             let value = match place.read(&self.config) {
                 Shown::Unset => serde_json::Value::Null,
                 Shown::Number(number) => number.into(),
+                Shown::Switch(on) => on.into(),
                 Shown::Text(text) => text.into(),
             };
             let row = serde_json::json!({ "value": value, "from": self.origin(place).to_string() });

@@ -8,7 +8,8 @@ use verbring::host::{Config, UidQuota};
 use super::form::{Form, Shown};
 use super::text::{
     read_bytes, read_class, read_cpu, read_devices, read_mode, read_number, read_order, read_path,
-    read_per_class, read_places, read_use, show_list, show_per_class, show_places, store, use_name,
+    read_per_class, read_places, read_switch, read_use, show_list, show_per_class, show_places,
+    store, use_name,
 };
 use crate::cli::class_name;
 
@@ -62,6 +63,7 @@ macro_rules! table {
     (@read PerClass $field:expr) => { show_per_class($field) };
     (@read Use $field:expr) => { Shown::Text(use_name($field).to_string()) };
     (@read Order $field:expr) => { Shown::Text($field.to_string()) };
+    (@read Switch $field:expr) => { Shown::Switch($field) };
     (@read Class $field:expr) => { Shown::Text(class_name($field).to_string()) };
     (@write Number $field:expr, $text:ident) => { store(&mut $field, read_number($text)) };
     (@write Bytes $field:expr, $text:ident) => { store(&mut $field, read_bytes($text)) };
@@ -73,6 +75,7 @@ macro_rules! table {
     (@write PerClass $field:expr, $text:ident) => { store(&mut $field, read_per_class($text)) };
     (@write Use $field:expr, $text:ident) => { store(&mut $field, read_use($text)) };
     (@write Order $field:expr, $text:ident) => { store(&mut $field, read_order($text)) };
+    (@write Switch $field:expr, $text:ident) => { store(&mut $field, read_switch($text)) };
     (@write Class $field:expr, $text:ident) => { store(&mut $field, read_class($text)) };
 }
 
@@ -110,6 +113,8 @@ table! {
         "Work requests in flight towards one peer; 0 for the card's bound";
     "peer_bytes" Bytes(u64) peer_bytes,
         "Bytes in flight towards one peer; 0 for the card's bound";
+    "coalesce" Switch coalesce,
+        "Whether ops that ask for it (COALESCE, SUPERSEDE) are folded";
     "intake_budget" Number(u32) intake_budget, "SQEs taken from one ring in one turn";
     "recorder_entries" Number(u32) recorder_entries,
         "Ended ops that a session's flight recorder holds, a power of two; 0 for none";

@@ -311,6 +311,7 @@ fn the_page_of_settings_is_the_table() {
         let default = match place.read(&Config::default()) {
             Shown::Unset => "none".to_string(),
             Shown::Number(number) => number.to_string(),
+            Shown::Switch(on) => on.to_string(),
             Shown::Text(text) => text,
         };
         format!("| `{}` | {default} | {} | {} |\n", setting.key, place.limit(), setting.help)

@@ -49,6 +49,10 @@ pub(super) fn read_class(text: &OsStr) -> Option<Class> {
     Class::ALL.into_iter().find(|class| text == class_name(*class))
 }
 
+pub(super) fn read_switch(text: &OsStr) -> Option<bool> {
+    text.to_str()?.parse().ok()
+}
+
 pub(super) fn read_path(text: &OsStr) -> Option<Option<PathBuf>> {
     (!text.is_empty()).then(|| Some(PathBuf::from(text)))
 }

@@ -254,10 +254,12 @@ fn push_all(ring: &mut RawRing, sqes: &[Sqe], mut each: impl FnMut(&Cqe)) -> Res
     let (mut pushed, mut popped, mut wrong) = (0, 0, None);
     let mut heard_ns = None;
     while popped < sqes.len() {
-        let left = sqes.len() - pushed;
-        if left > 0 && ring.room() as usize >= left.min(PIECE) {
-            pushed += ring.push_all(sqes[pushed..].iter().copied()) as usize;
-            ring.submit();
+        if pushed < sqes.len() {
+            let more = ring.push_all(sqes[pushed..].iter().copied());
+            pushed += more as usize;
+            if more > 0 {
+                ring.submit();
+            }
         }
         let now = ring.pop_all(|cqe| {
             if wrong.is_none() && i64::from(cqe.res) != result(cqe.user_data) {
@@ -328,9 +330,6 @@ const SQ_ENTRIES: u32 = 2_048;
 
 /// Whoever waits has its slot.
 const CQ_ENTRIES: u32 = 32_768;
-
-/// Fewer at once are not worth showing to the engine, unless they are the last.
-const PIECE: usize = 64;
 
 /// One part in so many of a slice is not counted.
 const WARM_PART: u64 = 5;

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use divan::counter::ItemsCount;
 use divan::{AllocProfiler, Bencher};
-use verbring::abi::{FABRIC_LOCAL, Opcode, Page, RIGHTS_ALL, Sqe};
+use verbring::abi::{FABRIC_LOCAL, Opcode, Page, RIGHTS_ALL, SQE_COALESCE, Sqe};
 use verbring::engine::{Command, Engine, Limits, Ring};
 use verbring::fabric::{Done, Fabric, Request};
 use verbring::ids::{RegionId, RingId, SessionId};
@@ -141,8 +141,13 @@ impl World {
 
     /// Pushes a batch, lets the engine work until all of it is answered, and pops the CQEs.
     fn round(&mut self, sqe: Sqe, batch: u32) {
-        for _ in 0..batch {
-            self.client.push(sqe.to_words());
+        self.round_of(batch, |_| sqe);
+    }
+
+    /// [`World::round`] of ops that may differ.
+    fn round_of(&mut self, batch: u32, sqe: impl Fn(u32) -> Sqe) {
+        for at in 0..batch {
+            self.client.push(sqe(at).to_words());
         }
         self.client.publish();
         let mut popped = 0;
@@ -197,6 +202,41 @@ fn write_recorded(bencher: Bencher<'_, '_>, batch: u32) {
 fn write_watched(bencher: Bencher<'_, '_>, batch: u32) {
     let mut world = World::watched();
     let sqe = transfer(Opcode::Write);
+    bencher.counter(ItemsCount::new(batch)).bench_local(|| world.round(sqe, batch));
+}
+
+/// Ops to one place after another: none is like another that is under way.
+fn spread(world: &mut World, flags: u16, batch: u32) {
+    let base = transfer(Opcode::Write);
+    world.round_of(batch, |at| Sqe {
+        flags,
+        local_offset: u64::from(at) * 64,
+        remote_offset: REGION_BYTES / 2 + u64::from(at) * 64,
+        bytes: 64,
+        ..base
+    });
+}
+
+/// WRITEs to places of their own, without a flag: what `coalesce_miss` is held against.
+#[divan::bench(args = BATCHES)]
+fn spread_out(bencher: Bencher<'_, '_>, batch: u32) {
+    let mut world = World::new();
+    bencher.counter(ItemsCount::new(batch)).bench_local(|| spread(&mut world, 0, batch));
+}
+
+/// The same with COALESCE: nothing is folded, and what it takes more is what a miss costs. It is to
+/// be no more than 25 ns an op.
+#[divan::bench(args = BATCHES)]
+fn coalesce_miss(bencher: Bencher<'_, '_>, batch: u32) {
+    let mut world = World::new();
+    bencher.counter(ItemsCount::new(batch)).bench_local(|| spread(&mut world, SQE_COALESCE, batch));
+}
+
+/// All of a batch are alike: the first is carried out, the others end with it.
+#[divan::bench(args = BATCHES)]
+fn coalesce_hit(bencher: Bencher<'_, '_>, batch: u32) {
+    let mut world = World::new();
+    let sqe = Sqe { flags: SQE_COALESCE, ..transfer(Opcode::Write) };
     bencher.counter(ItemsCount::new(batch)).bench_local(|| world.round(sqe, batch));
 }
 

@@ -107,7 +107,7 @@ enum vr_op {
     VR_OP_READV = 4,     /* pages to pages, remote to local */
     VR_OP_FETCH_ADD = 5, /* adds to a remote u64, old value to the local offset */
     VR_OP_CMP_SWAP = 6,  /* replaces a remote u64 if as expected, old value to the local offset */
-    VR_OP_JOIN = 7,      /* reserved */
+    VR_OP_JOIN = 7,      /* completes with 0 once all that it waits for is over */
     VR_OP_CANCEL = 8,    /* takes back an op that is still queued */
     VR_OP_FLUSH = 9,     /* completes when nothing touches a region for earlier ops */
     VR_OP_ARM = 10,      /* reserves CQ slots for notifications of a region */
@@ -120,11 +120,11 @@ enum vr_op {
 #define VR_CLASS_LOW 3u
 
 /* sqe.flags */
-#define VR_SQE_LINK (1u << 0)         /* reserved */
-#define VR_SQE_HARDLINK (1u << 1)     /* reserved */
-#define VR_SQE_DRAIN (1u << 2)        /* reserved */
-#define VR_SQE_COALESCE (1u << 3)     /* reserved */
-#define VR_SQE_SUPERSEDE (1u << 4)    /* reserved */
+#define VR_SQE_LINK (1u << 0)         /* the next SQE waits for this one, and fails with it */
+#define VR_SQE_HARDLINK (1u << 1)     /* the next SQE waits for this one, however it ends */
+#define VR_SQE_DRAIN (1u << 2)        /* waits for all before it, and all behind it for this */
+#define VR_SQE_COALESCE (1u << 3)     /* may share queued work of the very same effect */
+#define VR_SQE_SUPERSEDE (1u << 4)    /* may replace queued work for the same place and tag */
 #define VR_SQE_NO_MERGE (1u << 5)     /* never shares a work request with a neighbour */
 #define VR_SQE_NOTIFY (1u << 6)       /* tell the remote side, with immediate, after all bytes */
 #define VR_SQE_SKIP_SUCCESS (1u << 7) /* no CQE on success */
@@ -176,8 +176,8 @@ VR_AT_(vr_page, remote_offset, 8);
 /* cqe.flags */
 #define VR_CQE_RETRYABLE (1u << 0)  /* certainly no effect, or harmless to repeat */
 #define VR_CQE_MAYBE_DONE (1u << 1) /* whether it took effect is not known */
-#define VR_CQE_COALESCED (1u << 2)
-#define VR_CQE_DEP_FAILED (1u << 3)
+#define VR_CQE_COALESCED (1u << 2)  /* ended with the op whose record this is */
+#define VR_CQE_DEP_FAILED (1u << 3) /* did not run: an op that it waited for failed */
 #define VR_CQE_FLUSHED (1u << 4)
 #define VR_CQE_NOTIFY (1u << 5) /* a notification: queued is the immediate, res the count */
 #define VR_CQE_MORE (1u << 6)   /* not the last CQE of its SQE */
@@ -750,7 +750,7 @@ struct vr_stats_reply {
     struct vr_reply_head reply;
     uint64_t counters[VR_COUNTERS];
 };
-VR_SIZE_(vr_stats_reply, 280);
+VR_SIZE_(vr_stats_reply, 344);
 
 struct vr_op_query { /* CANCEL and WHY */
     struct vr_head head;
@@ -2482,6 +2482,150 @@ static inline void vr_prep_arm(struct vr_sqe *sqe, const struct vr_region *regio
     sqe->bytes = count;
 }
 
+/* Completes once all that it waits for is over: with 0, or failing as the first that failed. Up to
+ * ten edges, by vr_after and vr_after_end; vr_join is for any number. */
+static inline void vr_prep_join(struct vr_sqe *sqe)
+{
+    memset(sqe, 0, sizeof *sqe);
+    sqe->opcode = VR_OP_JOIN;
+}
+
+/* Adds an edge: how many SQEs back in its ring (1 to 32767), with VR_EDGE_ORDER_ONLY if it is to
+ * carry no failure. -EINVAL if it names no SQE; -E2BIG if all places are taken: two, of a JOIN
+ * ten. */
+static inline int vr_add_edge(struct vr_sqe *sqe, uint32_t edge)
+{
+    uint32_t place;
+    if (edge > 0xffffu || (edge & 0x7fffu) == 0)
+        return -EINVAL;
+    for (place = 0; place < 2; place++) {
+        if (sqe->edges[place] == 0) {
+            sqe->edges[place] = (uint16_t)edge;
+            return 0;
+        }
+    }
+    for (place = 0; sqe->opcode == VR_OP_JOIN && place < 8; place++) {
+        uint32_t shift = place % 4 * 16;
+        if ((sqe->arg[place / 4] >> shift & 0xffffu) == 0) {
+            sqe->arg[place / 4] |= (uint64_t)edge << shift;
+            return 0;
+        }
+    }
+    return -E2BIG;
+}
+
+static inline int vr_wait_for_(const struct vr_ring *ring, struct vr_sqe *sqe, int64_t number,
+                               uint32_t order_only)
+{
+    if (number < 0 || (uint64_t)number >= ring->pushed)
+        return -EINVAL;
+    if (ring->pushed - (uint64_t)number > 0x7fffu)
+        return -ERANGE;
+    return vr_add_edge(sqe, (uint32_t)(ring->pushed - (uint64_t)number) | order_only);
+}
+
+/* Has an SQE, which must be the next one that is pushed into this ring, wait until the op of this
+ * number (as vr_push returned it) is over. Should that fail, this one does not run: its CQE says
+ * -VR_ECANCELED with VR_CQE_DEP_FAILED and the detail of what failed first. -EINVAL if that number
+ * was not pushed; -ERANGE if it is more than 32767 back; -E2BIG if the SQE has all its edges. */
+static inline int vr_after(const struct vr_ring *ring, struct vr_sqe *sqe, int64_t number)
+{
+    return vr_wait_for_(ring, sqe, number, 0);
+}
+
+/* As vr_after, but however that op ends. */
+static inline int vr_after_end(const struct vr_ring *ring, struct vr_sqe *sqe, int64_t number)
+{
+    return vr_wait_for_(ring, sqe, number, VR_EDGE_ORDER_ONLY);
+}
+
+static inline int64_t vr_push_join_(struct vr_ring *ring, const int64_t *numbers, uint32_t count,
+                                    uint32_t flags, uint64_t user_data)
+{
+    struct vr_sqe sqe;
+    uint32_t place;
+    vr_prep_join(&sqe);
+    sqe.flags = (uint16_t)flags;
+    sqe.user_data = user_data;
+    for (place = 0; place < count; place++) {
+        int status = vr_after(ring, &sqe, numbers[place]);
+        if (status < 0)
+            return status;
+    }
+    return vr_push(ring, &sqe);
+}
+
+/* Pushes a JOIN of any number of ops, and returns its number. Of more than ten, JOINs of JOINs make
+ * it; those complete only if they fail, with `inner_data` for user_data. `numbers` is scratch
+ * space afterwards. All are pushed, or none: -EINVAL if a number was not pushed, -ERANGE if one
+ * is too far back, -E2BIG if the SQ is too small for all the JOINs, -EAGAIN if it has no room for
+ * them now. */
+static inline int64_t vr_join(struct vr_ring *ring, int64_t *numbers, uint32_t count,
+                              uint64_t user_data, uint64_t inner_data)
+{
+    uint32_t from, to, left, joins = 1;
+    for (left = count; left > 10; left = (left + 9) / 10)
+        joins += left / 10 + (left % 10 > 1); /* one that is left over needs no JOIN */
+    for (from = 0; from < count; from++) {
+        if (numbers[from] < 0 || (uint64_t)numbers[from] >= ring->pushed)
+            return -EINVAL;
+        if (ring->pushed + joins - 1 - (uint64_t)numbers[from] > 0x7fffu)
+            return -ERANGE;
+    }
+    if (joins > ring->header.sq_entries)
+        return -E2BIG;
+    if (joins > vr_room(ring))
+        vr_observe_taken_(ring);
+    if (joins > vr_room(ring))
+        return -EAGAIN;
+    for (left = count; left > 10; left = to) {
+        for (from = to = 0; from < left; from += 10, to++) {
+            uint32_t some = left - from < 10 ? left - from : 10;
+            numbers[to] = some == 1 ? numbers[from]
+                                    : vr_push_join_(ring, &numbers[from], some,
+                                                    VR_SQE_SKIP_SUCCESS, inner_data);
+        }
+    }
+    return vr_push_join_(ring, numbers, left, 0, user_data);
+}
+
+/* The next SQE that is pushed into the ring, whenever that is, waits for this one as by vr_after:
+ * a chain needs no numbers. */
+static inline void vr_set_link(struct vr_sqe *sqe)
+{
+    sqe->flags = (uint16_t)(sqe->flags | VR_SQE_LINK);
+}
+
+/* As vr_set_link, but however this one ends. */
+static inline void vr_set_hard_link(struct vr_sqe *sqe)
+{
+    sqe->flags = (uint16_t)(sqe->flags | VR_SQE_HARDLINK);
+}
+
+/* Waits until all earlier SQEs of its ring are over (but for ARM), however they end, and has all
+ * later ones wait for it, however it ends. */
+static inline void vr_set_drain(struct vr_sqe *sqe)
+{
+    sqe->flags = (uint16_t)(sqe->flags | VR_SQE_DRAIN);
+}
+
+/* Lets a WRITE or READ share the work of one of this session that is queued, does just the same
+ * and says so too; what lies between them does not matter. Its CQE then has VR_CQE_COALESCED and
+ * the other one's record. Not with edges, links or DRAIN. */
+static inline void vr_set_coalesce(struct vr_sqe *sqe)
+{
+    sqe->flags = (uint16_t)(sqe->flags | VR_SQE_COALESCE);
+}
+
+/* Lets a WRITE replace a queued one of this ring for the same place, with the same length and tag:
+ * the last value wins. The one that was replaced ends with it, VR_CQE_COALESCED. Not along with
+ * vr_set_coalesce. */
+static inline void vr_set_supersede(struct vr_sqe *sqe, uint64_t tag)
+{
+    sqe->flags = (uint16_t)(sqe->flags | VR_SQE_SUPERSEDE);
+    sqe->arg[1] = tag;
+}
+
 /* Has the remote region's owner notified once all bytes of this data op are placed. */
 static inline void vr_set_notify(struct vr_sqe *sqe, uint32_t immediate)
 {
@@ -2498,7 +2642,7 @@ static inline void vr_set_deadline(struct vr_sqe *sqe, uint32_t deadline_us)
         sqe->arg[0] = (sqe->arg[0] & ~UINT64_C(0xffffffff)) | deadline_us;
 }
 
-/* Marks an op for logs and traces. Not for atomics and CANCEL, which use the field. */
+/* Marks an op for logs and traces. Not for atomics, CANCEL and JOIN, which use the field. */
 static inline void vr_set_tag(struct vr_sqe *sqe, uint64_t tag)
 {
     sqe->arg[1] = tag;

@@ -137,11 +137,8 @@ impl Folds {
     /// Folds an op with COALESCE, that was just taken and is queued nowhere, into one of the same
     /// effect; or has others find it. A tied one does neither.
     pub fn take_in(&mut self, ledger: &mut Ledger, slot: u32, tied: bool) -> Tried {
-        if !self.on {
-            return Tried::Off;
-        }
-        if tied || ledger[slot].op.flags & TIES != 0 {
-            return Tried::Tied;
+        if !self.on || tied || ledger[slot].op.flags & TIES != 0 {
+            return self.tied();
         }
         let bucket = self.bucket_of(&ledger[slot]);
         let tried = self.look(ledger, slot, bucket);
@@ -150,6 +147,12 @@ impl Folds {
             _ => self.insert(ledger, slot, bucket),
         }
         tried
+    }
+
+    /// What becomes of a COALESCE op that is tied to others of its ring.
+    #[must_use]
+    pub fn tied(&self) -> Tried {
+        if self.on { Tried::Tied } else { Tried::Off }
     }
 
     /// Has others find an op with SUPERSEDE, that was just taken; returns the one that it replaces,

@@ -83,8 +83,9 @@ mod tidy;
 
 #[cfg(not(verbring_loom))]
 pub use client::{
-    Arm, Cancel, CmpSwap, Completion, FetchAdd, Flush, Import, Lease, Nop, PagePair, Peer, RawRing,
-    Read, Readv, Region, Rights, Ring, RingOptions, Secret, Session, Ticket, Write, Writev,
+    Arm, Cancel, CmpSwap, Completion, FetchAdd, Flush, Import, Join, Lease, Nop, PagePair, Peer,
+    RawRing, Read, Readv, Region, Rights, Ring, RingOptions, Secret, Session, Ticket, Write,
+    Writev,
 };
 #[cfg(not(verbring_loom))]
 pub use host::Engine;

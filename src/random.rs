@@ -37,7 +37,7 @@ impl Random {
     }
 
     /// True in `percent` of 100 cases.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "sim"))]
     pub(crate) fn chance(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }

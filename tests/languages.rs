@@ -7,6 +7,9 @@
 //! here as C11 and as C++17; Python's is `tests/python/peer.py`. Where there are RDMA ports, they
 //! meet across two engines as well. A language whose tool is missing is left out with a line that
 //! says so, unless `VERBRING_REQUIRE_LANGUAGES` is set.
+//!
+//! And every language makes graphs: Rust in `tests/graphs.rs`, C in `tests/c/graph.c`, Python in
+//! `tests/python/graph.py`; and each the small one of its example.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
@@ -18,6 +21,10 @@ use std::process::{Child, Command, ExitCode, Stdio};
 #[allow(unreachable_pub, reason = "an example, taken as a module")]
 mod peer;
 
+#[path = "../examples/graph.rs"]
+#[allow(unreachable_pub, dead_code, reason = "an example, taken as a module")]
+mod graph;
+
 /// How to start one language's peer.
 struct Language {
     name: &'static str,
@@ -25,6 +32,9 @@ struct Language {
     /// Arguments go into this variable instead, for a binary whose own arguments are taken.
     by_variable: bool,
 }
+
+const C11: &[&str] = &["-std=c11", "-D_GNU_SOURCE"];
+const CPP17: &[&str] = &["-std=c++17", "-x", "c++"];
 
 const PART: &str = "VERBRING_PEER_PART";
 
@@ -51,11 +61,11 @@ fn runs(tool: &str) -> bool {
     command.status().is_ok_and(|status| status.success())
 }
 
-/// The program that `tests/c/peer.c` makes; made anew if it or the header has changed.
-fn compiled(tool: &str, name: &str, flags: &[&str]) -> PathBuf {
+/// The program that a C source makes; made anew if it or the header has changed.
+fn compiled(tool: &str, source: &str, name: &str, flags: &[&str]) -> PathBuf {
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let changed = |path: &Path| std::fs::metadata(path).and_then(|data| data.modified()).ok();
-    let sources = ["include/verbring.h", "tests/c/peer.c"].map(|path| root().join(path));
+    let sources = ["include/verbring.h", source].map(|path| root().join(path));
     if sources.iter().all(|source| changed(source) < changed(&out)) {
         return out;
     }
@@ -63,12 +73,12 @@ fn compiled(tool: &str, name: &str, flags: &[&str]) -> PathBuf {
         .args(flags)
         .args(["-O2", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-I"])
         .arg(root().join("include"))
-        .arg(root().join("tests/c/peer.c"))
+        .arg(root().join(source))
         .arg("-o")
         .arg(&out)
         .status()
         .unwrap();
-    assert!(status.success(), "{tool} could not compile tests/c/peer.c as {name}");
+    assert!(status.success(), "{tool} could not compile {source} as {name}");
     out
 }
 
@@ -88,8 +98,9 @@ fn languages() -> Vec<Language> {
             println!("{name} is left out: there is no {tool}");
         }
     };
-    add("c", "gcc", &|| vec![compiled("gcc", "peer-c", &["-std=c11", "-D_GNU_SOURCE"])]);
-    add("c++", "g++", &|| vec![compiled("g++", "peer-cpp", &["-std=c++17", "-x", "c++"])]);
+    let peer = "tests/c/peer.c";
+    add("c", "gcc", &|| vec![compiled("gcc", peer, "peer-c", C11)]);
+    add("c++", "g++", &|| vec![compiled("g++", peer, "peer-cpp", CPP17)]);
     let python = root().join("tests/python/peer.py");
     add("python", "python3", &|| vec!["python3".into(), python.clone()]);
     found
@@ -158,6 +169,44 @@ fn every_language_meets_every_other() {
     let socket = sockets.0.join("engine.sock");
     let engine = verbring::Engine::builder().socket(&socket).spawn().unwrap();
     meet(&languages(), &socket, &socket, &["--require", "local"]);
+    engine.shutdown().unwrap();
+}
+
+/// The programs that make graphs: name, tool, command.
+fn graph_makers() -> Vec<(&'static str, Vec<PathBuf>)> {
+    let required = std::env::var_os("VERBRING_REQUIRE_LANGUAGES").is_some();
+    let there = |tool: &str| {
+        let there = runs(tool);
+        assert!(there || !required, "{tool} is missing, and every language is required");
+        there
+    };
+    let mut found = Vec::new();
+    if there("gcc") {
+        found.push(("C", vec![compiled("gcc", "tests/c/graph.c", "graph-c", C11)]));
+        let example = compiled("gcc", "examples/c/graph.c", "graph-example-c", C11);
+        found.push(("the example in C", vec![example]));
+    }
+    if there("g++") {
+        found.push(("C++", vec![compiled("g++", "tests/c/graph.c", "graph-cpp", CPP17)]));
+    }
+    if there("python3") {
+        let script = |path: &str| vec!["python3".into(), root().join(path)];
+        found.push(("Python", script("tests/python/graph.py")));
+        found.push(("the example in Python", script("examples/python/graph.py")));
+    }
+    found
+}
+
+#[test]
+fn every_language_makes_graphs() {
+    let sockets = Sockets::new("graphs");
+    let socket = sockets.0.join("engine.sock");
+    let engine = verbring::Engine::builder().socket(&socket).spawn().unwrap();
+    graph::run(&socket).unwrap();
+    for (name, command) in graph_makers() {
+        let status = Command::new(&command[0]).args(&command[1..]).arg(&socket).status().unwrap();
+        assert!(status.success(), "{name}");
+    }
     engine.shutdown().unwrap();
 }
 

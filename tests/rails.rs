@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use verbring::fabric::qp::provider::{
-    BadPost, Broken, Caps, Key, Provider, Wc, WcKind, WcStatus, Wr, WrVerb,
+    BadPost, Broken, Caps, Key, Provider, Range, Wc, WcKind, WcStatus, Wr, WrVerb,
 };
 use verbring::fabric::qp::{Ask, CardKeys, Config, Counts, Memory, News, Rails, Recovery, Told};
 use verbring::fabric::{Arrival, Done, Fabric, REQUEST_CHAIN, REQUEST_NOTIFY, Request, Verb};
@@ -68,6 +68,7 @@ const CONFIG: Config = Config {
     inline_bytes: 32,
     signal_every: 4,
     message_bytes_max: 4096,
+    merge_bytes_max: 0,
     regions_max: 2,
     attempts_max: 2,
     stuck_ns: 1_000_000,
@@ -123,7 +124,7 @@ impl Provider for Echo {
         Some(())
     }
 
-    fn post(&mut self, rail: u16, list: &[Wr]) -> Result<(), BadPost> {
+    fn post_ranges(&mut self, rail: u16, list: &[Wr], _: &[Range]) -> Result<(), BadPost> {
         let at = usize::from(rail);
         for (wr, index) in list.iter().zip(0..) {
             self.clock += 1;

@@ -19,7 +19,7 @@ would see a cursor that jumps; it is never used on shared memory. Python has no 
 and releasing a lock serves as one on x86-64. Elsewhere the ring is requested fenceless, and the
 engine looks at it only when its bell is rung.
 
-Deliberately absent: edges, peers on other hosts, and files, which ABI 1 does not serve yet.
+Deliberately absent: peers on other hosts, and files, which ABI 1 does not serve yet.
 
 Needs Linux, Python 3.9, and the file `verbring_abi.py` (the numbers and layouts) beside this one.
 """
@@ -201,6 +201,16 @@ class Completion(collections.namedtuple("Completion", CQE.record._fields)):
         return self.flags & CQE_MORE != 0
 
     @property
+    def coalesced(self):
+        """True if the op ended with another one, folded or replaced; `record` is that one's."""
+        return self.flags & CQE_COALESCED != 0
+
+    @property
+    def dep_failed(self):
+        """True if the op did not run, since one that it waited for failed: `detail` is that's."""
+        return self.flags & CQE_DEP_FAILED != 0
+
+    @property
     def immediate(self):
         """The sender's immediate, in a notification."""
         return self.queued
@@ -228,7 +238,8 @@ class Completion(collections.namedtuple("Completion", CQE.record._fields)):
     def check(self):
         """Returns itself; raises VerbringError if the op failed."""
         if self.res < 0:
-            hints = ((CQE_RETRYABLE, "retryable"), (CQE_MAYBE_DONE, "maybe done"))
+            hints = ((CQE_DEP_FAILED, "an op before it failed"), (CQE_RETRYABLE, "retryable"),
+                     (CQE_MAYBE_DONE, "maybe done"))
             what = ", ".join(text for bit, text in hints if self.flags & bit) or "failed"
             raise VerbringError(-self.res, self.detail, f"op {self.user_data} {what}")
         return self
@@ -255,6 +266,8 @@ class _Owned:
 
 
 _LOW32 = 0xFFFF_FFFF
+# Edges of any SQE, of a JOIN, and how far back one reaches.
+_EDGES, _JOIN_EDGES, _EDGE_BACK_MAX = 2, 10, 32767
 _TSO = platform.machine() in ("x86_64", "AMD64")
 _CQE_WORDS = struct.Struct("<4Q")
 _SQE_WORDS = struct.Struct("<8Q")
@@ -272,6 +285,20 @@ class Ring(_Owned):
     queued after so many microseconds; 0 is never), and, except for atomics, `tag` (for logs).
     They raise RingFull, and struct.error for a value that does not fit its field; in both cases
     nothing was pushed.
+
+    What an op waits for is said by these, for all of them: `after`, a number or several, of earlier
+    ops of this ring: it waits until they are over, and fails (ECANCELED, `dep_failed`) if one of
+    them did; `after_end`, likewise, but however they end; `link` and `hard_link`: the next op that
+    is pushed waits for this one as by `after`, or `after_end`; `drain`: it waits until all earlier
+    ops of the ring are over, and all later ones wait for it. An op has two edges at most; `join`
+    makes one op of many. `write` and `read` also take `coalesce` (may share queued work of the very
+    same effect), `write` also `supersede`, a tag: it may replace a queued one for the same place
+    with the same tag.
+
+        a = ring.write(region, remote, 4096)
+        b = ring.read(region, remote, 64, local_offset=8192, after=a)
+        c = ring.nop(after=[a], after_end=[b])
+        ring.join([a, b, c])
     """
 
     def __init__(self, session, number, segment, sq_bell, cq_bell, fenceless, spin_us):
@@ -342,6 +369,34 @@ class Ring(_Owned):
         offsets = local_offset, remote_offset
         return self._far(Op.CMP_SWAP, region, remote, offsets, deadline_us, (expected, new), **how)
 
+    def join(self, numbers, *, after_end=(), class_=0, **how):
+        """Pushes an op that does nothing once all of these are over; res is 0.
+
+        It fails if one of `numbers` did; for `after_end` it only waits. Of more than ten, JOINs of
+        JOINs make it, which complete only if they fail. All are pushed, or none: ValueError says
+        that the SQ is too small for all of them.
+        """
+        open_ = collections.deque((number, 0) for number in numbers)
+        open_.extend((number, EDGE_ORDER_ONLY) for number in after_end)
+        joins = 1 + max(0, -(-(len(open_) - _JOIN_EDGES) // (_JOIN_EDGES - 1)))
+        for number, _ in open_:
+            self._edge(number, self._pushed + joins - 1)
+        if joins > self.sq_entries:
+            raise ValueError(f"{len(open_)} ops take {joins} JOINs, and the SQ has "
+                             f"{self.sq_entries} entries: join some of them first")
+        if self.room() < joins:
+            self._observe_taken()
+        if self.room() < joins:
+            self._raise_if_over()
+            raise RingFull()
+        while len(open_) > _JOIN_EDGES:
+            # No more than is needed, so that the last JOIN is full.
+            some = min(len(open_) - _JOIN_EDGES + 1, _JOIN_EDGES)
+            taken = [open_.popleft() for _ in range(some)]
+            number = self._join(taken, class_=class_, flags=SQE_SKIP_SUCCESS)
+            open_.append((number, 0))
+        return self._join(open_, class_=class_, **how)
+
     def cancel(self, target, by=CANCEL_BY_NUMBER, **how):
         """Pushes the wish to take back an op that is still queued.
 
@@ -363,15 +418,20 @@ class Ring(_Owned):
         return self.push(Op.ARM, local_region=region.id, bytes_=count, **how)
 
     def push(self, opcode, *, user_data=None, class_=0, flags=0, local_region=0, remote_region=0,
-             local_offset=0, remote_offset=0, bytes_=0, immediate=0, arg=(0, 0), edges=(0, 0)):
+             local_offset=0, remote_offset=0, bytes_=0, immediate=0, arg=(0, 0), edges=(0, 0),
+             after=(), after_end=(), link=False, hard_link=False, drain=False):
         """Pushes any SQE, field by field; returns its number. Every op above ends here.
 
-        Raises RingFull; EngineGone, SessionEnded or RingFaulted if no slot can become free.
+        Raises RingFull; EngineGone, SessionEnded or RingFaulted if no slot can become free;
+        ValueError for an op that cannot be waited for, or for more edges than there is room for.
         """
+        number = self._pushed
+        if after != () or after_end != ():
+            edges = self._edges(after, after_end, edges)
+        flags |= (link and SQE_LINK) | (hard_link and SQE_HARDLINK) | (drain and SQE_DRAIN)
         if self.room() == 0:
             self._raise_if_over()
             raise RingFull()
-        number = self._pushed
         entry = SQE.struct.pack(
             opcode, class_, flags, *edges, number if user_data is None else user_data,
             local_region, remote_region, local_offset, remote_offset, bytes_, immediate, *arg)
@@ -484,10 +544,37 @@ class Ring(_Owned):
 
     # Helpers.
 
+    def _edge(self, earlier, number):
+        """Returns how far back from an SQE of ours an earlier one is."""
+        if not 0 <= earlier < self._pushed:
+            raise ValueError(f"SQE {earlier} was never pushed: nothing can wait for it")
+        if number - earlier > _EDGE_BACK_MAX:
+            raise ValueError(f"SQE {earlier} is {number - earlier} before SQE {number}, and an "
+                             f"edge reaches back {_EDGE_BACK_MAX} at most")
+        return number - earlier
+
+    def _edges(self, after, after_end, edges):
+        words = [word for word in edges if word]
+        for numbers, kind in ((after, 0), (after_end, EDGE_ORDER_ONLY)):
+            numbers = (numbers,) if isinstance(numbers, int) else numbers
+            words += [self._edge(earlier, self._pushed) | kind for earlier in numbers]
+        if len(words) > _EDGES:
+            raise ValueError(f"{len(words)} edges, and an op has {_EDGES} at most: join them")
+        return (words + [0, 0])[:_EDGES]
+
+    def _join(self, edges, **how):
+        words = [self._edge(number, self._pushed) | kind for number, kind in edges]
+        words += [0] * (_JOIN_EDGES - len(words))
+        arg = struct.unpack("<2Q", struct.pack("<8H", *words[_EDGES:]))
+        return self.push(Op.JOIN, edges=words[:_EDGES], arg=arg, **how)
+
     def _move(self, opcode, region, remote, offsets, bytes_, pages=0, *, deadline_us=0, tag=0,
-              **how):
+              coalesce=False, supersede=None, flags=0, **how):
         if not 0 <= deadline_us <= _LOW32:
             raise ValueError(f"deadline_us {deadline_us} does not fit 32 bits")
+        if supersede is not None:
+            flags, tag = flags | SQE_SUPERSEDE, supersede
+        how["flags"] = flags | (coalesce and SQE_COALESCE)
         return self._far(opcode, region, remote, offsets, bytes_, (pages << 32 | deadline_us, tag),
                          **how)
 

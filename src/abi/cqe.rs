@@ -63,9 +63,9 @@ impl Cqe {
 pub const CQE_RETRYABLE: u16 = 1 << 0;
 /// Whether the op took effect is not known.
 pub const CQE_MAYBE_DONE: u16 = 1 << 1;
-/// Folded into the op whose record this CQE carries. Reserved until coalescing is served.
+/// Folded into the op whose record this CQE carries, or replaced by it.
 pub const CQE_COALESCED: u16 = 1 << 2;
-/// Ended because a predecessor failed. Reserved until edges are served.
+/// Ended because a predecessor failed.
 pub const CQE_DEP_FAILED: u16 = 1 << 3;
 /// Ended because its queue pair was flushed.
 pub const CQE_FLUSHED: u16 = 1 << 4;

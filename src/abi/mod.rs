@@ -15,6 +15,7 @@
 
 mod control;
 mod cqe;
+mod edges;
 mod recorder;
 mod segment;
 mod sqe;

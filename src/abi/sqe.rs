@@ -52,7 +52,7 @@ impl Sqe {
         low(self.arg[0] >> 32)
     }
 
-    /// Returns `arg[1]`: a tag for logs and traces; it changes nothing.
+    /// Returns `arg[1]`: a tag for logs and traces, and for SUPERSEDE.
     #[must_use]
     pub fn tag(&self) -> u64 {
         self.arg[1]
@@ -130,7 +130,7 @@ pub enum Opcode {
     FetchAdd = 5,
     /// Replaces a remote u64 if it is as expected; the old value lands at the local offset.
     CmpSwap = 6,
-    /// Reserved: waits for up to ten edges.
+    /// Nothing, once up to ten others are over: completes with 0, or fails as they did.
     Join = 7,
     /// Takes back an op that is still queued.
     Cancel = 8,
@@ -202,15 +202,15 @@ impl Class {
     }
 }
 
-/// The next SQE waits for this one; a failure travels. Reserved until edges are served.
+/// The next SQE waits for this one; a failure travels.
 pub const SQE_LINK: u16 = 1 << 0;
-/// The next SQE waits for this one; a failure stays here. Reserved until edges are served.
+/// The next SQE waits for this one; a failure stays here.
 pub const SQE_HARDLINK: u16 = 1 << 1;
-/// Waits for all earlier SQEs, and later ones wait for it. Reserved until edges are served.
+/// Waits for all earlier SQEs, and later ones wait for it.
 pub const SQE_DRAIN: u16 = 1 << 2;
-/// May be folded into queued work of identical effect. Reserved until coalescing is served.
+/// May be folded into queued work of identical effect.
 pub const SQE_COALESCE: u16 = 1 << 3;
-/// Replaces queued work with the same tag. Reserved until coalescing is served.
+/// Replaces queued work with the same tag.
 pub const SQE_SUPERSEDE: u16 = 1 << 4;
 /// Never shares a work request with a neighbour.
 pub const SQE_NO_MERGE: u16 = 1 << 5;

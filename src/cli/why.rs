@@ -192,6 +192,8 @@ pub(super) fn open_json(why: &Why) -> Value {
         "used": why.used.map(|(used, _)| used),
         "limit": why.used.map(|(_, limit)| limit),
         "wants": why.wants,
+        "predecessors": why.after.map(|(count, _)| count),
+        "predecessor": why.after.map(|(_, number)| number),
         "rail": why.rail,
         "rails": rails.collect::<Vec<_>>(),
         "posts": why.posts,

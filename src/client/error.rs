@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use thiserror::Error;
 
 use super::region::Lease;
-use crate::abi::{CQE_MAYBE_DONE, CQE_RETRYABLE, Cqe, Detail, Kind};
+use crate::abi::{CQE_DEP_FAILED, CQE_MAYBE_DONE, CQE_RETRYABLE, Cqe, Detail, Kind};
 use crate::ring::BadSegment;
 use crate::shm::ShmError;
 
@@ -166,6 +166,33 @@ pub enum PushReason {
     /// The op names a region, an import or an op of another session or ring.
     #[error("the op belongs to another session or ring")]
     Foreign,
+    /// It is to wait for an op of another ring: edges lie within one.
+    #[error("it is to wait for an op of ring {ring}, but edges do not lead to other rings")]
+    OtherRing {
+        /// The ring that was named.
+        ring: u32,
+    },
+    /// It is to wait for an op that this ring has not seen: a ticket of an earlier ring, perhaps.
+    #[error("it is to wait for op {number} of its ring, which was not pushed yet")]
+    Unpushed {
+        /// The number that was named.
+        number: u64,
+    },
+    /// It is to wait for an op further back than an edge can say.
+    #[error("it is to wait for the op {back} before it, but edges reach back 32767 at most")]
+    TooFar {
+        /// How many SQEs back.
+        back: u64,
+    },
+    /// It is to wait for so many that the JOINs before it do not fit into the SQ with it: join
+    /// some of them first, or make a larger ring.
+    #[error("with the JOINs before it, it takes {needs} SQ slots, and its ring has {entries}")]
+    TooMany {
+        /// SQ slots that it takes.
+        needs: u64,
+        /// SQ slots that there are.
+        entries: u32,
+    },
 }
 
 /// An op that was not pushed, handed back.
@@ -267,6 +294,8 @@ pub struct OpError {
     pub retryable: bool,
     /// Whether the op took effect is not known.
     pub maybe_done: bool,
+    /// The op did not run, since one that it waited for failed; `detail` is that of the first.
+    pub dep_failed: bool,
 }
 
 impl OpError {
@@ -279,6 +308,7 @@ impl OpError {
             detail_number: cqe.detail,
             retryable: cqe.flags & CQE_RETRYABLE != 0,
             maybe_done: cqe.flags & CQE_MAYBE_DONE != 0,
+            dep_failed: cqe.flags & CQE_DEP_FAILED != 0,
         })
     }
 }
@@ -286,6 +316,9 @@ impl OpError {
 impl fmt::Display for OpError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", Errno::from_raw(self.errno), self.detail)?;
+        if self.dep_failed {
+            f.write_str(", since an op before it failed")?;
+        }
         if self.retryable {
             f.write_str(", may be tried again")?;
         }

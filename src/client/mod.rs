@@ -19,6 +19,7 @@
 mod error;
 #[cfg(test)]
 mod fake;
+mod graph;
 mod ops;
 mod peer;
 mod plight;
@@ -38,7 +39,7 @@ pub use error::{
     Unfit, UnfitReason,
 };
 pub use ops::{
-    Arm, Cancel, CmpSwap, FetchAdd, Flush, Nop, Op, PagePair, Read, Readv, Write, Writev,
+    Arm, Cancel, CmpSwap, FetchAdd, Flush, Join, Nop, Op, PagePair, Read, Readv, Write, Writev,
 };
 pub use peer::Peer;
 pub use plight::{mode_words, rail_words, state_words};

@@ -5,12 +5,14 @@
 //! and nothing else says when the lease may come back; such entries go through a
 //! [`RawRing`](super::RawRing).
 
+use std::borrow::Borrow;
 use std::time::Duration;
 
 use zerocopy::IntoBytes;
 
 use super::Ticket;
 use super::error::{Unfit, UnfitReason};
+use super::graph::Edges;
 use super::region::{Import, Lease, Region, Remote};
 use crate::abi::{self, Class, Opcode, Page, Sqe};
 
@@ -18,13 +20,16 @@ use crate::abi::{self, Class, Opcode, Page, Sqe};
 pub trait Op: sealed::Parts {}
 
 pub(super) mod sealed {
-    use super::{Held, Home, Sqe};
+    use super::{Edges, Held, Home, Sqe};
 
     /// What a ring needs to know of an op.
     #[expect(unnameable_types, reason = "sealed: nobody else makes ops")]
     pub trait Parts {
         fn home(&self) -> Home;
-        fn into_parts(self) -> (Sqe, Held);
+        fn edges(&self) -> &Edges;
+        /// Edges that its entry has room for.
+        fn edges_max(&self) -> usize;
+        fn into_parts(self) -> (Sqe, Held, Edges);
     }
 }
 
@@ -57,12 +62,13 @@ struct Draft {
     sqe: Sqe,
     held: Held,
     home: Home,
+    edges: Edges,
 }
 
 impl Draft {
     fn new(opcode: Opcode, home: Home) -> Self {
         let sqe = Sqe { opcode: opcode as u8, ..Sqe::default() };
-        Self { sqe, held: Held::default(), home }
+        Self { sqe, held: Held::default(), home, edges: Edges::default() }
     }
 
     /// An op between a lease and a place in an import.
@@ -240,8 +246,17 @@ macro_rules! op {
                 self.0.home
             }
 
-            fn into_parts(self) -> (Sqe, Held) {
-                (self.0.sqe, self.0.held)
+            #[inline]
+            fn edges(&self) -> &Edges {
+                &self.0.edges
+            }
+
+            fn edges_max(&self) -> usize {
+                self.0.sqe.edges_max()
+            }
+
+            fn into_parts(self) -> (Sqe, Held, Edges) {
+                (self.0.sqe, self.0.held, self.0.edges)
             }
         }
 
@@ -274,8 +289,74 @@ macro_rules! op {
         }
     };
     (@ tag) => {
-        /// Sets a tag for logs and traces; it changes nothing.
+        /// Sets a tag for logs and traces. It changes nothing else, but for SUPERSEDE.
         pub fn tag(mut self, tag: u64) -> Self {
+            self.0.sqe.arg[1] = tag;
+            self
+        }
+    };
+    (@ after) => {
+        /// Has the op wait until an earlier op of the same ring is over. Should that fail, this one
+        /// does not run, and ends with ECANCELED, `dep_failed`, and the detail of what failed
+        /// first; what waits for this one likewise.
+        ///
+        /// An op may wait for any number of others, and for each of them in its own way. Beyond two
+        /// ([`Join`]: ten) [`Ring::push`](super::Ring::push) puts JOINs before it.
+        pub fn after(mut self, earlier: impl Borrow<Ticket>) -> Self {
+            self.0.edges.add(*earlier.borrow(), false);
+            self
+        }
+
+        /// Has the op wait until an earlier op of the same ring is over, however that ends:
+        /// otherwise as [`after`](Self::after).
+        pub fn after_end(mut self, earlier: impl Borrow<Ticket>) -> Self {
+            self.0.edges.add(*earlier.borrow(), true);
+            self
+        }
+    };
+    (@ link) => {
+        /// Has the next op that is pushed into this ring, whenever that is, wait for this one as
+        /// by [`after`](Self::after): a chain needs no handles.
+        pub fn link(mut self) -> Self {
+            self.0.sqe.flags |= abi::SQE_LINK;
+            self
+        }
+
+        /// Has the next op that is pushed into this ring, whenever that is, wait for this one as
+        /// by [`after_end`](Self::after_end).
+        pub fn hard_link(mut self) -> Self {
+            self.0.sqe.flags |= abi::SQE_HARDLINK;
+            self
+        }
+
+        /// Has the op wait until all earlier ops of its ring are over, and all later ones until it
+        /// is, however any of them ends. Those that wait for notifications
+        /// ([`Arm`]) are passed over.
+        pub fn drain(mut self) -> Self {
+            self.0.sqe.flags |= abi::SQE_DRAIN;
+            self
+        }
+    };
+    (@ coalesce) => {
+        /// Lets the op share the work of one of the same session that is still queued, has the
+        /// same effect in every respect (both sides, length, notification) and says so too: what
+        /// lies between the two does not matter. Each has its own completion; that of an op which
+        /// was folded is [`coalesced`](super::Completion::coalesced), and has the other's record.
+        ///
+        /// An op that waits for others, or is linked, shares nothing. Both move the same range of
+        /// a region: see [`Lease::share`]. Not along with SUPERSEDE.
+        pub fn coalesce(mut self) -> Self {
+            self.0.sqe.flags |= abi::SQE_COALESCE;
+            self
+        }
+    };
+    (@ supersede) => {
+        /// Lets the op replace one of the same ring that is still queued, goes to the same place
+        /// with the same length, and bears the same tag: only the last value matters. The one that
+        /// was replaced completes with the last one, as
+        /// [`coalesced`](super::Completion::coalesced). Not along with COALESCE.
+        pub fn supersede(mut self, tag: u64) -> Self {
+            self.0.sqe.flags |= abi::SQE_SUPERSEDE;
             self.0.sqe.arg[1] = tag;
             self
         }
@@ -298,7 +379,7 @@ macro_rules! op {
 
 op! {
     /// Nothing: completes with 0. Shows that the ring is alive, and what a round trip costs.
-    Nop: class tag skip_success
+    Nop: class tag skip_success after link
 }
 
 impl Nop {
@@ -309,6 +390,30 @@ impl Nop {
 }
 
 impl Default for Nop {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+op! {
+    /// Nothing, once other ops are over: completes with 0, or fails as they did. Any number of them
+    /// may be named; see [`Ring::join`](super::Ring::join).
+    Join: class skip_success after link
+}
+
+impl Join {
+    /// Makes a JOIN that waits for nothing yet.
+    pub fn new() -> Self {
+        Self(Draft::new(Opcode::Join, Home::Any))
+    }
+
+    /// Makes a JOIN that waits for these: [`Join::after`] for each.
+    pub fn of<T: Borrow<Ticket>>(earlier: impl IntoIterator<Item = T>) -> Self {
+        earlier.into_iter().fold(Self::new(), Self::after)
+    }
+}
+
+impl Default for Join {
     fn default() -> Self {
         Self::new()
     }
@@ -330,7 +435,7 @@ op! {
     /// # Ok(())
     /// # }
     /// ```
-    Write: class notify deadline tag no_merge
+    Write: class notify deadline tag no_merge after link coalesce supersede
 }
 
 impl Write {
@@ -343,7 +448,7 @@ impl Write {
 op! {
     /// Copies from a place in an import into a lease, filling it. Its result is the number of
     /// bytes.
-    Read: class notify deadline tag no_merge
+    Read: class notify deadline tag no_merge after link coalesce
 }
 
 impl Read {
@@ -372,7 +477,7 @@ op! {
     /// # Ok(())
     /// # }
     /// ```
-    Writev: class notify deadline tag no_merge
+    Writev: class notify deadline tag no_merge after link
 }
 
 impl Writev {
@@ -424,7 +529,7 @@ impl Writev {
 op! {
     /// Copies scattered places of an import into scattered pages of a lease: [`Writev`] the other
     /// way round.
-    Readv: class notify deadline tag no_merge
+    Readv: class notify deadline tag no_merge after link
 }
 
 impl Readv {
@@ -461,7 +566,7 @@ impl Readv {
 op! {
     /// Adds to a u64 in an import, wrapping round; the old value lands in the lease. Its result
     /// is 8.
-    FetchAdd: class notify deadline no_merge
+    FetchAdd: class notify deadline no_merge after link
 }
 
 impl FetchAdd {
@@ -477,7 +582,7 @@ impl FetchAdd {
 op! {
     /// Replaces a u64 in an import if it is as expected; the old value lands in the lease, and
     /// tells whether it was. Its result is 8 either way.
-    CmpSwap: class notify deadline no_merge
+    CmpSwap: class notify deadline no_merge after link
 }
 
 impl CmpSwap {
@@ -494,7 +599,7 @@ op! {
     /// Takes back an op of the same ring that is still queued. The op then completes with
     /// ECANCELED, and this with 0; with ENOENT if there is no such op in flight (any more), with
     /// EALREADY if it has been posted.
-    Cancel: skip_success
+    Cancel: skip_success after link
 }
 
 impl Cancel {
@@ -515,7 +620,7 @@ impl Cancel {
 
 op! {
     /// Completes when no earlier op of this session touches a region or an import any more.
-    Flush: tag
+    Flush: tag after link
 }
 
 impl Flush {
@@ -549,7 +654,7 @@ op! {
     ///
     /// Notifications that find no ARM are counted, and appear at the next one as a single
     /// completion with the last immediate.
-    Arm: tag
+    Arm: tag after
 }
 
 impl Arm {

@@ -15,6 +15,8 @@ pub fn state_words(state: u16) -> &'static str {
         abi::STATE_ARMED => "armed",
         abi::STATE_FLUSHING => "flushing",
         abi::STATE_UNTAKEN => "untaken",
+        abi::STATE_WAITING => "waiting",
+        abi::STATE_FOLDED => "folded",
         _ => "in an unknown state",
     }
 }
@@ -72,10 +74,10 @@ fn untaken(why: &Why, f: &mut Formatter<'_>) -> fmt::Result {
 
 /// What it is.
 fn what(why: &Why, f: &mut Formatter<'_>) -> fmt::Result {
-    use abi::Opcode::{Arm, Cancel, Flush, Nop};
+    use abi::Opcode::{Arm, Cancel, Flush, Join, Nop};
     match why.opcode {
         Some(Arm) => write!(f, "ARM of {} notifications", why.bytes)?,
-        Some(op @ (Flush | Cancel | Nop)) => write!(f, "{}", name(op))?,
+        Some(op @ (Flush | Cancel | Nop | Join)) => write!(f, "{}", name(op))?,
         Some(op) => write!(f, "{} of {} bytes", name(op), why.bytes)?,
         None => write!(f, "an op of an unknown kind")?,
     }
@@ -102,6 +104,8 @@ fn stages(why: &Why, f: &mut Formatter<'_>) -> fmt::Result {
         (abi::STATE_QUEUED, ..) => write!(f, "It is queued for {age}; nothing of it is posted."),
         (abi::STATE_ARMED, ..) => write!(f, "It is armed for {age}."),
         (abi::STATE_FLUSHING, ..) => write!(f, "It was taken {age} ago."),
+        (abi::STATE_WAITING, ..) => write!(f, "It was taken {age} ago, and is not queued yet."),
+        (abi::STATE_FOLDED, ..) => write!(f, "It was taken {age} ago, and ends with another op."),
         _ => write!(f, "It is {}; it was taken {age} ago.", state_words(why.state)),
     }
 }
@@ -114,12 +118,20 @@ fn words(why: &Why) -> &'static str {
         (abi::WAIT_WINDOW_BYTES, _) => "room in the device's window, in bytes",
         (abi::WAIT_FABRIC, abi::STATE_POSTED) => "the fabric to complete it",
         (abi::WAIT_LANE, _) => "ops before it in its flow",
+        (abi::WAIT_EARLIER, abi::STATE_WAITING) => "all earlier ops of its ring",
         (wait, _) => wait_words(wait).unwrap_or("something unknown"),
     }
 }
 
 /// How much there is of that.
 fn credit(why: &Why, f: &mut Formatter<'_>) -> fmt::Result {
+    match why.after {
+        None => {}
+        Some((0 | 1, number)) => return write!(f, ": SQE {number} is not over"),
+        Some((count, number)) => {
+            return write!(f, ": {count} are not over, SQE {number} among them");
+        }
+    }
     let Some((used, limit)) = why.used else { return Ok(()) };
     write!(f, ": {used} of {limit} are in use")?;
     if why.wait == abi::WAIT_RAIL || !why.rails.is_empty() {
@@ -138,8 +150,9 @@ fn rails(why: &Why, f: &mut Formatter<'_>) -> fmt::Result {
 
 /// Its place among those that are queued.
 fn place(why: &Why, f: &mut Formatter<'_>) -> fmt::Result {
-    let lanes = matches!(why.wait, abi::WAIT_FABRIC | abi::WAIT_NOTIFY | abi::WAIT_EARLIER);
-    if lanes && why.ahead == 0 {
+    let aside = matches!(why.wait, abi::WAIT_FABRIC | abi::WAIT_NOTIFY | abi::WAIT_EARLIER)
+        || matches!(why.state, abi::STATE_WAITING | abi::STATE_FOLDED);
+    if aside && why.ahead == 0 {
         return Ok(());
     }
     let class = why.class.map_or("unknown", class_name);
@@ -175,5 +188,49 @@ fn class_name(class: Class) -> &'static str {
         Class::High => "high",
         Class::Medium => "medium",
         Class::Low => "low",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use zerocopy::FromZeros;
+
+    use super::*;
+    use crate::abi::{Opcode, WhyReply};
+
+    fn reply(state: u16, wait: u16) -> WhyReply {
+        let mut reply = WhyReply::new_zeroed();
+        (reply.state, reply.wait, reply.record, reply.number) = (state, wait, 0x1_0000_0005, 12);
+        (reply.opcode, reply.class, reply.bytes, reply.age_ns) = (1, 1, 64, 1_500);
+        reply
+    }
+
+    #[test]
+    fn what_a_waiting_op_comes_after_is_told() {
+        let mut reply = reply(abi::STATE_WAITING, abi::WAIT_PREDECESSOR);
+        (reply.used, reply.wants) = (3, 7);
+        let why = Why::from(reply.clone());
+        assert_eq!((why.after, why.used, why.wants), (Some((3, 7)), None, 0));
+        let told = "record 0x100000005: WRITE of 64 bytes, class high, user_data 0x0, SQE 12 of \
+                    ring 0, session 0, is not over. It was taken 1.5 us ago, and is not queued \
+                    yet. It waits for ops that it comes after: 3 are not over, SQE 7 among them.";
+        assert_eq!(why.to_string(), told);
+        (reply.used, reply.wait) = (1, abi::WAIT_EARLIER);
+        reply.opcode = Opcode::Join as u16;
+        let why = Why::from(reply).to_string();
+        assert!(why.starts_with("record 0x100000005: JOIN, class high, "), "{why}");
+        assert!(
+            why.ends_with("waits for all earlier ops of its ring: SQE 7 is not over."),
+            "{why}"
+        );
+    }
+
+    #[test]
+    fn what_a_folded_op_ends_with_is_told() {
+        let why = Why::from(reply(abi::STATE_FOLDED, abi::WAIT_SURVIVOR)).to_string();
+        let told = "It was taken 1.5 us ago, and ends with another op. It waits for the op that it \
+                    was folded into.";
+        assert!(why.ends_with(told), "{why}");
+        assert_eq!([abi::STATE_WAITING, abi::STATE_FOLDED].map(state_words), ["waiting", "folded"]);
     }
 }

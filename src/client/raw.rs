@@ -100,6 +100,11 @@ impl RawRing {
         self.end.room()
     }
 
+    /// True if so many entries can be pushed now.
+    pub(super) fn has_room(&mut self, count: u32) -> bool {
+        self.end.has_room(count)
+    }
+
     /// Shows the engine what was pushed, and wakes it if it sleeps. Returns how many entries that
     /// were.
     #[inline]

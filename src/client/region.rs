@@ -3,12 +3,13 @@
 //! Region memory may change under us at any time, by ops of ours and of peers, so it is only ever
 //! copied in and out; no reference into it exists. What [`Lease`] adds is order among our own ops:
 //! a range that is lent to an op is in nobody else's hands until the op's completion brings it
-//! back.
+//! back, unless it was shared on purpose.
 //!
 //! **Deliberately absent**: any protection against peers that hold an import of the region, and
 //! against entries pushed through [`RawRing`](super::RawRing): neither asks for a lease.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
 use std::ops::{BitOr, Range};
 use std::str::FromStr;
@@ -36,8 +37,15 @@ struct Shared {
     id: u32,
     huge: bool,
     mapping: Mapping,
-    /// Lent ranges, start to end. They do not overlap and none is empty.
-    lent: Mutex<BTreeMap<u64, u64>>,
+    /// Lent ranges by their start. They do not overlap and none is empty.
+    lent: Mutex<BTreeMap<u64, Lent>>,
+}
+
+#[derive(Debug)]
+struct Lent {
+    end: u64,
+    /// Leases of just this range.
+    holders: u32,
 }
 
 impl Region {
@@ -89,12 +97,12 @@ impl Region {
         if !range.is_empty() {
             let mut lent = self.shared.lent();
             // Lent ranges do not overlap, so the last one that begins before our end ends last.
-            if let Some((&start, &end)) = lent.range(..range.end).next_back()
+            if let Some((&start, &Lent { end, .. })) = lent.range(..range.end).next_back()
                 && end > range.start
             {
                 return Err(LendError::Lent { range, lent: start..end });
             }
-            lent.insert(range.start, range.end);
+            lent.insert(range.start, Lent { end: range.end, holders: 1 });
         }
         Ok(Lease { shared: Arc::clone(&self.shared), range, frees: true })
     }
@@ -124,7 +132,7 @@ impl Region {
 }
 
 impl Shared {
-    fn lent(&self) -> MutexGuard<'_, BTreeMap<u64, u64>> {
+    fn lent(&self) -> MutexGuard<'_, BTreeMap<u64, Lent>> {
         // Nothing can panic between the two steps of a change, so a poisoned map is a sound one.
         self.lent.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -205,6 +213,38 @@ impl Lease {
         self.shared.mapping.word64(offset).load(Ordering::Acquire)
     }
 
+    /// Makes another lease of the same range, for ops that move it to the same effect: those that
+    /// [`coalesce`](super::Write::coalesce). The range is free once all its leases are gone.
+    ///
+    /// Until they are back, whoever reads or writes through one of them may meet what the ops of
+    /// the others move: bytes mix, as with a peer that writes there.
+    ///
+    /// # Panics
+    /// If there are 2^32 - 1 of this range.
+    ///
+    /// # Examples
+    /// ```
+    /// # let engine = verbring::Engine::builder().spawn()?;
+    /// # let region = engine.connect()?.alloc(1 << 20)?;
+    /// let page = region.lend(0..4096)?;
+    /// let again = page.share();
+    /// drop(page);
+    /// assert!(region.lend(0..1).is_err());
+    /// drop(again);
+    /// assert!(region.lend(0..1).is_ok());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn share(&self) -> Self {
+        if let Some(lent) = self.shared.lent().get_mut(&self.range.start)
+            && !self.range.is_empty()
+        {
+            let holders = lent.holders.checked_add(1);
+            lent.holders = holders.expect("so many leases fit into no memory");
+        }
+        Self { shared: Arc::clone(&self.shared), range: self.range.clone(), frees: true }
+    }
+
     /// Returns the range's length in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
@@ -247,7 +287,13 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         if self.frees && !self.range.is_empty() {
-            self.shared.lent().remove(&self.range.start);
+            let mut lent = self.shared.lent();
+            if let Entry::Occupied(mut range) = lent.entry(self.range.start) {
+                range.get_mut().holders -= 1;
+                if range.get().holders == 0 {
+                    range.remove();
+                }
+            }
         }
     }
 }

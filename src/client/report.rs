@@ -260,6 +260,8 @@ pub struct Why {
     pub used: Option<(u64, u64)>,
     /// How much of that the op wants next.
     pub wants: u64,
+    /// Of an op that waits for predecessors: how many are not over, and the SQE number of one.
+    pub after: Option<(u64, u64)>,
     /// The rails that may carry what it posts next, with their `abi::RAIL_*`; none if it stays on
     /// the engine's host. Of an op that is posted whole, the one that it went by.
     pub rails: Vec<(u16, u8)>,
@@ -288,6 +290,7 @@ impl fmt::Display for Why {
 impl From<WhyReply> for Why {
     fn from(reply: WhyReply) -> Self {
         let known = reply.state != abi::STATE_UNTAKEN || reply.class != 0;
+        let waiting = reply.state == abi::STATE_WAITING;
         let set = (0..64).filter(|rail| reply.rails >> rail & 1 != 0);
         let opcode = u8::try_from(reply.opcode).ok().and_then(Opcode::from_byte);
         Self {
@@ -311,7 +314,8 @@ impl From<WhyReply> for Why {
             state: reply.state,
             wait: reply.wait,
             used: (reply.limit > 0).then_some((reply.used, reply.limit)),
-            wants: reply.wants,
+            wants: if waiting { 0 } else { reply.wants },
+            after: waiting.then_some((reply.used, reply.wants)),
             rails: set.zip(reply.rail_states.to_le_bytes()).collect(),
             rail: reply.rail,
             posts: reply.posts,

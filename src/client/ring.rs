@@ -51,10 +51,13 @@ use crate::ring::Verdict;
 /// ```
 #[derive(Debug)]
 pub struct Ring {
-    raw: RawRing,
+    pub(super) raw: RawRing,
     in_flight: Slab<InFlight>,
-    /// CQEs that were popped to reach a verdict; they are reaped first.
-    popped: VecDeque<Cqe>,
+    /// CQEs that were popped to reach a verdict, or to see which are a caller's; they are reaped
+    /// first.
+    pub(super) popped: VecDeque<Cqe>,
+    /// Ops were pushed that no caller knows of: see [`HELPER`].
+    pub(super) helped: bool,
     released: bool,
     /// One thread at a time may hold a reference: room for state behind `&self`.
     not_sync: PhantomData<Cell<()>>,
@@ -118,6 +121,15 @@ pub struct Completion {
     pub more: bool,
 }
 
+impl Completion {
+    /// True if the op was folded into another one of the same effect, or replaced by a later value:
+    /// then it ended as that one did, and `record` is that one's.
+    #[must_use]
+    pub fn coalesced(&self) -> bool {
+        self.flags & abi::CQE_COALESCED != 0
+    }
+}
+
 /// Word from a peer that has placed bytes in an exported region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Notification {
@@ -143,6 +155,9 @@ pub struct Lost {
 
 /// In place of a slab key: the op has no place, since its success will not be told.
 const NO_PLACE: u32 = u32::MAX;
+/// In place of a slab key: a JOIN that was put before an op with many edges. Whoever pushed that op
+/// hears of a failure by it, and nothing of the JOIN.
+const HELPER: u32 = u32::MAX - 1;
 
 impl Ring {
     pub(super) fn new(raw: RawRing) -> Self {
@@ -152,6 +167,7 @@ impl Ring {
             in_flight: Slab::with_capacity(most as usize),
             raw,
             popped: VecDeque::new(),
+            helped: false,
             released: false,
             not_sync: PhantomData,
         }
@@ -159,9 +175,32 @@ impl Ring {
 
     /// Writes an op into the SQ. The engine sees it after [`Ring::submit`].
     ///
+    /// An op that waits for more than two others (a [`Join`](super::Join): ten) brings JOINs along,
+    /// which take SQ slots and numbers of their own, but have no completions here. All are pushed,
+    /// or none.
+    ///
+    /// # Examples
+    /// A graph: each op waits for those that it names, and for no others.
+    /// ```
+    /// # use verbring::{Engine, Read, Rights, RingOptions, Write};
+    /// # let engine = Engine::builder().spawn()?;
+    /// # let session = engine.connect()?;
+    /// # let region = session.alloc(1 << 16)?;
+    /// # let secret = region.export("graph", Rights::ALL)?;
+    /// # let import = session.import("graph", None, &secret)?;
+    /// # let mut ring = session.ring(RingOptions::default())?;
+    /// let [head, body, check] = [0..64, 64..4096, 4096..4160].map(|range| region.lend(range));
+    /// let head = ring.push(Write::new(head?, import.at(8192)))?;
+    /// let body = ring.push(Write::new(body?, import.at(16384)))?;
+    /// let check = ring.push(Read::new(check?, import.at(8192)).after(&head))?;
+    /// let all = ring.join([head, body, check])?;
+    /// # let _ = all;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
-    /// [`PushError`] hands the op back if there is no room, or if it names a region, an import or
-    /// an op of another session or ring.
+    /// [`PushError`] hands the op back if there is no room, if it names a region, an import or
+    /// an op of another session or ring, or if it is to wait for one that it cannot wait for.
     #[inline]
     pub fn push<O: Op>(&mut self, op: O) -> Result<Ticket, PushError<O>> {
         let at_home = match op.home() {
@@ -176,8 +215,17 @@ impl Ring {
         if self.in_flight.len() == self.in_flight.capacity() || self.raw.room() == 0 {
             return Err(PushError { op, reason: PushReason::Full });
         }
+        let (mut sqe, held) = if op.edges().is_empty() {
+            let (sqe, held, _) = op.into_parts();
+            (sqe, held)
+        } else {
+            if let Err(reason) = self.may_wait(op.edges(), op.edges_max()) {
+                return Err(PushError { op, reason });
+            }
+            let (sqe, held, edges) = op.into_parts();
+            (self.wired(sqe, edges), held)
+        };
         let number = self.raw.pushed();
-        let (mut sqe, held) = op.into_parts();
         let place = if sqe.flags & abi::SQE_SKIP_SUCCESS == 0 {
             let key = self.in_flight.insert(InFlight { number, held });
             u32::try_from(key).unwrap_or(NO_PLACE)
@@ -204,14 +252,18 @@ impl Ring {
     /// learns of a dead engine within some thousand empty calls.
     #[inline]
     pub fn reap(&mut self) -> Result<Option<Completion>, RingError> {
-        let cqe = match self.popped.pop_front() {
-            Some(cqe) => cqe,
-            None => match self.raw.pop()? {
+        loop {
+            let cqe = match self.popped.pop_front() {
                 Some(cqe) => cqe,
-                None => return Ok(None),
-            },
-        };
-        self.complete(&cqe).map(Some)
+                None => match self.raw.pop()? {
+                    Some(cqe) => cqe,
+                    None => return Ok(None),
+                },
+            };
+            if !of_helper(&cqe) {
+                return self.complete(&cqe).map(Some);
+            }
+        }
     }
 
     fn complete(&mut self, cqe: &Cqe) -> Result<Completion, RingError> {
@@ -264,6 +316,9 @@ impl Ring {
     /// # Errors
     /// [`RingError`] if none is ready and none will come.
     pub fn wait(&mut self, want: usize, within: Option<Duration>) -> Result<usize, RingError> {
+        if self.helped {
+            return self.wait_for_callers(want, within);
+        }
         let kept = self.popped.len();
         if kept >= want && kept > 0 {
             return Ok(kept + self.raw.ready()? as usize);
@@ -312,10 +367,16 @@ impl Ring {
     /// # }
     /// ```
     pub fn arm(&mut self, want: usize) -> Result<bool, RingError> {
-        if self.popped.is_empty() {
-            self.raw.arm(u32::try_from(want).unwrap_or(u32::MAX))
-        } else {
-            Ok(false)
+        if self.helped {
+            self.keep_completions();
+        }
+        let kept = self.popped.len();
+        if kept > 0 && kept >= want {
+            return Ok(false);
+        }
+        match self.raw.arm(u32::try_from(want - kept).unwrap_or(u32::MAX)) {
+            Err(_) if kept > 0 => Ok(false),
+            armed => armed,
         }
     }
 
@@ -358,10 +419,12 @@ impl Ring {
     }
 
     /// Pops what the engine left, for `reap` to find.
-    fn keep_completions(&mut self) {
+    pub(super) fn keep_completions(&mut self) {
         // A ring that ends in an error has no CQE behind it.
         while let Ok(Some(cqe)) = self.raw.pop() {
-            self.popped.push_back(cqe);
+            if !of_helper(&cqe) {
+                self.popped.push_back(cqe);
+            }
         }
     }
 
@@ -425,6 +488,17 @@ impl Drop for Ring {
             op.held.lease.into_iter().chain(op.held.pages).for_each(Lease::abandon);
         }
     }
+}
+
+/// True for the end of an op that no caller knows of.
+#[inline]
+fn of_helper(cqe: &Cqe) -> bool {
+    halves(cqe.user_data)[0] == HELPER
+}
+
+/// What such an op is called.
+pub(super) fn helper_name(number: u64) -> u64 {
+    number << 32 | u64::from(HELPER)
 }
 
 /// The low and the high half.

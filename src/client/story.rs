@@ -26,7 +26,7 @@ impl Display for What<'_> {
         let LedgerEntry { opcode, class, bytes, user_data, ring, .. } = self.0;
         match opcode {
             Some(Opcode::Arm) => write!(f, "ARM of {bytes} notifications")?,
-            Some(op @ (Opcode::Flush | Opcode::Cancel | Opcode::Nop)) => {
+            Some(op @ (Opcode::Flush | Opcode::Cancel | Opcode::Nop | Opcode::Join)) => {
                 write!(f, "{}", name(*op))?
             }
             Some(op) => write!(f, "{} of {bytes} bytes", name(*op))?,
@@ -85,6 +85,11 @@ pub fn wait_words(wait: u16) -> Option<&'static str> {
         abi::WAIT_SEARCH => "a CANCEL before it, which still looks for its op",
         abi::WAIT_CLOSED => "nothing that will come: no more is taken from its ring",
         abi::WAIT_REVOKED => "revocations that are yet to be told",
+        abi::WAIT_PREDECESSOR => "ops that it comes after",
+        abi::WAIT_SURVIVOR => "the op that it was folded into",
+        abi::WAIT_EDGES => "edges, of which its session has its part",
+        abi::WAIT_QUOTA_EDGES => "its uid's quota of edges",
+        abi::WAIT_DISTANCE => "an op 32767 or more SQEs before it, which is not over",
         _ => return None,
     })
 }
@@ -95,6 +100,7 @@ fn waiting(entry: &LedgerEntry, f: &mut Formatter<'_>) -> fmt::Result {
         Some(Opcode::Arm) => return write!(f, "waited {} for notifications", Short(entry.total)),
         Some(Opcode::Flush) => return write!(f, "waited {} for earlier ops", Short(entry.total)),
         Some(Opcode::Cancel) => return write!(f, "looked for its op for {}", Short(entry.total)),
+        Some(Opcode::Join) => return write!(f, "waited {} for others", Short(entry.total)),
         _ => entry.queued.unwrap_or(entry.total),
     };
     write!(f, "waited {}", Short(waited))?;
@@ -118,22 +124,36 @@ pub(super) fn answer(entry: &LedgerEntry, f: &mut Formatter<'_>) -> fmt::Result 
     waiting(entry, f)?;
     match entry.service() {
         Some(served) => write!(f, "; served in {}", Short(served)),
-        None if matches!(entry.opcode, Some(Opcode::Arm | Opcode::Flush | Opcode::Cancel)) => {
-            Ok(())
-        }
+        None if passes(entry) => Ok(()),
+        None if carried(entry) => write!(f, "; carried by another op"),
         None => write!(f, "; never served"),
     }?;
     if entry.res < 0 {
         write!(f, "; failed: {}", Errno::from_raw(entry.res.saturating_neg()))?;
     }
+    if entry.flags & abi::CQE_DEP_FAILED != 0 {
+        write!(f, ", since an op that it waited for failed")?;
+    }
     Ok(())
 }
 
+/// True for an op that is never posted.
+fn passes(entry: &LedgerEntry) -> bool {
+    matches!(entry.opcode, Some(Opcode::Arm | Opcode::Flush | Opcode::Cancel | Opcode::Join))
+}
+
+/// True for an op that ended along with another one, into which it was folded, or which replaced
+/// it.
+fn carried(entry: &LedgerEntry) -> bool {
+    entry.flags & abi::CQE_COALESCED != 0
+}
+
 fn posting(entry: &LedgerEntry, f: &mut Formatter<'_>) -> fmt::Result {
-    if matches!(entry.opcode, Some(Opcode::Arm | Opcode::Flush | Opcode::Cancel)) {
+    if passes(entry) {
         return Ok(());
     }
     match entry.posts {
+        0 if carried(entry) => return write!(f, "; carried by another op"),
         0 => return write!(f, "; never posted"),
         1 => write!(f, "; posted as 1 request")?,
         posts => write!(f, "; posted as {posts} requests")?,
@@ -153,7 +173,8 @@ fn ending(entry: &LedgerEntry, f: &mut Formatter<'_>) -> fmt::Result {
     if res >= 0 {
         return match entry.opcode {
             Some(Opcode::Arm) => write!(f, "; done: {res} notifications"),
-            Some(Opcode::Flush | Opcode::Cancel) => write!(f, "; done"),
+            Some(Opcode::Flush | Opcode::Cancel | Opcode::Join) => write!(f, "; done"),
+            _ if carried(entry) => write!(f, "; done with it: {res} bytes"),
             _ => {
                 let took = Short(entry.service().unwrap_or_default());
                 write!(f, "; done after {took} more: {res} bytes")
@@ -170,6 +191,9 @@ fn ending(entry: &LedgerEntry, f: &mut Formatter<'_>) -> fmt::Result {
         Some(abi::Detail::None) => {}
         Some(detail) => write!(f, " ({detail})")?,
         None => write!(f, " (detail {})", entry.detail)?,
+    }
+    if flags & abi::CQE_DEP_FAILED != 0 {
+        write!(f, ", since an op that it waited for failed")?;
     }
     if flags & abi::CQE_RETRYABLE != 0 {
         write!(f, ", may be repeated")?;
@@ -216,7 +240,8 @@ impl Display for Times {
 mod tests {
     use super::*;
     use crate::abi::{
-        CQE_FLUSHED, CQE_MAYBE_DONE, CQE_RETRYABLE, Class, Detail, WAIT_RAIL, WAIT_WINDOW_BYTES,
+        CQE_COALESCED, CQE_DEP_FAILED, CQE_FLUSHED, CQE_MAYBE_DONE, CQE_RETRYABLE, Class, Detail,
+        WAIT_PREDECESSOR, WAIT_RAIL, WAIT_SURVIVOR, WAIT_WINDOW_BYTES,
     };
 
     fn entry() -> LedgerEntry {
@@ -281,6 +306,49 @@ mod tests {
         let own = LedgerEntry { cause: 13, flags: CQE_FLUSHED | CQE_MAYBE_DONE, ..failed };
         let told = ", may have been done; cause: EACCES: Permission denied";
         assert!(own.to_string().ends_with(told), "{own}");
+    }
+
+    #[test]
+    fn what_failed_with_a_predecessor_names_the_first_cause() {
+        let failed = LedgerEntry {
+            queued: None,
+            posts: 0,
+            res: -125,
+            flags: CQE_DEP_FAILED | CQE_RETRYABLE,
+            detail: Detail::Deadline as u16,
+            cause: 62,
+            wait: WAIT_PREDECESSOR,
+            ..entry()
+        };
+        let told = "waited 4.0 ms, because of ops that it comes after; never posted; failed: \
+                    ECANCELED: Operation canceled (deadline), since an op that it waited for \
+                    failed, may be repeated; cause: ETIME: Timer expired";
+        assert!(failed.to_string().ends_with(told), "{failed}");
+        let told = "; never served; failed: ECANCELED: Operation canceled, since an op that it \
+                    waited for failed";
+        assert!(failed.summary().ends_with(told), "{}", failed.summary());
+        let join = LedgerEntry { opcode: Some(Opcode::Join), bytes: 0, ..failed };
+        assert!(join.to_string().contains(": JOIN, class high"), "{join}");
+        let told = "waited 4.0 ms for others; failed: ECANCELED: Operation canceled (deadline), ";
+        assert!(join.to_string().contains(told), "{join}");
+        let done = LedgerEntry { res: 0, flags: 0, detail: 0, cause: 0, ..join };
+        assert!(done.to_string().ends_with("waited 4.0 ms for others; done"), "{done}");
+        assert_eq!(done.summary(), "waited 4.0 ms for others");
+    }
+
+    #[test]
+    fn what_was_folded_is_told() {
+        let folded = LedgerEntry {
+            queued: None,
+            posts: 0,
+            flags: CQE_COALESCED,
+            wait: WAIT_SURVIVOR,
+            ..entry()
+        };
+        let told = "waited 4.0 ms, because of the op that it was folded into; carried by another \
+                    op; done with it: 4096 bytes";
+        assert!(folded.to_string().ends_with(told), "{folded}");
+        assert!(folded.summary().ends_with("folded into; carried by another op"));
     }
 
     #[test]

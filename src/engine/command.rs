@@ -443,6 +443,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         counters[Counter::InFlight as usize] = u64::from(in_flight);
         if session.is_none() {
             counters[Counter::Turns as usize] = self.turns;
+            counters[Counter::Merged as usize] = self.fabric.merged();
             counters[Counter::Records as usize] = u64::from(self.ledger.capacity());
         }
         counters

@@ -49,8 +49,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     }
 
     /// Leaves what is known of an op in its session's flight recorder, and writes its final CQE, or
-    /// drops that if it was asked for. Whoever pops it finds the entry. `told` is the record that it
-    /// names: the op's own, or that of the one it was folded into.
+    /// drops that if it was asked for. Whoever pops it finds the entry. `told` is the record that
+    /// it names: the op's own, or that of the one it was folded into.
     #[inline(always)]
     pub(super) fn write_final(&mut self, slot: u32, outcome: Outcome, told: RecordId) {
         let record = &self.ledger[slot];
@@ -87,11 +87,11 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     pub(super) fn leave(&mut self, slot: u32) {
         self.meter.ended(&self.ledger[slot], self.now_ns);
         let record = &self.ledger[slot];
+        // What is asked for once is charged once.
+        let folded = record.state == State::Folded;
         if record.dependents != NIL || record.failure.is_some() {
             self.tell_dependents(slot);
         }
-        // What is asked for once is charged once.
-        let folded = self.ledger[slot].state == State::Folded;
         self.unlink(slot);
         self.ledger.close(slot);
         // The record keeps what it held until it is opened again.

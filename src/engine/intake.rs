@@ -172,13 +172,14 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 }
                 let Some(rest) = bytes_left.checked_sub(op.bytes.into()) else { break };
                 let class = op.class;
-                let mut plan = None;
+                let (mut plan, mut tied) = (None, false);
                 if ties.bound() || sqe.edges != [0; 2] {
                     let Ok(told) = ties.plan(&self.ledger, RingId(id), number, sqe) else { break };
                     let short = waiting_edges + told.count() > edges_left;
                     if short || told.cause.is_some() || told.lifts(&self.ledger, class) {
                         break;
                     }
+                    tied = told.tied;
                     if told.count() > 0 {
                         plan = Some(told);
                     } else if told.tied {
@@ -198,41 +199,46 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 record.checked = self.withdrawn;
                 end.fate_accepted(fate, record.id().0, number);
                 let (named, late) = (record.op.names(), record.op.deadline_us > 0);
-                let (class, folds) = (record.op.class, record.op.flags & SQE_COALESCE != 0);
+                let folds = record.op.flags & SQE_COALESCE != 0;
                 let asked = u64::from(record.op.bytes);
                 self.deadlines += u32::from(late);
                 ops.push_back(&mut self.ledger, slot);
                 ties.took(number, slot, sqe.flags);
                 refer(&mut self.regions, named);
-                let tied = plan.is_some();
-                let tried = folds.then(|| self.folds.take_in(&mut self.ledger, slot, tied));
-                if let Some(tried) = tried {
-                    state.count(tried.counter(), 1);
-                }
                 if let Some(plan) = &plan {
                     self.ledger[slot].edges = sqe.edges;
                     wire(&mut self.ledger, &mut self.edges, slot, RingId(id), plan);
                     waiting_edges += plan.count();
                     waiters += 1;
+                    if folds {
+                        state.count(self.folds.tied().counter(), 1);
+                    }
                     number += 1;
                     passed += 1;
                     continue;
                 }
-                queued[class.index()] += 1;
+                let tried = folds.then(|| self.folds.take_in(&mut self.ledger, slot, tied));
+                if let Some(tried) = tried {
+                    state.count(tried.counter(), 1);
+                }
                 if let Some(Tried::Into(survivor)) = tried {
-                    queued[class.index()] -= 1;
                     bytes_left += asked;
                     rises = outranks(&self.ledger, slot, survivor).then_some(slot);
-                } else if !(abroad && self.abroad.queue(&self.regions, &mut self.ledger, slot)) {
+                    number += 1;
+                    passed += 1;
+                    if rises.is_some() {
+                        break;
+                    }
+                    continue;
+                }
+                queued[class.index()] += 1;
+                if !(abroad && self.abroad.queue(&self.regions, &mut self.ledger, slot)) {
                     self.ledger[slot].aside = Aside::No;
                     self.lanes.push(&mut self.ledger, slot);
                 }
             }
             number += 1;
             passed += 1;
-            if rises.is_some() {
-                break;
-            }
         }
         end.put_back(count - passed);
         copied.pass(passed);
@@ -389,12 +395,22 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         if near && flags & SQE_DRAIN == 0 {
             return Some(false);
         }
+        // All behind a DRAIN would wait for an earlier one with it, and must, if it is taken back.
+        if flags & SQE_DRAIN != 0 && self.under_drain(id) {
+            return None;
+        }
         match self.first_of(id) {
             First::Unknown => None,
             First::None => Some(false),
             First::Op(first) if number >= self.ledger[first].number + FARTHEST => None,
             First::Op(_) => Some(flags & SQE_DRAIN != 0),
         }
+    }
+
+    /// True while a DRAIN of this ring is not over.
+    pub(super) fn under_drain(&self, id: RingId) -> bool {
+        let ring = self.rings[id.0 as usize].as_ref();
+        ring.is_some_and(|ring| ring.ties.drains_now(&self.ledger, id).is_some())
     }
 
     /// Copies and checks the page list of an op.

@@ -272,16 +272,31 @@ impl Abroad {
         line
     }
 
-    /// Puts an op where a queued one waits, which waits no more. Line, rail, class and what they
-    /// have stepped aside for are the same of both.
+    /// Puts an op where a queued one waits, which waits no more. Line, rail, the class that they
+    /// are scheduled as and what they have stepped aside for are the same of both.
     pub(super) fn replace(&mut self, ledger: &mut Ledger, slot: u32, by: u32) {
         let record = &ledger[slot];
+        if record.aside != Aside::No && record.op.class != ledger[by].op.class {
+            // It has another list to wait in, if it is to step aside as well.
+            self.remove(ledger, slot);
+            ledger[by].aside = Aside::No;
+            return self.queue.push(ledger, by);
+        }
         let line = &mut self.lines[usize::from(record.line)];
         match record.aside {
             Aside::No => self.queue.replace(ledger, slot, by),
             Aside::Returned => line.returned.replace(ledger, slot, by),
             Aside::Credit => line.starved.replace(ledger, slot, by),
             Aside::Rail => self.ways[usize::from(record.rail)].lanes.replace(ledger, slot, by),
+        }
+    }
+
+    /// Looks what a rail takes, of which nothing was laid in this turn.
+    pub(super) fn look_at(&mut self, rail: u16, room: Room, card: u8) {
+        let way = &mut self.ways[usize::from(rail)];
+        (way.room, way.laid, way.before) = (room, 0, way.last);
+        if !way.flies() {
+            way.card = card;
         }
     }
 
@@ -574,7 +589,7 @@ pub(super) fn lead_of(set: u64) -> u16 {
 
 /// The line that an op waits in: its import's, by class; an atomic's is where its region has them.
 #[inline]
-fn line_of(regions: &[Region], op: &Op) -> u16 {
+pub(super) fn line_of(regions: &[Region], op: &Op) -> u16 {
     match regions[op.import as usize].kind {
         RegionKind::Peer { rails, .. } => lead_of(rails[op.class.index()]),
         _ if is_atomic(op) => regions[op.target as usize].home,

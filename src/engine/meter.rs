@@ -364,7 +364,7 @@ impl Meter {
 /// True of an op that is queued; or was, until another one took its place.
 fn leaves_queue(record: &Record) -> bool {
     match record.state {
-        State::Queued => record.op.opcode != Opcode::Nop,
+        State::Queued => !matches!(record.op.opcode, Opcode::Nop | Opcode::Join),
         State::Folded => record.op.flags & SQE_SUPERSEDE != 0,
         _ => false,
     }

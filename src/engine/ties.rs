@@ -283,6 +283,11 @@ impl Ties {
         matches!(self.before(ledger, ring, number), Before::Live(_))
     }
 
+    /// The number of the DRAIN that is not over. There is one at most.
+    pub(super) fn drains_now(&self, ledger: &Ledger, ring: RingId) -> Option<u64> {
+        self.drain.filter(|&drain| self.is_live(ledger, ring, drain))
+    }
+
     /// The DRAIN that an op which waits may wait for beside.
     pub(super) fn drain_before(&self, ledger: &Ledger, ring: RingId, slot: u32) -> Option<u32> {
         let number = self.drain.filter(|&drain| drain < ledger[slot].number)?;

@@ -8,9 +8,9 @@
 //! no slot is copied that intake has not seen.
 
 use crate::abi::{
-    Class, Opcode, SQE_REVOKE, STATE_UNTAKEN, Sqe, WAIT_BELL, WAIT_CLOSED, WAIT_CQ, WAIT_DISTANCE,
-    WAIT_EDGES, WAIT_INTAKE, WAIT_NONE, WAIT_PAGES, WAIT_QUOTA_BYTES, WAIT_QUOTA_EDGES,
-    WAIT_QUOTA_OPS, WAIT_RECORDS, WAIT_REVOKED, WAIT_SEARCH,
+    Class, Opcode, SQE_DRAIN, SQE_REVOKE, STATE_UNTAKEN, Sqe, WAIT_BELL, WAIT_CLOSED, WAIT_CQ,
+    WAIT_DISTANCE, WAIT_EARLIER, WAIT_EDGES, WAIT_INTAKE, WAIT_NONE, WAIT_PAGES, WAIT_QUOTA_BYTES,
+    WAIT_QUOTA_EDGES, WAIT_QUOTA_OPS, WAIT_RECORDS, WAIT_REVOKED, WAIT_SEARCH,
 };
 use crate::fabric::Fabric;
 use crate::ids::{RecordId, RingId};
@@ -123,6 +123,11 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             if back >= FARTHEST {
                 return Some((WAIT_DISTANCE, Lack::of(back, FARTHEST, self.ledger[first].number)));
             }
+        }
+        if sqe.flags & SQE_DRAIN != 0
+            && let Some(drain) = ring.ties.drains_now(&self.ledger, ring.id)
+        {
+            return Some((WAIT_EARLIER, Lack::of(1_u32, 1_u32, drain)));
         }
         let wants = ring.ties.would_wait(&self.ledger, ring.id, number, sqe);
         let state = &self.sessions[ring.session.0 as usize];

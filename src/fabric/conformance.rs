@@ -13,7 +13,10 @@
 
 use std::sync::Arc;
 
-use super::{Arrival, DONE_FLUSHED, Done, Fabric, REQUEST_CHAIN, REQUEST_NOTIFY, Request, Verb};
+use super::{
+    Arrival, DONE_FLUSHED, Done, Fabric, REQUEST_APART, REQUEST_CHAIN, REQUEST_NOTIFY, Request,
+    Verb,
+};
 use crate::abi::errno;
 use crate::random::Random;
 use crate::shm::Mapping;
@@ -78,6 +81,10 @@ pub fn cases<H: Harness>() -> Vec<Case<H>> {
         ("a_chain_is_cut_at_every_place", a_chain_is_cut_at_every_place),
         ("a_chain_may_be_posted_over_time", a_chain_may_be_posted_over_time),
         ("random_chains_agree_with_a_model", random_chains_agree_with_a_model),
+        (
+            "neighbours_keep_their_bytes_and_their_order",
+            neighbours_keep_their_bytes_and_their_order,
+        ),
         ("random_requests_agree_with_a_model", random_requests_agree_with_a_model),
     ]
 }
@@ -101,7 +108,7 @@ macro_rules! conformance {
                 fn cases<H: $crate::fabric::conformance::Harness>(_: &H) -> usize {
                     $crate::fabric::conformance::cases::<H>().len()
                 }
-                assert_eq!(cases(&$make), 16);
+                assert_eq!(cases(&$make), 17);
             }
 
             #[test]
@@ -163,6 +170,12 @@ macro_rules! conformance {
             #[test]
             fn random_chains_agree_with_a_model() {
                 $crate::fabric::conformance::random_chains_agree_with_a_model(&mut $make);
+            }
+            #[test]
+            fn neighbours_keep_their_bytes_and_their_order() {
+                $crate::fabric::conformance::neighbours_keep_their_bytes_and_their_order(
+                    &mut $make,
+                );
             }
             #[test]
             fn random_requests_agree_with_a_model() {
@@ -709,6 +722,64 @@ pub fn random_chains_agree_with_a_model<H: Harness>(harness: &mut H) {
             let there = bytes_of(&far, at, 64) == bytes_of(&near, at, 64);
             assert_eq!(there, errno == 0, "round {round}: {end:?}");
         }
+    }
+}
+
+/// WRITEs and READs that continue each other at the far end, up and down, over and over: whether
+/// they share a work request or not, each has its own end, the last one at a place is what is
+/// there, and one that is wrong costs no neighbour anything.
+pub fn neighbours_keep_their_bytes_and_their_order<H: Harness>(harness: &mut H) {
+    const PART: u64 = BYTES / 4;
+    let (near, far) = (harness.near(), harness.far());
+    let mut random = Random::new(19);
+    fill(&near, &mut random);
+    fill(&far, &mut random);
+    let part = u32::try_from(PART).unwrap();
+    // Far: written | read. Near: source | landings. One rail, since two keep no order.
+    let mut written = bytes_of(&far, 0, part);
+    for round in 0..40_u64 {
+        let mut batch = Vec::new();
+        let (mut to, mut from) = (random.below(PART / 2), random.below(PART / 2));
+        let mut landings = Vec::new();
+        for n in 0..2 + random.below(60) {
+            let bytes = random.pick(&[1, 8, 64, 64, 64, 100, 512]);
+            match random.below(12) {
+                0 => (to, from) = (random.below(PART / 2), random.below(PART / 2)),
+                1 => to = to.saturating_sub(random.below(100)),
+                2 => from = random.below(PART / 2),
+                _ => {}
+            }
+            to = if to + 512 > PART { 0 } else { to };
+            from = if from + 512 > PART { 0 } else { from };
+            let apart = if random.chance(10) { REQUEST_APART } else { 0 };
+            let mut made = if round % 4 == 3 {
+                let into = PART + n * 512;
+                landings.push((into, PART + to, bytes));
+                request(n, Verb::Read, into, PART + to, bytes)
+            } else {
+                request(n, Verb::Write, from, to, bytes)
+            };
+            let wrong = random.chance(3);
+            if wrong {
+                made.remote = NOWHERE;
+                landings.pop();
+            } else if made.verb == Verb::Write {
+                let place = usize::try_from(to).unwrap();
+                written[place..place + bytes as usize]
+                    .copy_from_slice(&bytes_of(&near, from, bytes));
+            }
+            batch.push(Request { flags: apart, ..made });
+            (to, from) = (to + u64::from(bytes), from + u64::from(bytes));
+        }
+        for end in carry(harness, &batch) {
+            let request = &batch[usize::try_from(end.ticket).unwrap()];
+            let errno = if request.remote == NOWHERE { errno::ESTALE } else { 0 };
+            assert_eq!((end.errno, end.flags), (errno, 0), "round {round}: {end:?}");
+        }
+        for (into, from, bytes) in landings {
+            assert!(bytes_of(&near, into, bytes) == bytes_of(&far, from, bytes), "round {round}");
+        }
+        assert!(bytes_of(&far, 0, part) == written, "round {round}");
     }
 }
 

@@ -83,8 +83,8 @@ impl Request {
     };
 }
 
-/// Depends on the request that this rail took just before, whatever that does, whoever it is of, and
-/// however long ago it ended. Offered by [`Limits::chain_max`].
+/// Depends on the request that this rail took just before, whatever that does, whoever it is of,
+/// and however long ago it ended. Offered by [`Limits::chain_max`].
 ///
 /// **Order.** It takes effect at the remote side after that one did, and what it brings from here
 /// is read after what a READ or an atomic in front of it in the chain brought is in place. (Where a
@@ -95,20 +95,24 @@ impl Request {
 /// **Failure.** It succeeds only if the one before it succeeded. It ends with:
 /// * `ECANCELED` and [`DONE_FLUSHED`], if that one failed, in whatever way: with its own errno, by
 ///   being cut like this, or because it was flushed and could not be repeated. [`DONE_MAYBE`] is
-///   beside it only if it is an atomic, or has notified, and it is not known that nothing behind the
-///   failure took effect. (One that could never have been carried out may say so, with its own
-///   errno, and on a rail whose peer is gone all that is posted ends with `EHOSTDOWN`.)
-/// * [`DONE_RETURNED`], if that one was handed back; or it fails, flushed and perhaps with
-///   [`DONE_MAYBE`], if it was under way and cannot be repeated. This holds too if it is posted
-///   when that one was handed back already.
+///   beside it only if it is an atomic, or has notified, and may have been done: not if what failed
+///   in front of it was refused. (One that could never have been carried out may say so, with its
+///   own errno; and on a rail whose peer is gone all that is posted ends with `EHOSTDOWN`.)
+/// * [`DONE_RETURNED`], if that one was handed back; also if it is posted only then.
+/// * an errno of the path (`EIO`, as a rule), [`DONE_FLUSHED`] and perhaps [`DONE_MAYBE`], if it
+///   was under way when the rail failed and cannot be repeated, though that one is repeated or
+///   handed back. It is told before that one then, in the first case, and that one may still fail.
 ///
 /// What succeeds or is handed back is told in order. What failed may be told before what it is
-/// chained to has ended, where that is repeated. A failure costs no request that is not behind it in
-/// its chain, save that what cannot be repeated may have to end as flushed.
+/// chained to has ended, where that is repeated. A failure costs no request that is not behind it
+/// in its chain, save that what cannot be repeated may have to end as flushed.
 pub const REQUEST_CHAIN: u16 = 1 << 0;
 /// The owner of the remote region is told once all bytes are in place. Offered by
 /// [`Limits::notifies`].
 pub const REQUEST_NOTIFY: u16 = 1 << 1;
+
+/// Never shares a work request with a neighbour.
+pub const REQUEST_APART: u16 = 1 << 2;
 
 /// How a request ended. Nothing can still touch its buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -272,6 +276,11 @@ pub trait Fabric {
     /// to do, and it takes nothing more until it has shown that it works. One that is named alone
     /// shares with none, whatever was said of its number before.
     fn share(&mut self, _rails: u64) {}
+
+    /// Requests that went along in the work request of a neighbour, since the start.
+    fn merged(&self) -> u64 {
+        0
+    }
 
     /// True if a later poll may move something though nothing completes until then: time itself
     /// is waited for.

@@ -166,6 +166,10 @@ impl<P: Provider> Fabric for Pair<P> {
         }
     }
 
+    fn merged(&self) -> u64 {
+        self.rails.as_ref().map_or(0, Fabric::merged)
+    }
+
     fn restless(&self) -> bool {
         self.rails.as_ref().is_some_and(Fabric::restless)
     }

@@ -293,7 +293,7 @@ mod tests {
     };
     use crate::fabric::qp::sim::{Net, SimConfig, SimControl, SimProvider};
 
-    const CAPS: Caps = Caps { sends: 8, receives: 4, inline_bytes: 16 };
+    const CAPS: Caps = Caps { sends: 8, receives: 4, inline_bytes: 16, ranges: 1 };
     const OWN: Access = Access { write: false, read: false, atomics: false };
 
     fn create() -> PairWork<u32> {

@@ -77,7 +77,7 @@ pub(crate) fn played(config: Config, rails_max: u16) -> (Engine, Played) {
 }
 
 /// Sizes of the queue pairs of a card that is played.
-pub(crate) const CAPS: Caps = Caps { sends: 8, receives: 8, inline_bytes: 16 };
+pub(crate) const CAPS: Caps = Caps { sends: 8, receives: 8, inline_bytes: 16, ranges: 1 };
 
 /// An engine with cards that the test plays, whose fabric has rails that carry nothing.
 pub(crate) fn played_cards(config: Config, rails_max: u16, cards: &Hollow) -> (Engine, Played) {
@@ -89,6 +89,7 @@ pub(crate) fn played_cards(config: Config, rails_max: u16, cards: &Hollow) -> (E
         inline_bytes: 16,
         signal_every: 1,
         message_bytes_max: 1 << 30,
+        merge_bytes_max: 0,
         regions_max: config.regions_max,
         attempts_max: 3,
         stuck_ns: 1 << 40,

@@ -273,6 +273,7 @@ fn sizes(config: &Config, able: &[(DeviceLimits, u32)]) -> qp::Config {
         inline_bytes: INLINE_BYTES,
         signal_every: SIGNAL_EVERY.min(depth),
         message_bytes_max: least(|limits| limits.message_bytes_max),
+        merge_bytes_max: config.slice_bytes,
         regions_max: config.regions_max,
         attempts_max: ATTEMPTS_MAX,
         stuck_ns: silent_ns.saturating_add(ANSWERS_NS),

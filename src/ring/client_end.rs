@@ -67,6 +67,15 @@ impl<M: Memory> ClientEnd<M> {
         low32(self.limit - self.pushed)
     }
 
+    /// True if so many SQEs can be pushed now. Unlike [`Self::room`] it looks as soon as that
+    /// matters, not only when the SQ seems full.
+    pub fn has_room(&mut self, count: u32) -> bool {
+        if self.limit - self.pushed < u64::from(count) {
+            self.observe_taken();
+        }
+        self.limit - self.pushed >= u64::from(count)
+    }
+
     #[cold]
     fn observe_taken(&mut self) {
         // sync: sqe-free, fate-visible (acquire)

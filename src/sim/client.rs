@@ -12,9 +12,12 @@ use super::check::edges::Edges;
 use super::check::once::Open;
 use super::check::{data, fates, hold, untouched};
 use super::counts::{Count, Counts};
+use super::draw::draw_twins;
 use super::ground::{BUFFERS, Ground, SLOT_BYTES, SLOT_SIZE, SLOTS};
+use super::twins::Twins;
 use crate::abi::{
-    CQE_MAYBE_DONE, CQE_MORE, CQE_NOTIFY, CQE_RETRYABLE, Class, Cqe, Opcode, SQE_REVOKE, Sqe, errno,
+    CQE_COALESCED, CQE_MAYBE_DONE, CQE_MORE, CQE_NOTIFY, CQE_RETRYABLE, Class, Cqe, Opcode,
+    SQE_REVOKE, Sqe, errno,
 };
 use crate::fabric::qp::sim::Net;
 use crate::ids::RingId;
@@ -60,6 +63,8 @@ pub(super) struct Out {
     pub(super) bytes: u32,
     pub(super) notify: bool,
     pub(super) skips: bool,
+    /// It names edges of its own.
+    pub(super) tied: bool,
     pub(super) number: u64,
 }
 
@@ -86,6 +91,8 @@ pub(super) struct Client {
     pub(super) end: ClientEnd<Arc<Heap>>,
     pub(super) targets: Vec<Target>,
     out: Open,
+    /// Ops that share a buffer.
+    twins: Twins,
     /// What depends on what in its ring.
     edges: Edges,
     /// Of a hundred ops so many are tied to others.
@@ -146,6 +153,7 @@ impl Client {
             end: ClientEnd::new(heap),
             targets: Vec::new(),
             out: Open::default(),
+            twins: Twins::default(),
             edges: Edges::default(),
             ties,
             free: (0..BUFFERS).collect(),
@@ -201,8 +209,19 @@ impl Client {
             }
             let drawn = self.draw(random, grounds);
             if let Some((sqe, out)) = drawn {
-                self.submit(&sqe, out);
-                counts.add(Count::Ops);
+                let (twins, folds) = draw_twins(random, &sqe, self.end.room());
+                if twins > 1 {
+                    self.twins.begin(out.buffer, twins);
+                }
+                for twin in 0..u64::from(twins) {
+                    // Its own name, perhaps another class, and the effect of the first.
+                    let user_data = if twin == 0 { sqe.user_data } else { self.number() };
+                    let low = twin > 0 && random.below(3) == 0;
+                    let class = if low { Class::Low as u8 } else { sqe.class };
+                    let sqe = Sqe { flags: sqe.flags | folds, class, user_data, ..sqe };
+                    self.submit(&sqe, Out { number: out.number + twin, ..out });
+                    counts.add(Count::Ops);
+                }
             }
         }
         self.bell |= self.end.publish();
@@ -218,6 +237,7 @@ impl Client {
         for out in self.out.abandon().into_values() {
             self.perhaps(&out, grounds);
         }
+        self.twins.abandon();
         self.armed = None;
         self.deaf = true;
     }
@@ -267,7 +287,10 @@ impl Client {
                     Verdict::Done => (i32::try_from(out.bytes).unwrap_or(0), 0),
                     Verdict::NotStarted => {
                         counts.add(Count::VerdictNotStarted);
-                        self.judge_untried(&out, grounds);
+                        // With others beside it its slot says nothing of it alone.
+                        if !self.twins.has(out.buffer) {
+                            self.judge_untried(&out, grounds);
+                        }
                         (-errno::ECANCELED, CQE_RETRYABLE)
                     }
                     Verdict::Indeterminate => {
@@ -283,6 +306,7 @@ impl Client {
                 self.judge(out, &Cqe { user_data, res, flags, ..Cqe::default() }, grounds, counts);
             }
         }
+        self.twins.abandon();
         self.armed = None;
         self.revoking = None;
         for target in &mut self.targets {
@@ -352,7 +376,9 @@ impl Client {
             if self.revoking == Some(cqe.user_data) {
                 self.net.forbid_all(grounds[self.row].memory());
                 self.quiet = Some(grounds[self.row].all());
-            } else if let Some(out) = self.out.get(cqe.user_data) {
+            } else if let Some(out) = self.out.get(cqe.user_data)
+                && (!out.moves() || self.twins.publish(out.buffer))
+            {
                 self.close(out, grounds);
             }
         }
@@ -429,6 +455,10 @@ impl Client {
         if matches!(out.opcode, Opcode::Nop | Opcode::Join | Opcode::Cancel) {
             return;
         }
+        let folded = cqe.flags & CQE_COALESCED != 0;
+        hold!(Data, !folded || self.twins.has(out.buffer), "folded with nothing: {cqe:?}");
+        let Some((out, cqe)) = self.twins.end(out, *cqe) else { return };
+        let cqe = &cqe;
         let good = cqe.res >= 0;
         let maybe = cqe.flags & CQE_MAYBE_DONE != 0;
         self.close(&out, grounds);
@@ -499,6 +529,11 @@ impl Client {
 }
 
 impl Out {
+    /// True if it has a slot and a buffer to itself, or together with its like.
+    fn moves(&self) -> bool {
+        matches!(self.opcode, Opcode::Write | Opcode::Read)
+    }
+
     pub(super) fn of(opcode: Opcode) -> Self {
         Self {
             opcode,
@@ -508,6 +543,7 @@ impl Out {
             bytes: 0,
             notify: false,
             skips: false,
+            tied: false,
             number: 0,
         }
     }

@@ -1,7 +1,8 @@
 //! How often everything happened: a world in which nothing went wrong proves nothing.
 
 use crate::abi::{
-    CQE_FLUSHED, CQE_MAYBE_DONE, CQE_RETRYABLE, Cqe, FABRIC_LOCAL, FABRIC_VERBS, errno,
+    CQE_COALESCED, CQE_FLUSHED, CQE_MAYBE_DONE, CQE_RETRYABLE, Cqe, FABRIC_LOCAL, FABRIC_VERBS,
+    errno,
 };
 
 macro_rules! counts {
@@ -106,6 +107,8 @@ counts! {
     DoneVerbs = "done_verbs" Passage;
     /// Ops whose success was skipped.
     Skipped = "skipped" Passage;
+    /// Ops that ended with the one that they were folded into.
+    Coalesced = "coalesced" Passage;
     /// Ops that were not started when their engine died.
     VerdictNotStarted = "verdict_not_started" Passage;
     /// Ops of which nobody knows, since their engine died.
@@ -277,6 +280,7 @@ impl Counts {
             (CQE_FLUSHED, Count::Flushed),
             (CQE_MAYBE_DONE, Count::MaybeDone),
             (CQE_RETRYABLE, Count::Retryable),
+            (CQE_COALESCED, Count::Coalesced),
         ] {
             self.many(count, u64::from(cqe.flags & flag != 0));
         }

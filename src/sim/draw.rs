@@ -4,8 +4,8 @@ use super::check::untouched;
 use super::client::{Client, NOWHERE, Out, immediate};
 use super::ground::{Ground, SLOT_BYTES, SLOT_SIZE, SLOTS};
 use crate::abi::{
-    CANCEL_BY_USER_DATA, EDGE_ORDER_ONLY, Opcode, SQE_DRAIN, SQE_HARDLINK, SQE_LINK, SQE_NOTIFY,
-    SQE_SKIP_SUCCESS, Sqe,
+    CANCEL_BY_USER_DATA, EDGE_ORDER_ONLY, Opcode, SQE_COALESCE, SQE_DRAIN, SQE_HARDLINK, SQE_LINK,
+    SQE_NOTIFY, SQE_SKIP_SUCCESS, SQE_SUPERSEDE, Sqe,
 };
 use crate::random::Random;
 
@@ -23,7 +23,9 @@ impl Client {
         grounds: &mut [Ground],
     ) -> Option<(Sqe, Out)> {
         let (sqe, out) = self.draw_alone(random, grounds)?;
-        Some((self.tie(random, sqe), out))
+        let sqe = self.tie(random, sqe);
+        let tied = crate::engine::graph::named(&sqe).iter().any(|edge| *edge != 0);
+        Some((sqe, Out { tied, ..out }))
     }
 
     /// Ties an op to earlier ones, and the next one to it.
@@ -167,6 +169,20 @@ impl Client {
         let immediate = immediate(self.row, sqe.user_data);
         Some((Sqe { opcode, flags, immediate, ..sqe }, Out { notify: true, ..out }))
     }
+}
+
+/// How many ops of one effect are pushed at once, and how they are to be folded: mostly the one
+/// that was drawn, which is not. What notifies is
+/// counted by its effects, and has none beside it; nor has what is tied to others.
+pub(super) fn draw_twins(random: &mut Random, sqe: &Sqe, room: u32) -> (u32, u16) {
+    let moves = sqe.opcode == Opcode::Write as u8 || sqe.opcode == Opcode::Read as u8;
+    let tied = sqe.edges != [0; 2] || sqe.flags & (SQE_LINK | SQE_HARDLINK | SQE_DRAIN) != 0;
+    if !moves || tied || sqe.flags & SQE_NOTIFY != 0 || random.below(5) != 0 {
+        return (1, 0);
+    }
+    let count = (2 + random.below32(4)).min(room);
+    let replaces = sqe.opcode == Opcode::Write as u8 && random.below(3) == 0;
+    (count, if replaces { SQE_SUPERSEDE } else { SQE_COALESCE })
 }
 
 /// One more on a counter that all share.

@@ -30,6 +30,7 @@ mod options;
 mod plants;
 #[cfg(test)]
 mod tests;
+mod twins;
 mod world;
 
 pub use check::{Broken, Invariant};

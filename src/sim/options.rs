@@ -141,7 +141,8 @@ impl Options {
         }
         if random.below(4) == 0 {
             // Less than is asked for.
-            device.caps_max = Caps { sends: 3 + depth / 2, receives: 4, inline_bytes: 16 };
+            device.caps_max =
+                Caps { sends: 3 + depth / 2, receives: 4, inline_bytes: 16, ranges: 2 };
         }
         let (cards, strands) = draw_cards(random, device);
         let window_wrs = 1 + random.below32(32);
@@ -210,6 +211,8 @@ fn draw_rails(
         inline_bytes: random.pick(&[0, 16, 64]),
         signal_every: 1 + random.below32(8),
         message_bytes_max,
+        // Whoever is cut into slices is not put together again.
+        merge_bytes_max: if depth.is_multiple_of(2) { limits.slice_bytes } else { 0 },
         regions_max: limits.regions_max,
         attempts_max: u8::try_from(random.below(5)).unwrap_or(0),
         stuck_ns: 2 * MS,

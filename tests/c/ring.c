@@ -671,6 +671,155 @@ static void preparing_fills_every_field(void)
     CHECK(strcmp(vr_detail_name(VR_DETAIL_WIRE + 1), "unknown detail") == 0);
 }
 
+/* ----- Edges ----- */
+
+/* A ring with so many slots of its own, of which the first `pushed` SQEs are over. */
+static void set_up_wide(struct bench *bench, uint32_t sq_entries, uint64_t pushed,
+                        unsigned char **slots)
+{
+    set_up(bench);
+    *slots = (unsigned char *)calloc(sq_entries, SQE_STRIDE);
+    CHECK(*slots != NULL);
+    bench->ring.header.sq_entries = sq_entries;
+    bench->ring.header.sq_offset = (uintptr_t)*slots - (uintptr_t)bench->ring.segment;
+    bench->ring.pushed = bench->ring.published = bench->ring.taken = pushed;
+    set_word(bench, VR_AT_SQ_HEAD, FIRST_INDEX + (uint32_t)pushed);
+}
+
+static struct vr_sqe slot_at(const struct bench *bench, const unsigned char *slots, uint64_t number)
+{
+    struct vr_sqe sqe;
+    uint32_t index = FIRST_INDEX + (uint32_t)number;
+    memcpy(&sqe, slots + index % bench->ring.header.sq_entries * SQE_STRIDE, sizeof sqe);
+    return sqe;
+}
+
+static void edges_lie_where_the_abi_says(void)
+{
+    static const uint32_t edges[] = {1, 2, 3 | VR_EDGE_ORDER_ONLY, 4, 5, 6, 7, 32767, 9, 0xffff};
+    struct vr_sqe sqe;
+    unsigned char bytes[sizeof sqe];
+    uint32_t place;
+    vr_prep_join(&sqe);
+    for (place = 0; place < 10; place++)
+        CHECK(vr_add_edge(&sqe, edges[place]) == 0);
+    CHECK(vr_add_edge(&sqe, 1) == -E2BIG);
+    memcpy(bytes, &sqe, sizeof sqe);
+    CHECK(bytes[0] == VR_OP_JOIN);
+    for (place = 0; place < 10; place++) {
+        uint32_t at = place < 2 ? 4 + 2 * place : 48 + 2 * (place - 2);
+        CHECK((uint32_t)(bytes[at] | bytes[at + 1] << 8) == edges[place]);
+    }
+    vr_prep_nop(&sqe);
+    CHECK(vr_add_edge(&sqe, 0) == -EINVAL);
+    CHECK(vr_add_edge(&sqe, VR_EDGE_ORDER_ONLY) == -EINVAL);
+    CHECK(vr_add_edge(&sqe, 0x10001) == -EINVAL);
+    CHECK(vr_add_edge(&sqe, 32767) == 0 && vr_add_edge(&sqe, 1) == 0);
+    CHECK(vr_add_edge(&sqe, 1) == -E2BIG);
+    CHECK(sqe.edges[0] == 32767 && sqe.edges[1] == 1 && sqe.arg[0] == 0 && sqe.arg[1] == 0);
+    vr_set_link(&sqe);
+    vr_set_hard_link(&sqe);
+    vr_set_drain(&sqe);
+    CHECK(sqe.flags == (VR_SQE_LINK | VR_SQE_HARDLINK | VR_SQE_DRAIN));
+    vr_prep_nop(&sqe);
+    vr_set_coalesce(&sqe);
+    vr_set_supersede(&sqe, 77);
+    CHECK(sqe.flags == (VR_SQE_COALESCE | VR_SQE_SUPERSEDE) && sqe.arg[1] == 77);
+}
+
+static void ops_wait_for_numbers_that_were_pushed(void)
+{
+    struct bench bench;
+    struct vr_sqe sqe;
+    unsigned char *slots;
+    set_up_wide(&bench, 8, 40000, &slots);
+    vr_prep_nop(&sqe);
+    CHECK(vr_after(&bench.ring, &sqe, -EAGAIN) == -EINVAL);
+    CHECK(vr_after(&bench.ring, &sqe, 40000) == -EINVAL);
+    CHECK(vr_after(&bench.ring, &sqe, 40000 - 32768) == -ERANGE);
+    CHECK(vr_after(&bench.ring, &sqe, 40000 - 32767) == 0);
+    CHECK(vr_after_end(&bench.ring, &sqe, 39999) == 0);
+    CHECK(vr_after(&bench.ring, &sqe, 39998) == -E2BIG);
+    CHECK(sqe.edges[0] == 32767 && sqe.edges[1] == (VR_EDGE_ORDER_ONLY | 1));
+    CHECK(vr_push(&bench.ring, &sqe) == 40000);
+    free(slots);
+    tear_down(&bench);
+}
+
+/* Counts, for each op, in how many ways the one of this number waits for it. */
+static void count_ways(const struct bench *bench, const unsigned char *slots, uint64_t number,
+                       uint64_t first_join, uint32_t *ways)
+{
+    struct vr_sqe join = slot_at(bench, slots, number);
+    uint16_t edges[10];
+    uint32_t place;
+    CHECK(join.opcode == VR_OP_JOIN);
+    memcpy(edges, join.edges, sizeof join.edges);
+    memcpy(edges + 2, join.arg, sizeof join.arg);
+    for (place = 0; place < 10 && edges[place] != 0; place++) {
+        uint64_t before = number - edges[place];
+        if (before < first_join)
+            ways[before]++;
+        else
+            count_ways(bench, slots, before, first_join, ways);
+    }
+}
+
+static void a_join_of_any_number_waits_for_each_once(void)
+{
+    static const uint32_t counts[] = {0, 1, 2, 9, 10, 11, 12, 20, 21, 99, 100, 101, 111, 1024};
+    uint32_t at;
+    for (at = 0; at < sizeof counts / sizeof counts[0]; at++) {
+        uint32_t count = counts[at], place;
+        int64_t numbers[1025], last;
+        uint32_t ways[1024];
+        struct bench bench;
+        struct vr_sqe sqe;
+        unsigned char *slots;
+        set_up_wide(&bench, 128, count, &slots);
+        for (place = 0; place < count; place++)
+            numbers[place] = place;
+        last = vr_join(&bench.ring, numbers, count, 5, 6);
+        CHECK(last >= count && (uint64_t)last + 1 == bench.ring.pushed);
+        memset(ways, 0, sizeof ways);
+        count_ways(&bench, slots, (uint64_t)last, count, ways);
+        for (place = 0; place < count; place++)
+            CHECK(ways[place] == 1);
+        sqe = slot_at(&bench, slots, (uint64_t)last);
+        CHECK(sqe.user_data == 5 && sqe.flags == 0);
+        for (place = count; place < (uint32_t)last; place++) {
+            sqe = slot_at(&bench, slots, place);
+            CHECK(sqe.user_data == 6 && sqe.flags == VR_SQE_SKIP_SUCCESS);
+        }
+        free(slots);
+        tear_down(&bench);
+    }
+}
+
+static void a_join_is_pushed_whole_or_not_at_all(void)
+{
+    int64_t numbers[12] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11};
+    struct bench bench;
+    unsigned char *slots;
+    set_up_wide(&bench, 2, 40000, &slots);
+    CHECK(vr_join(&bench.ring, numbers, 1, 0, 0) == -ERANGE);
+    numbers[0] = 40000;
+    CHECK(vr_join(&bench.ring, numbers, 1, 0, 0) == -EINVAL);
+    free(slots);
+    tear_down(&bench);
+    set_up_wide(&bench, 2, 20, &slots);
+    numbers[0] = 0;
+    CHECK(vr_join(&bench.ring, numbers, 12, 0, 0) == -E2BIG);
+    CHECK(push(&bench, 0) == 20);
+    CHECK(vr_join(&bench.ring, numbers, 11, 0, 0) == -EAGAIN);
+    CHECK(bench.ring.pushed == 21 && numbers[11] == 11);
+    CHECK(vr_submit(&bench.ring) == 1);
+    set_word(&bench, VR_AT_SQ_HEAD, FIRST_INDEX + 21);
+    CHECK(vr_join(&bench.ring, numbers, 11, 0, 0) == 22);
+    free(slots);
+    tear_down(&bench);
+}
+
 static void cqes_tell_what_carried_them(void)
 {
     struct vr_cqe cqe;
@@ -703,6 +852,10 @@ int main(void)
     a_closed_session_ends_a_wait();
     verdicts_follow_the_fate_table();
     preparing_fills_every_field();
+    edges_lie_where_the_abi_says();
+    ops_wait_for_numbers_that_were_pushed();
+    a_join_of_any_number_waits_for_each_once();
+    a_join_is_pushed_whole_or_not_at_all();
     cqes_tell_what_carried_them();
     printf("%u checks of the ring held\n", checks);
     return 0;

@@ -415,7 +415,8 @@ class FakeEngine:
 
     def stats(self, request, _):
         scope = abi.STATS.unpack(request).scope
-        return abi.STATS_REPLY, dict(counters=tuple(range(100 * scope, 100 * scope + 32))), ()
+        counters = tuple(range(100 * scope, 100 * scope + abi.COUNTERS))
+        return abi.STATS_REPLY, dict(counters=counters), ()
 
     def cancel(self, request, _):
         ask = abi.OP_QUERY.unpack(request)

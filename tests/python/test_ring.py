@@ -117,6 +117,19 @@ class Entries(WithEngine):
             (lambda: ring.flush(region, revoke=True),
              (9, 0, vr.SQE_REVOKE, 0, 0, 8, here, 0, 0, 0, 0, 0, 0, 0)),
             (lambda: ring.arm(region, 6), (10, 0, 0, 0, 0, 9, here, 0, 0, 0, 6, 0, 0, 0)),
+            (lambda: ring.read(region, remote, 5, after=9, after_end=[0], coalesce=True),
+             (2, 0, vr.SQE_COALESCE, 1, 0x800A, 10, here, 77, 0, 0, 5, 0, 0, 0)),
+            (lambda: ring.write(region, remote, 5, supersede=1 << 63, link=True, notify=4),
+             (1, 0, vr.SQE_SUPERSEDE | vr.SQE_LINK | vr.SQE_NOTIFY, 0, 0, 11, here, 77, 0, 0, 5, 4,
+              0, 1 << 63)),
+            (lambda: ring.cancel(3, after=[11, 11], hard_link=True),
+             (8, 0, vr.SQE_HARDLINK, 1, 1, 12, 0, 0, 0, 0, 0, 0, 3, 1)),
+            (lambda: ring.nop(drain=True, flags=vr.SQE_SKIP_SUCCESS, edges=(0, 2), after=0),
+             (0, 0, vr.SQE_DRAIN | vr.SQE_SKIP_SUCCESS, 2, 13, 13, 0, 0, 0, 0, 0, 0, 0, 0)),
+            (lambda: ring.join([13, 12, 11, 10, 9, 8], after_end=[7, 6, 5, 0], link=True),
+             (7, 0, vr.SQE_LINK, 1, 2, 14, 0, 0, 0, 0, 0, 0, 0x0006_0005_0004_0003,
+              0x800E_8009_8008_8007)),
+            (lambda: ring.join([]), (7, 0, 0, 0, 0, 15, 0, 0, 0, 0, 0, 0, 0, 0)),
             (lambda: ring.push(255, edges=(1, 2), user_data=1 << 64 - 1),
              (255, 0, 0, 1, 2, 1 << 64 - 1, 0, 0, 0, 0, 0, 0, 0, 0)),
         )
@@ -130,6 +143,24 @@ class Entries(WithEngine):
                 engine_end.publish()
                 ring.reap()
         self.assertEqual(bytes(region.memory[64:96]), struct.pack("<4Q", 1, 2, 3, 4))
+
+    def test_a_completion_says_how_it_ended_with_others(self):
+        ring, engine_end = self.ring()
+        ring.nop()
+        ring.nop()
+        ring.submit()
+        both = vr.CQE_DEP_FAILED | vr.CQE_RETRYABLE
+        for fields in (dict(res=5, flags=vr.CQE_COALESCED),
+                       dict(res=-errno.ECANCELED, flags=both, detail=vr.Detail.DEADLINE)):
+            engine_end.take()
+            engine_end.push(**fields)
+        engine_end.publish()
+        folded, failed = ring.reap()
+        self.assertEqual((folded.coalesced, folded.dep_failed), (True, False))
+        self.assertEqual((failed.coalesced, failed.dep_failed), (False, True))
+        with self.assertRaises(vr.VerbringError) as caught:
+            failed.check()
+        self.assertIn("an op before it failed, retryable", str(caught.exception))
 
     def test_a_completion_is_read_as_it_was_written(self):
         ring, engine_end = self.ring()

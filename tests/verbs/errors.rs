@@ -131,7 +131,7 @@ fn a_key_that_was_withdrawn_admits_nothing() {
 #[ignore = "needs two RDMA ports: tests/run vm"]
 fn a_full_send_queue_takes_a_prefix_that_follows_its_way() {
     let [first, second] = places();
-    let tiny = Caps { sends: 4, receives: 4, inline_bytes: 16 };
+    let tiny = Caps { sends: 4, receives: 4, inline_bytes: 16, ranges: 1 };
     let mut sides = [&first, &second].map(|place| Side::open(place, tiny, 1 << 30));
     connect(&mut sides);
     let [a, b] = &mut sides;

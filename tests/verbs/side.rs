@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use verbring::fabric::qp::provider::{
-    Access, Caps, Endpoint, Key, Link, Move, PathSettings, Provider, ProviderControl, Registration,
-    Wc, WcKind, WcStatus, Wr, WrId, WrVerb,
+    Access, Caps, Endpoint, Key, Link, Move, PathSettings, Provider, ProviderControl, Ranges,
+    Registration, Wc, WcKind, WcStatus, Wr, WrId, WrVerb,
 };
 use verbring::fabric::verbs::{VerbsControl, VerbsProvider, VerbsSettings, open};
 use verbring::shm::Mapping;
@@ -16,7 +16,7 @@ pub(crate) const BYTES: u32 = 64 << 10;
 
 pub(crate) const ALL: Access = Access { write: true, read: true, atomics: true };
 
-pub(crate) const CAPS: Caps = Caps { sends: 64, receives: 16, inline_bytes: 64 };
+pub(crate) const CAPS: Caps = Caps { sends: 64, receives: 16, inline_bytes: 64, ranges: 16 };
 
 /// How long a completion may take; only a failure ever waits so long.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -133,6 +133,7 @@ impl Side {
             remote_address: peer.address,
             rkey: peer.rkey,
             arg: [0; 2],
+            ranges: Ranges::NONE,
         }
     }
 

@@ -39,7 +39,7 @@ fn sizes_beyond_the_device_shrink_until_it_agrees() {
     let mut side = Side::open(&first, CAPS, 1 << 30);
     let limits = side.control.limits();
     assert!(limits.pairs_max > 1 && limits.depth_max > 64 && limits.atomics, "{limits:?}");
-    let ask = Caps { sends: 32, receives: 8, inline_bytes: 1 << 20 };
+    let ask = Caps { sends: 32, receives: 8, inline_bytes: 1 << 20, ranges: 16 };
     let created = side.control.create(ask).expect("something smaller");
     let caps = created.caps;
     assert_eq!((caps.sends, caps.receives), (32, 8), "only what is too large shrinks");

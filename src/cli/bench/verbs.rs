@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use verbring::abi::{Page, Sqe};
 use verbring::fabric::qp::provider::{
     Access, Caps, Endpoint, Key, Link, Move, PathSettings, Provider, ProviderControl,
-    ProviderError, Wc, WcStatus, Wr, WrId, WrVerb,
+    ProviderError, Ranges, Wc, WcStatus, Wr, WrId, WrVerb,
 };
 use verbring::fabric::verbs::{VerbsControl, VerbsProvider, VerbsSettings, open};
 use verbring::host::Config;
@@ -89,7 +89,7 @@ impl End {
     fn open(port: &Port, plan: &VerbsPlan, bytes: u64) -> Result<Self, Failure> {
         let failed = |error| Failure::of(format!("cannot use {port}"), &error);
         let mut settings = VerbsSettings::new(&port.device, port.port);
-        let ask = Caps { sends: plan.depth, receives: 1, inline_bytes: INLINE_BYTES };
+        let ask = Caps { sends: plan.depth, receives: 1, inline_bytes: INLINE_BYTES, ranges: 1 };
         settings.completions = ask.sends + ask.receives;
         let (mut provider, mut control) = open(&settings)
             .map_err(|error| Failure::of(format!("cannot open {}", port.device), &error))?;
@@ -304,6 +304,7 @@ impl<P: Provider> Poster<P> {
             remote_address: self.far.address + remote_offset,
             rkey: self.far.rkey,
             arg: [1, 0],
+            ranges: Ranges::NONE,
         });
         self.open.works += 1;
         self.in_flight += 1;
@@ -376,7 +377,7 @@ impl<P: Provider> Poster<P> {
 #[cfg(test)]
 mod tests {
     use verbring::abi::Class;
-    use verbring::fabric::qp::provider::{BadPost, Broken, WcKind};
+    use verbring::fabric::qp::provider::{BadPost, Broken, Range, WcKind};
 
     use super::*;
     use crate::cli::bench::shape::Wish;
@@ -405,7 +406,7 @@ mod tests {
             None
         }
 
-        fn post(&mut self, rail: u16, list: &[Wr]) -> Result<(), BadPost> {
+        fn post_ranges(&mut self, rail: u16, list: &[Wr], _: &[Range]) -> Result<(), BadPost> {
             assert_eq!(rail, RAIL);
             self.posted.extend(list);
             self.all.extend(list);

@@ -28,6 +28,7 @@ const CONFIG: Config = Config {
     inline_bytes: 64,
     signal_every: 4,
     message_bytes_max: 1 << 30,
+    merge_bytes_max: 0,
     regions_max: 4,
     attempts_max: 3,
     stuck_ns: 5_000_000,

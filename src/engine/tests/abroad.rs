@@ -212,10 +212,10 @@ fn arrivals_about_what_was_not_lent_are_strays() {
 /// A queue pair of side 0 to itself, as rail 2.
 fn loopback(two: &mut Two) -> u32 {
     let config = super::two::CONFIG;
-    let Caps { sends, receives, inline_bytes } = config.caps();
+    let Caps { sends, receives, inline_bytes, ranges } = config.caps();
     let settings = PathSettings::DEFAULT;
     let control = two.join.control(0);
-    let made = control.create(Caps { sends, receives, inline_bytes }).unwrap();
+    let made = control.create(Caps { sends, receives, inline_bytes, ranges }).unwrap();
     control.modify(made.number, &Move::Init(settings)).unwrap();
     let own = control.endpoint(made.number, &settings, config.receives).unwrap();
     let link = Link { own, peer: own, settings };

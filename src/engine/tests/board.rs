@@ -22,7 +22,7 @@ pub(super) const BYTES: u32 = 8;
 /// Ops are told by their offsets: the remote one counts up to this, the local one the rounds.
 const PLACES: u64 = 1024;
 /// Entries of the recorder: an op is looked for in it when its CQE comes.
-const ENTRIES: u32 = 512;
+const ENTRIES: u32 = 4096;
 
 /// What was asked of an op: how it would end by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +57,8 @@ struct Op {
     sqe: Sqe,
     taken: bool,
     posted: bool,
+    /// It was seen to wait.
+    waited: bool,
     /// The turn after which nothing was in its way.
     ready: Option<u64>,
 }
@@ -69,10 +71,14 @@ pub(super) struct Board {
     pub(super) tally: Tally,
     /// Ops that are not over, by number.
     ops: BTreeMap<u64, Op>,
+    /// What the recorder is written to, how many entries of it were read, and those of this turn.
     kept: Arc<[[AtomicU64; 8]]>,
+    read: u32,
+    entries: BTreeMap<u64, RecordEntry>,
     taken: u64,
     turns: u64,
     question: Option<(u64, u64)>,
+    to_take_back: u64,
     /// One turn of so many is followed by a look at all that waits.
     pub(super) looks_every: u64,
 }
@@ -91,9 +97,12 @@ impl Board {
             tally: Tally::default(),
             ops: BTreeMap::new(),
             kept,
+            read: 0,
+            entries: BTreeMap::new(),
             taken: 0,
             turns: 0,
             question: None,
+            to_take_back: 0,
             looks_every: 1,
         }
     }
@@ -129,7 +138,11 @@ impl Board {
         }
         let number = self.graph.push(&sqe);
         assert_eq!(self.pair.world.push(SENDER, sqe), number);
-        self.ops.insert(number, Op { fate, sqe, taken: false, posted: false, ready: None });
+        self.to_take_back += u64::from(fate == Fate::TakenBack);
+        self.ops.insert(
+            number,
+            Op { fate, sqe, taken: false, posted: false, waited: false, ready: None },
+        );
         number
     }
 
@@ -156,7 +169,7 @@ impl Board {
 
     /// Asks on the control socket to take back what waits and is to be taken back, one at a time.
     pub(super) fn take_back(&mut self) {
-        if self.question.is_some() || !self.pair.world.engine.accepts() {
+        if self.to_take_back == 0 || self.question.is_some() || !self.pair.world.engine.accepts() {
             return;
         }
         let due = |(_, op): &(&u64, &Op)| op.fate == Fate::TakenBack && op.taken && !op.posted;
@@ -173,10 +186,12 @@ impl Board {
         self.pair.world.turn();
         let posted: Vec<u64> = self.stage.plan().taken.iter().map(number_of).collect();
         self.look_at_intake();
+        self.read_entries();
         for cqe in self.pair.world.pop(SENDER) {
             self.end(&cqe);
         }
         for number in posted {
+            self.skip(number);
             let open = self.graph.waits_for(number);
             assert!(open.is_empty(), "{number} was started before {open:?} were over");
             let inherits = self.graph.inherits(number);
@@ -184,7 +199,7 @@ impl Board {
             let Some(op) = self.ops.get_mut(&number) else { continue };
             assert!(!op.posted, "{number} was started twice");
             op.posted = true;
-            self.tally.waited += u64::from(op.ready.is_some());
+            self.tally.waited += u64::from(op.waited);
         }
         self.hear();
         if self.turns.is_multiple_of(self.looks_every) {
@@ -208,6 +223,16 @@ impl Board {
         for number in self.graph.waits_for(before) {
             let Some(op) = self.ops.get(&number) else { continue };
             if op.sqe.flags & SQE_SKIP_SUCCESS != 0 && op.taken {
+                self.skip_one(number);
+            }
+        }
+    }
+
+    fn skip_all(&mut self) {
+        let skips = |op: &&Op| op.sqe.flags & SQE_SKIP_SUCCESS != 0 && op.taken;
+        let open = self.ops.iter().filter(|(_, op)| skips(op)).map(|(number, _)| *number);
+        for number in open.collect::<Vec<_>>() {
+            if self.ops.contains_key(&number) {
                 self.skip_one(number);
             }
         }
@@ -271,14 +296,26 @@ impl Board {
         }
     }
 
+    /// Reads what was recorded in this turn.
+    fn read_entries(&mut self) {
+        self.entries.clear();
+        while let Some(words) = read_entry(&self.kept[(self.read % ENTRIES) as usize]) {
+            let entry = RecordEntry::from_words(words);
+            if entry.sequence != self.read + 1 {
+                break;
+            }
+            self.entries.insert(entry.record, entry);
+            self.read += 1;
+        }
+    }
+
     /// The record of an op that inherited a failure names the first cause.
     fn recorded(&self, cqe: &Cqe, sqe: Sqe, cause: Option<Cause>) {
         assert_ne!(cqe.flags & CQE_DEP_FAILED, 0);
         if sqe.opcode == Opcode::Nop as u8 {
             return;
         }
-        let entries = self.kept.iter().filter_map(read_entry).map(RecordEntry::from_words);
-        let entry = entries.filter(|entry| entry.record == cqe.record).last();
+        let entry = self.entries.get(&cqe.record);
         let entry = entry.unwrap_or_else(|| panic!("no entry for {cqe:?}"));
         let said = (entry.res, entry.flags, entry.detail);
         assert_eq!(said, (cqe.res, cqe.flags, cqe.detail), "{entry:?}");
@@ -308,6 +345,7 @@ impl Board {
             }
             if !self.graph.waits_for(number).is_empty() {
                 assert_eq!(op.ready, None, "{number}");
+                op.waited = true;
                 continue;
             }
             let since = *op.ready.get_or_insert(self.turns);
@@ -325,13 +363,10 @@ impl Board {
             self.take_back();
             self.complete_all();
             self.turn();
-            let open: Vec<u64> = self.ops.keys().copied().collect();
-            for number in open {
-                if self.ops.get(&number).is_some_and(|op| op.sqe.flags & SQE_SKIP_SUCCESS != 0) {
-                    self.skip_one(number);
-                }
-            }
             turns += 1;
+            if turns % self.looks_every == 0 || self.stage.held() == 0 {
+                self.skip_all();
+            }
             assert!(turns < 100_000, "still open: {:?}", self.ops.keys().take(20));
         }
         while self.question.is_some() {

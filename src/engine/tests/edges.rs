@@ -226,7 +226,7 @@ fn f22_a_deadline_counts_from_intake_also_for_what_waits() {
 
 /// Small tables, and a session that fills its part of them behind an op that the fabric holds.
 fn full(contract: Contract) -> (Stage, Pair<Script>, u64) {
-    let limits = Limits { records: 512, ..LIMITS };
+    let limits = Limits { records: 512, edges: 128, ..LIMITS };
     let stage = Stage::new();
     let mut world = World::new(limits, stage.fabric(limits));
     let sender = world.session_under(0, 0, contract);

@@ -24,6 +24,7 @@ pub(super) const CONFIG: Config = Config {
     inline_bytes: 64,
     signal_every: 4,
     message_bytes_max: 1 << 20,
+    merge_bytes_max: 0,
     regions_max: LIMITS.regions_max,
     attempts_max: 3,
     stuck_ns: 5_000_000,

@@ -78,8 +78,9 @@ impl Rail {
         assert!(self.data_posted <= self.depth, "beyond depth on rail {number}");
         let (mut data, mut kept) = (0, 0);
         for ahead in 0..self.works.len() {
-            match self.works[self.works.head().wrapping_add(ahead)].role {
-                Role::Data | Role::Notify => data += 1,
+            let work = self.works[self.works.head().wrapping_add(ahead)];
+            match work.role {
+                Role::Data | Role::Notify => data += work.count,
                 Role::Credit | Role::Marker => kept += 1,
             }
         }

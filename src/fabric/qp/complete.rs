@@ -140,15 +140,20 @@ impl super::rail::Rail {
         self.works.pop_front();
         match work.role {
             Role::Data | Role::Notify => {
-                let taken = &mut self.taken[work.taken];
-                let held = taken.in_flight > 0 && self.used > 0 && self.data_posted > 0;
-                assert!(held, "gave back more than was taken");
-                taken.in_flight -= 1;
-                taken.works -= 1;
-                self.used -= u32::from(!planted(Plant::DepthKept));
-                self.data_posted -= 1;
-                if status != WcStatus::Success {
-                    taken.fail(judge(status), work.role == Role::Data);
+                for at in work.requests() {
+                    let taken = &mut self.taken[at];
+                    let held = taken.in_flight > 0 && self.used > 0 && self.data_posted > 0;
+                    assert!(held, "gave back more than was taken");
+                    taken.in_flight -= 1;
+                    taken.works -= 1;
+                    self.used -= u32::from(!planted(Plant::DepthKept));
+                    self.data_posted -= 1;
+                    if status != WcStatus::Success {
+                        match work.count {
+                            1 => taken.fail(judge(status), work.role == Role::Data),
+                            _ => taken.fail_together(judge(status)),
+                        }
+                    }
                 }
             }
             Role::Credit => self.credits.message_posted = false,
@@ -171,6 +176,7 @@ impl super::rail::Rail {
         taken.works = works;
         taken.failure = None;
         taken.data_failed = false;
+        taken.split = false;
         taken.attempts += 1;
     }
 }

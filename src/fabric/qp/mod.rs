@@ -26,6 +26,7 @@ mod complete;
 #[cfg(any(test, feature = "sim"))]
 pub mod join;
 mod memory;
+mod merge;
 mod message;
 mod post;
 pub mod provider;
@@ -52,7 +53,7 @@ pub use recover::{Ask, News, Told, Wish};
 pub use status::{EHOSTDOWN, EIO, ETIMEDOUT};
 pub use trial::Recovery;
 
-use self::provider::{Broken, Caps, Provider, Wc, Wr};
+use self::provider::{Broken, Caps, Provider, Range, Wc, Wr};
 use self::rail::Rail;
 use self::trial::Card;
 use super::{Arrival, Done, Fabric, Limits, Request, Room};
@@ -76,6 +77,9 @@ pub struct Config {
     pub signal_every: u32,
     /// Bytes of one work request: the least of the ports' limits.
     pub message_bytes_max: u32,
+    /// Neighbours share a work request of at most so many bytes; 0: they never do. One slice, or
+    /// less: what was cut stays cut.
+    pub merge_bytes_max: u32,
     /// Region indices are below this.
     pub regions_max: u32,
     /// How often a request is repeated on a rebuilt queue pair before it ends.
@@ -103,6 +107,7 @@ impl Config {
             sends: self.depth + SENDS_KEPT,
             receives: self.receives + RECEIVES_KEPT,
             inline_bytes: self.inline_bytes.max(provider::MESSAGE_BYTES),
+            ranges: if self.merge_bytes_max > 0 { provider::RANGES_MAX } else { 1 },
         }
     }
 
@@ -203,6 +208,8 @@ pub struct Counts {
     pub degraded: u64,
     /// Of these, those whose work gave no sign of life for too long.
     pub silent: u64,
+    /// Requests that went along in the work request of one before them.
+    pub merged: u64,
     /// Requests that were repeated.
     pub repeats: u64,
     /// Requests handed back, for another rail to do.
@@ -251,6 +258,7 @@ pub struct Rails<P> {
     counts: Counts,
     /// Scratch.
     list: Vec<Wr>,
+    ranges: Vec<Range>,
     wcs: Vec<Wc>,
 }
 
@@ -288,6 +296,7 @@ impl<P: Provider> Rails<P> {
             look_ns: 0,
             counts: Counts::default(),
             list: Vec::with_capacity((config.depth + SENDS_KEPT) as usize),
+            ranges: Vec::with_capacity(config.depth as usize),
             wcs: Vec::with_capacity(ROUND),
         }
     }
@@ -312,7 +321,7 @@ impl<P: Provider> Rails<P> {
         let Some(rail) = self.rails.get_mut(usize::from(number)).filter(free) else {
             return Err((AdoptError::Rail { rail: number, rails_max }, pair));
         };
-        let Caps { sends, receives, inline_bytes } = caps;
+        let Caps { sends, receives, inline_bytes, ranges } = caps;
         if sends <= SENDS_KEPT || receives <= RECEIVES_KEPT {
             return Err((AdoptError::Caps { sends, receives }, pair));
         }
@@ -329,6 +338,7 @@ impl<P: Provider> Rails<P> {
         let given = if planted(Plant::DepthAsked) { u32::MAX } else { sends - SENDS_KEPT };
         rail.depth = self.config.depth.min(given);
         rail.inline_bytes = self.config.inline_bytes.min(inline_bytes);
+        rail.ranges_max = ranges.clamp(1, provider::RANGES_MAX);
         rail.go(RailState::Connecting, &mut self.counts);
         let receives = self.config.receives.min(receives - RECEIVES_KEPT);
         self.provider.adopt(number, pair);
@@ -517,6 +527,10 @@ impl<P: Provider> Fabric for Rails<P> {
                 rail.shared = several;
             }
         }
+    }
+
+    fn merged(&self) -> u64 {
+        self.counts.merged
     }
 
     fn restless(&self) -> bool {

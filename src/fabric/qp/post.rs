@@ -7,8 +7,9 @@
 //! without its signalled end and nothing follows, a marker does: a WRITE of no bytes.
 
 use super::memory::piece;
+use super::merge::Sources;
 use super::message::Message;
-use super::provider::{BadPost, MESSAGE_BYTES, Provider, Wr, WrId, WrVerb};
+use super::provider::{BadPost, MESSAGE_BYTES, Provider, Range, Ranges, Wr, WrId, WrVerb};
 use super::rail::{Answers, Last, Rail, RailState, Role, Stage, Taken, Work};
 use super::status::{EHOSTDOWN, Fault};
 use super::{Config, Memory, Rails};
@@ -33,7 +34,7 @@ fn verb(verb: Verb) -> WrVerb {
     }
 }
 
-fn region(regions: &[Option<Memory>], index: u32) -> Option<&Memory> {
+pub(super) fn region(regions: &[Option<Memory>], index: u32) -> Option<&Memory> {
     regions.get(index as usize)?.as_ref()
 }
 
@@ -104,7 +105,7 @@ impl<P: Provider> Rails<P> {
         while back < accepted && rail.next != rail.taken.tail() {
             let at = rail.taken.tail().wrapping_sub(1);
             let taken = rail.taken[at];
-            if taken.begun() || taken.refused {
+            if taken.begun() || taken.refused || taken.alone {
                 break;
             }
             rail.used -= taken.works;
@@ -133,7 +134,9 @@ impl<P: Provider> Rails<P> {
             return;
         }
         let mut list = std::mem::take(&mut self.list);
-        rail.fill(number, &self.regions, &self.config, &mut list);
+        let mut ranges = std::mem::take(&mut self.ranges);
+        let with = Sources { regions: &self.regions, config: &self.config };
+        self.counts.merged += u64::from(rail.fill(number, with, &mut list, &mut ranges));
         if rail.credits.due() {
             let credits = rail.credits.pay();
             rail.credits.message_posted = true;
@@ -148,10 +151,11 @@ impl<P: Provider> Rails<P> {
             self.counts.markers += 1;
         }
         if !list.is_empty() {
-            self.ring_doorbell(number, &mut list);
+            self.ring_doorbell(number, &mut list, &ranges);
         }
         list.clear();
-        self.list = list;
+        ranges.clear();
+        (self.list, self.ranges) = (list, ranges);
     }
 
     /// Posts a marker on a rail that takes no requests any more. One of which the device does not
@@ -184,7 +188,7 @@ impl<P: Provider> Rails<P> {
         posted.is_ok()
     }
 
-    fn ring_doorbell(&mut self, number: u16, list: &mut [Wr]) {
+    fn ring_doorbell(&mut self, number: u16, list: &mut [Wr], ranges: &[Range]) {
         let rail = &mut self.rails[usize::from(number)];
         let last = rail.works.tail().wrapping_sub(1);
         rail.works[last].signaled = true;
@@ -193,7 +197,7 @@ impl<P: Provider> Rails<P> {
         list[count - 1].signaled |= !planted(Plant::NeverSignalled);
         self.counts.doorbells += 1;
         self.counts.entered += count as u64;
-        match self.provider.post(number, list) {
+        match self.provider.post_ranges(number, list, ranges) {
             Ok(()) => {
                 rail.starved = false;
                 rail.stuck_since_ns = None;
@@ -232,12 +236,17 @@ impl<P: Provider> Rails<P> {
             if !planted(Plant::RestPosted) {
                 refused = rail.take_back();
                 self.counts.taken_back += 1;
+                self.counts.merged -= u64::from(refused.count - 1);
             }
         }
         let starved = starved(bad.errno);
         rail.starved = starved;
         if !starved && matches!(refused.role, Role::Data | Role::Notify) {
-            rail.refuse(refused.taken, bad.errno);
+            match refused.count {
+                1 => rail.refuse(refused.taken, bad.errno),
+                // One of them is at fault. They are tried one by one.
+                _ => refused.requests().for_each(|at| rail.taken[at].alone = true),
+            }
         }
         let stuck = rail.nothing_signaled();
         let since = *rail.stuck_since_ns.get_or_insert(self.now_ns);
@@ -260,10 +269,11 @@ impl Rail {
     fn fill(
         &mut self,
         number: u16,
-        regions: &[Option<Memory>],
-        config: &Config,
+        with: Sources<'_>,
         list: &mut Vec<Wr>,
-    ) {
+        ranges: &mut Vec<Range>,
+    ) -> u32 {
+        let mut merged = 0;
         while self.data_posted < self.depth && self.next != self.taken.tail() {
             let at = self.next;
             let taken = &self.taken[at];
@@ -273,7 +283,7 @@ impl Rail {
             let (stage, failed) = (taken.stage, taken.failure.is_some());
             let made = match stage {
                 _ if failed => None,
-                Stage::Data => match self.data(number, at, regions, config) {
+                Stage::Data => match self.data(number, at, with) {
                     Some(wr) => Some(wr),
                     None => {
                         self.refuse(at, errno::ESTALE);
@@ -281,7 +291,7 @@ impl Rail {
                     }
                 },
                 Stage::Notify if !self.credits.spend() => break,
-                Stage::Notify => Some(self.notification(number, at, regions)),
+                Stage::Notify => Some(self.notification(number, at, with.regions)),
                 Stage::Whole => None,
             };
             if let Some(wr) = made {
@@ -292,7 +302,14 @@ impl Rail {
             if made.is_none() || self.taken[at].stage == Stage::Whole {
                 self.next = at.wrapping_add(1);
             }
+            if stage == Stage::Data
+                && made.is_some()
+                && let Some(wr) = list.last_mut()
+            {
+                merged += self.join(at, wr, ranges, with);
+            }
         }
+        merged
     }
 
     /// The next piece of a request's bytes.
@@ -300,8 +317,7 @@ impl Rail {
         &mut self,
         number: u16,
         at: u32,
-        regions: &[Option<Memory>],
-        config: &Config,
+        Sources { regions, config }: Sources<'_>,
     ) -> Option<Wr> {
         let taken = &self.taken[at];
         let request = &taken.request;
@@ -348,6 +364,7 @@ impl Rail {
             remote_address: far.address,
             rkey: far.rkey,
             arg,
+            ranges: Ranges::NONE,
         })
     }
 
@@ -433,11 +450,13 @@ impl Rail {
         self.stamps[slot].burnt = self.stamps[slot].generation;
         match work.role {
             Role::Data | Role::Notify => {
-                let taken = &mut self.taken[work.taken];
-                taken.in_flight -= 1;
-                taken.cursor = work.cursor;
-                taken.stage = if work.role == Role::Data { Stage::Data } else { Stage::Notify };
-                self.data_posted -= 1;
+                for at in work.requests() {
+                    let taken = &mut self.taken[at];
+                    taken.in_flight -= 1;
+                    taken.cursor = if at == work.taken { work.cursor } else { 0 };
+                    taken.stage = if work.role == Role::Data { Stage::Data } else { Stage::Notify };
+                    self.data_posted -= 1;
+                }
                 self.answers = work.answers;
                 self.next = work.taken;
                 if work.role == Role::Notify {
@@ -504,6 +523,7 @@ fn nothing(wr_id: u64) -> Wr {
         remote_address: 0,
         rkey: 0,
         arg: [0; 2],
+        ranges: Ranges::NONE,
     }
 }
 

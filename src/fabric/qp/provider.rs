@@ -78,7 +78,43 @@ impl WrVerb {
 /// Bytes of a message: what a SEND carries and a receive buffer holds.
 pub const MESSAGE_BYTES: u32 = 16;
 
-/// One work request with one local range.
+/// A range of local memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// Where it begins.
+    pub address: u64,
+    /// Its key.
+    pub lkey: u32,
+    /// Its length.
+    pub bytes: u32,
+}
+
+/// Local ranges of a work request beyond what it names itself: a part of the list beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ranges {
+    /// The first of them.
+    pub first: u16,
+    /// How many; 0 if the work request's own range is all there is.
+    pub count: u16,
+}
+
+impl Ranges {
+    /// None: there is one range, in the work request itself.
+    pub const NONE: Self = Self { first: 0, count: 0 };
+
+    /// The part of the list.
+    #[must_use]
+    pub fn of(self, all: &[Range]) -> &[Range] {
+        all.get(usize::from(self.first)..)
+            .and_then(|all| all.get(..self.count.into()))
+            .unwrap_or(&[])
+    }
+}
+
+/// Most local ranges of one work request that are ever asked for.
+pub const RANGES_MAX: u32 = 16;
+
+/// One work request, with one local range or several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wr {
     /// A [`WrId`]; comes back in the completion.
@@ -104,6 +140,18 @@ pub struct Wr {
     pub rkey: u32,
     /// Operands of atomics; a SEND's message.
     pub arg: [u64; 2],
+    /// The local side of a WRITE or READ, if it is in several ranges: `address` and `lkey` are those
+    /// of the first then, and `bytes` their sum. At most [`Caps::ranges`].
+    pub ranges: Ranges,
+}
+
+impl Wr {
+    /// Its local ranges, in order.
+    pub fn local<'a>(&self, all: &'a [Range]) -> impl Iterator<Item = Range> + 'a {
+        let own = Range { address: self.address, lkey: self.lkey, bytes: self.bytes };
+        let several = self.ranges.of(all);
+        several.is_empty().then_some(own).into_iter().chain(several.iter().copied())
+    }
 }
 
 /// A list was not posted whole.
@@ -238,12 +286,20 @@ pub trait Provider {
     /// Forgets a rail, and hands its queue pair back.
     fn release(&mut self, rail: u16) -> Option<Self::Pair>;
 
-    /// Posts a list in order with one doorbell. Fails without side effects for a rail that is not
-    /// known (`taken: Some(0)`, EINVAL).
+    /// [`Provider::post_ranges`] of work requests with one local range each.
+    ///
+    /// # Errors
+    /// As there.
+    fn post(&mut self, rail: u16, list: &[Wr]) -> Result<(), BadPost> {
+        self.post_ranges(rail, list, &[])
+    }
+
+    /// Posts a list in order with one doorbell; `ranges` is what [`Wr::ranges`] name a part of. Fails
+    /// without side effects for a rail that is not known (`taken: Some(0)`, EINVAL).
     ///
     /// # Errors
     /// [`BadPost`]: a prefix was posted, and follows its way as if it had been posted alone.
-    fn post(&mut self, rail: u16, list: &[Wr]) -> Result<(), BadPost>;
+    fn post_ranges(&mut self, rail: u16, list: &[Wr], ranges: &[Range]) -> Result<(), BadPost>;
 
     /// Posts `count` receives of one message each, all with the same `wr_id`. The provider owns
     /// their buffers: receives of one queue pair complete in order, so a ring of as many as the
@@ -283,6 +339,8 @@ pub struct DeviceLimits {
     pub registration_bytes_max: u64,
     /// Bytes of one message (the port's `max_msg_sz`).
     pub message_bytes_max: u32,
+    /// Local ranges of one work request, of READs too (`max_sge`, `max_sge_rd`), at least 1.
+    pub ranges_max: u32,
     /// READs and atomics that a queue pair answers at once (`max_qp_rd_atom`).
     pub reads_in_max: u8,
     /// READs and atomics that a queue pair has outstanding (`max_qp_init_rd_atom`).
@@ -302,6 +360,8 @@ pub struct Caps {
     pub receives: u32,
     /// Bytes that a WRITE or SEND may carry inline; at least [`MESSAGE_BYTES`].
     pub inline_bytes: u32,
+    /// Local ranges of one work request, at least 1.
+    pub ranges: u32,
 }
 
 /// How a path is to be used. The defaults are [`PathSettings::DEFAULT`].
@@ -534,7 +594,8 @@ pub trait ProviderControl {
     fn limits(&self) -> DeviceLimits;
 
     /// Makes a queue pair in RESET, its completions going to the device's one queue. Asks for
-    /// less until the device agrees, down to 1 send, 1 receive and [`MESSAGE_BYTES`] inline.
+    /// less until the device agrees, down to 1 send, 1 receive, 1 range and [`MESSAGE_BYTES`]
+    /// inline.
     ///
     /// # Errors
     /// If not even that can be had, or the completion queue cannot hold all that was asked for.

@@ -76,6 +76,11 @@ pub(super) struct Taken {
     pub(super) data_failed: bool,
     /// The provider refused to post it: it is not handed back, but ends as failed.
     pub(super) refused: bool,
+    /// It goes by itself: the provider refused it together with others.
+    pub(super) alone: bool,
+    /// Its work request, that was others' too, was refused before it had any effect. Which of them
+    /// was at fault is not known: each goes by itself the next time.
+    pub(super) split: bool,
     /// It is handed back at once, as what it is chained to was.
     pub(super) sent_back: bool,
     /// The rail's `last` before it was taken.
@@ -117,6 +122,8 @@ impl Taken {
             failure: None,
             data_failed: false,
             refused: false,
+            alone: false,
+            split: false,
             sent_back: false,
             last_before: Last::Sound,
         }
@@ -169,6 +176,16 @@ impl Taken {
         if untouched {
             (self.cursor, self.stage) = (0, Stage::Data);
         }
+    }
+
+    /// Its work request failed, which was others' too. If one of them was at fault, nobody knows
+    /// which; so none is.
+    pub(super) fn fail_together(&mut self, (fault, errno): (Fault, i32)) {
+        if fault == Fault::Path {
+            return self.fail((fault, errno), true);
+        }
+        self.split = errno != EIO;
+        self.fail((Fault::Path, EIO), true);
     }
 
     /// The peer's card would not have it.
@@ -239,6 +256,8 @@ pub(super) struct Work {
     pub(super) doubt: bool,
     /// The request's position, for data and notifications.
     pub(super) taken: u32,
+    /// How many requests it stands for, from that one on.
+    pub(super) count: u32,
     /// The request's cursor before it, to take it back.
     pub(super) cursor: u32,
     /// The rail's `answers` before it.
@@ -253,10 +272,20 @@ impl Work {
         signaled: false,
         doubt: false,
         taken: 0,
+        count: 1,
         cursor: 0,
         answers: Answers::None,
         credits: 0,
     };
+}
+
+impl Work {
+    /// Positions of the requests that it stands for.
+    #[inline]
+    pub(super) fn requests(&self) -> impl Iterator<Item = u32> + use<> {
+        let first = self.taken;
+        (0..self.count).map(move |ahead| first.wrapping_add(ahead))
+    }
 }
 
 /// A slot of `works`: how often it was used, so that late completions are known.
@@ -276,6 +305,8 @@ pub(super) struct Rail {
     pub(super) epoch: u32,
     pub(super) depth: u32,
     pub(super) inline_bytes: u32,
+    /// Local ranges of one work request, at most.
+    pub(super) ranges_max: u32,
     /// The card that its queue pair is on, here and at the peer.
     pub(super) card: u8,
     /// Other rails lead to the same place.
@@ -341,6 +372,7 @@ impl Rail {
             epoch: 0,
             depth,
             inline_bytes: 0,
+            ranges_max: 1,
             card: 0,
             shared: false,
             trust: Trust::default(),

@@ -115,7 +115,7 @@ impl Rule {
             // It was going by then, and took its keys along: nobody is at fault here.
             taken.blame_the_path(verdict);
         } else if hurt && taken.errno() != crate::abi::errno::ECANCELED {
-            let again = taken.repeatable() && taken.attempts < attempts_max;
+            let again = taken.repeatable() && (taken.attempts < attempts_max || taken.split);
             taken.failure = match gone {
                 Some(gone) => Some(gone),
                 None => taken.failure.filter(|_| !again),
@@ -353,6 +353,9 @@ impl<P: Provider> Rails<P> {
         rail.used = 0;
         while at != end {
             let mut taken = rail.taken[at];
+            if taken.split {
+                (taken.cursor, taken.stage) = (0, Stage::Data);
+            }
             let whole = taken.over() && taken.failure.is_none();
             let hurt = taken.failure.is_some_and(|(fault, _)| fault == Fault::Path);
             let chained = taken.chained() && !planted(Plant::ChainUncut);

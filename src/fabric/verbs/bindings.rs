@@ -101,6 +101,8 @@ same!(
         max_mr_size,
         max_qp,
         max_qp_wr,
+        max_sge,
+        max_sge_rd,
         max_cqe,
         max_mr,
         max_qp_rd_atom,

@@ -135,11 +135,19 @@ fn limits(attr: &sys::DeviceAttr, port: &sys::PortAttr) -> DeviceLimits {
         registrations_max: count(attr.max_mr),
         registration_bytes_max: attr.max_mr_size,
         message_bytes_max: port.max_msg_sz,
+        ranges_max: ranges(attr.max_sge, attr.max_sge_rd),
         reads_in_max: reads(attr.max_qp_rd_atom),
         reads_out_max: reads(attr.max_qp_init_rd_atom),
         mtu_bytes: mtu_bytes(port.active_mtu),
         atomics: attr.atomic_cap > 0,
     }
+}
+
+/// Local ranges that every work request may have. Devices that have no limit of their own for READs
+/// say 0 there.
+fn ranges(any: c_int, read: c_int) -> u32 {
+    let any = count(any).max(1);
+    if read > 0 { any.min(count(read)) } else { any }
 }
 
 /// An `enum ibv_mtu` in bytes; an unknown one is the least.
@@ -153,8 +161,8 @@ fn mtu_code(bytes: u32) -> u32 {
 }
 
 /// Finds sizes that a device agrees to, by trying. If all that is asked for cannot be had, first
-/// the depths are halved, the larger one at a time, with the least that must be inline; then as
-/// much as possible is inline at that depth.
+/// the depths are halved, the larger one at a time, with one range and the least that must be
+/// inline; then as much as possible is inline at that depth, and then as many ranges as possible.
 fn settle<T>(ask: Caps, mut make: impl FnMut(Caps) -> Result<T, i32>) -> Result<T, i32> {
     // What a size can be the cause of; anything else would not go away.
     const OF_SIZE: [Errno; 5] =
@@ -164,7 +172,7 @@ fn settle<T>(ask: Caps, mut make: impl FnMut(Caps) -> Result<T, i32>) -> Result<
         Err(errno) if of_size(errno) => {}
         other => return other,
     }
-    let mut caps = Caps { inline_bytes: MESSAGE_BYTES, ..ask };
+    let mut caps = Caps { inline_bytes: MESSAGE_BYTES, ranges: 1, ..ask };
     let mut least = loop {
         match make(caps) {
             Ok(made) => break made,
@@ -179,10 +187,18 @@ fn settle<T>(ask: Caps, mut make: impl FnMut(Caps) -> Result<T, i32>) -> Result<
     let mut inline_bytes = ask.inline_bytes;
     while inline_bytes > MESSAGE_BYTES {
         if let Ok(made) = make(Caps { inline_bytes, ..caps }) {
-            least = made;
+            (least, caps.inline_bytes) = (made, inline_bytes);
             break;
         }
         inline_bytes /= 2;
+    }
+    let mut ranges = ask.ranges;
+    while ranges > 1 {
+        if let Ok(made) = make(Caps { ranges, ..caps }) {
+            least = made;
+            break;
+        }
+        ranges /= 2;
     }
     Ok(least)
 }
@@ -438,6 +454,7 @@ impl ProviderControl for VerbsControl {
             sends: ask.sends.clamp(1, depth_max),
             receives: ask.receives.clamp(1, depth_max),
             inline_bytes: ask.inline_bytes.max(MESSAGE_BYTES),
+            ranges: ask.ranges.clamp(1, self.limits.ranges_max.max(1)),
         };
         let entries = self.queues.entries();
         let all = u64::from(self.owed) + u64::from(ask.sends) + u64::from(ask.receives);
@@ -600,14 +617,28 @@ mod tests {
             tries += 1;
             let fits = caps.sends <= able.sends
                 && caps.receives <= able.receives
-                && caps.inline_bytes <= able.inline_bytes;
+                && caps.inline_bytes <= able.inline_bytes
+                && caps.ranges <= able.ranges;
             if fits { Ok(caps) } else { Err(Errno::ENOMEM as i32) }
         });
         (found, tries)
     }
 
     fn caps(sends: u32, receives: u32, inline_bytes: u32) -> Caps {
-        Caps { sends, receives, inline_bytes }
+        Caps { sends, receives, inline_bytes, ranges: 1 }
+    }
+
+    #[test]
+    fn f32_ranges_are_found_by_trying() {
+        let ask = Caps { ranges: 16, ..caps(256, 64, 512) };
+        assert_eq!(settled(ask, ask), (Ok(ask), 1), "all of it at once");
+        for (able, found) in [(1, 1), (3, 2), (8, 8), (15, 8)] {
+            let made = settled(ask, Caps { ranges: able, ..ask }).0;
+            assert_eq!(made, Ok(Caps { ranges: found, ..ask }), "{able}");
+        }
+        let able = Caps { ranges: 4, ..caps(100, 64, 128) };
+        assert_eq!(settled(ask, able).0, Ok(Caps { ranges: 4, ..caps(64, 64, 128) }));
+        assert_eq!([ranges(30, 0), ranges(30, 4), ranges(2, 30), ranges(0, 0)], [30, 4, 2, 1]);
     }
 
     #[test]

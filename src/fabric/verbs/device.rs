@@ -407,7 +407,7 @@ impl QueuePair {
             cap: sys::QpCap {
                 max_send_wr: ask.sends,
                 max_recv_wr: ask.receives,
-                max_send_sge: 1,
+                max_send_sge: ask.ranges,
                 max_recv_sge: 1,
                 max_inline_data: ask.inline_bytes,
             },
@@ -421,6 +421,7 @@ impl QueuePair {
             sends: attr.cap.max_send_wr.min(ask.sends),
             receives: attr.cap.max_recv_wr.min(ask.receives),
             inline_bytes: attr.cap.max_inline_data.min(ask.inline_bytes),
+            ranges: attr.cap.max_send_sge.min(ask.ranges),
         };
         Ok((Self { queues: queues.clone(), raw, ended: false }, caps))
     }

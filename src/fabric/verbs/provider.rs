@@ -19,12 +19,16 @@ use nix::errno::Errno;
 use super::device::{QueuePair, Queues, Registered};
 use super::sys::{self, Zeroed};
 use crate::fabric::qp::provider::{
-    BadPost, Broken, Caps, MESSAGE_BYTES, Provider, Wc, WcKind, WcStatus, Wr, WrId, WrVerb,
+    BadPost, Broken, Caps, MESSAGE_BYTES, Provider, RANGES_MAX, Range, Wc, WcKind, WcStatus, Wr,
+    WrId, WrVerb,
 };
 use crate::shm::Mapping;
 
 /// Work requests that are posted with one doorbell; longer lists take several.
 const LIST_MAX: u16 = 256;
+
+/// Local ranges that they have together.
+const LIST_RANGES_MAX: usize = LIST_MAX as usize * RANGES_MAX as usize;
 
 /// Completions that are polled with one call.
 const POLL_MAX: usize = 64;
@@ -50,11 +54,11 @@ impl Keys {
     }
 }
 
-fn admits(ranges: &[(u32, u64, u64)], wr: &Wr) -> bool {
-    let Ok(at) = ranges.binary_search_by_key(&wr.lkey, |(key, ..)| *key) else { return false };
+fn admits(ranges: &[(u32, u64, u64)], range: &Range) -> bool {
+    let Ok(at) = ranges.binary_search_by_key(&range.lkey, |(key, ..)| *key) else { return false };
     let (_, first, behind) = ranges[at];
-    let end = wr.address.checked_add(wr.bytes.into());
-    wr.address >= first && end.is_some_and(|end| end <= behind)
+    let end = range.address.checked_add(range.bytes.into());
+    range.address >= first && end.is_some_and(|end| end <= behind)
 }
 
 /// Where the messages of a queue pair's receives lie, and which of them are next.
@@ -147,7 +151,7 @@ impl VerbsProvider {
             rails: Vec::new(),
             lists: Lists {
                 requests: vec![sys::SendWr::zeroed(); LIST_MAX.into()].into(),
-                ranges: vec![sys::Sge::zeroed(); LIST_MAX.into()].into(),
+                ranges: vec![sys::Sge::zeroed(); LIST_RANGES_MAX].into(),
                 messages: vec![[0; 2]; LIST_MAX.into()].into(),
                 receives: vec![sys::RecvWr::zeroed(); LIST_MAX.into()].into(),
             },
@@ -197,8 +201,9 @@ impl VerbsProvider {
 }
 
 impl Lists {
-    /// Posts at most [`LIST_MAX`] requests with one call.
-    fn post(&mut self, pair: &VerbsPair, list: &[Wr]) -> Result<(), BadPost> {
+    /// Posts at most [`LIST_MAX`] requests with one call. None has more ranges than its queue pair
+    /// was made for.
+    fn post(&mut self, pair: &VerbsPair, list: &[Wr], all: &[Range]) -> Result<(), BadPost> {
         let (queues, inline_max) = (&pair.shared.queues, pair.caps.inline_bytes);
         // Held while the library copies. Control is changing it: no bytes are inlined then.
         let admitted = queues.keys.ranges.try_read();
@@ -207,22 +212,30 @@ impl Lists {
             *message = wr.arg.map(u64::to_le);
         }
         let messages = self.messages.as_ptr();
-        for (at, (wr, range)) in list.iter().zip(&mut self.ranges).enumerate() {
-            *range = if wr.verb == WrVerb::Send {
+        let mut places = self.ranges.iter_mut();
+        for (at, wr) in list.iter().enumerate() {
+            if wr.verb == WrVerb::Send {
                 let address = messages.wrapping_add(at).expose_provenance() as u64;
-                sys::Sge { addr: address, length: MESSAGE_BYTES, lkey: 0 }
-            } else {
-                sys::Sge { addr: wr.address, length: wr.bytes, lkey: wr.lkey }
-            };
+                let message = sys::Sge { addr: address, length: MESSAGE_BYTES, lkey: 0 };
+                places.by_ref().take(1).for_each(|place| *place = message);
+                continue;
+            }
+            for (range, place) in wr.local(all).zip(places.by_ref()) {
+                *place = sys::Sge { addr: range.address, length: range.bytes, lkey: range.lkey };
+            }
         }
         let ranges = self.ranges.as_mut_ptr();
         let first = self.requests.as_mut_ptr();
+        let mut used = 0;
         for (at, wr) in list.iter().enumerate() {
             let place = first.wrapping_add(at);
             let next = if at + 1 < list.len() { place.wrapping_add(1) } else { ptr::null_mut() };
             let inline = wr.verb == WrVerb::Send
-                || wr.inline && wr.bytes <= inline_max && admits(admitted, wr);
-            let request = request(wr, inline, ranges.wrapping_add(at), next);
+                || wr.inline
+                    && wr.bytes <= inline_max
+                    && wr.local(all).all(|range| admits(admitted, &range));
+            let request = request(wr, inline, ranges.wrapping_add(used), next);
+            used += usize::from(wr.ranges.count.max(1));
             // SAFETY: `at` is below the length of the list, which is at most that of the array.
             unsafe { place.write(request) };
         }
@@ -275,7 +288,7 @@ fn request(wr: &Wr, inline: bool, range: *mut sys::Sge, next: *mut sys::SendWr) 
         wr_id: wr.wr_id,
         next,
         sg_list: if empty { ptr::null_mut() } else { range },
-        num_sge: i32::from(!empty),
+        num_sge: if empty { 0 } else { i32::from(wr.ranges.count.max(1)) },
         opcode,
         send_flags,
         wr: remote,
@@ -303,14 +316,14 @@ impl Provider for VerbsProvider {
         self.rails.get_mut(usize::from(rail))?.take()
     }
 
-    fn post(&mut self, rail: u16, list: &[Wr]) -> Result<(), BadPost> {
+    fn post_ranges(&mut self, rail: u16, list: &[Wr], ranges: &[Range]) -> Result<(), BadPost> {
         let Some(Some(pair)) = self.rails.get(usize::from(rail)) else {
             return Err(BadPost { taken: Some(0), errno: Errno::EINVAL as i32 });
         };
         let mut before = 0;
         for part in list.chunks(LIST_MAX.into()) {
             self.lists
-                .post(pair, part)
+                .post(pair, part, ranges)
                 .map_err(|bad| BadPost { taken: bad.taken.map(|taken| before + taken), ..bad })?;
             before += u32::try_from(part.len()).unwrap_or(u32::MAX);
         }
@@ -424,6 +437,7 @@ impl VerbsProvider {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fabric::qp::provider::Ranges;
 
     fn wr(lkey: u32, address: u64, bytes: u32) -> Wr {
         Wr {
@@ -438,6 +452,7 @@ mod tests {
             remote_address: 0x1000,
             rkey: 9,
             arg: [5, 6],
+            ranges: Ranges::NONE,
         }
     }
 
@@ -447,7 +462,10 @@ mod tests {
         keys.add(8, 0x4000, 0x1000);
         keys.add(3, 0x8000, 0x1000);
         let ranges = keys.ranges.read().expect("unpoisoned").clone();
-        let admits = |wr: Wr| admits(&ranges, &wr);
+        let admits = |wr: Wr| {
+            let range = Range { address: wr.address, lkey: wr.lkey, bytes: wr.bytes };
+            admits(&ranges, &range)
+        };
         assert!(admits(wr(8, 0x4000, 0x1000)));
         assert!(admits(wr(3, 0x8fff, 1)));
         assert!(!admits(wr(3, 0x8fff, 2)), "one byte behind");
@@ -482,5 +500,8 @@ mod tests {
         assert_eq!((word.compare_add, word.swap, word.rkey), (5, 6, 9));
         let made = request(&wr(8, 0x4000, 0), false, &raw mut range, ptr::null_mut());
         assert!(made.num_sge == 0 && made.sg_list.is_null(), "0 bytes name no key");
+        let several = Wr { ranges: Ranges { first: 9, count: 3 }, ..wr(8, 0x4000, 24) };
+        let made = request(&several, false, &raw mut range, ptr::null_mut());
+        assert_eq!((made.num_sge, made.sg_list), (3, &raw mut range));
     }
 }

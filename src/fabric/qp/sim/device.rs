@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use super::super::provider::{
     Access, BadPost, Broken, Caps, Created, DeviceLimits, Endpoint, Key, MESSAGE_BYTES, Move,
-    PairState, PathSettings, Provider, ProviderControl, ProviderError, Registration, Wc, WcKind,
-    WcStatus, Wr, WrVerb,
+    PairState, PathSettings, Provider, ProviderControl, ProviderError, Range, Registration, Wc,
+    WcKind, WcStatus, Wr, WrVerb,
 };
-use super::wire::read;
 use super::{ADDRESS_SHIFT, Net, Pair, Phase, PostPlan, Registered, Say, Sent, work_completion};
 use crate::abi::errno;
 use crate::shm::Mapping;
@@ -50,7 +49,7 @@ impl SimProvider {
         (taken, Some(BadPost { taken: said, errno: plan.errno }))
     }
 
-    fn post_one(&self, number: u32, wr: &Wr) -> Result<(), i32> {
+    fn post_one(&self, number: u32, wr: &Wr, ranges: &[Range]) -> Result<(), i32> {
         let mut world = self.net.world();
         let now_ns = world.now_ns;
         let pair = &world.pairs[number as usize];
@@ -65,15 +64,15 @@ impl SimProvider {
         if wr.inline && wr.bytes > pair.caps.inline_bytes {
             return Err(errno::EINVAL);
         }
+        let ranges: Vec<_> = wr.local(ranges).collect();
+        if ranges.len() > pair.caps.ranges as usize {
+            return Err(errno::EINVAL);
+        }
+        let whole = ranges.iter().map(|range| u64::from(range.bytes)).sum::<u64>();
+        assert_eq!(whole, wr.bytes.into(), "ranges that are not the whole");
         let mut payload = Vec::new();
         if wr.inline && wr.verb == WrVerb::Write {
-            let bytes = u64::from(wr.bytes);
-            let place = world.admitted(device, wr.lkey, wr.address, bytes);
-            let Some(place) = place.filter(|place| place.local) else {
-                return Err(errno::EINVAL);
-            };
-            world.touch(number as usize, &place, bytes, false);
-            payload = read(&place, wr.bytes);
+            payload = world.gather(number as usize, &ranges).ok_or(errno::EINVAL)?;
         }
         let pair = &mut world.pairs[number as usize];
         pair.occupied.push_back(wr.wr_id);
@@ -85,6 +84,7 @@ impl SimProvider {
         } else {
             pair.sends.push_back(Sent {
                 wr: *wr,
+                ranges,
                 payload,
                 phase: Phase::Waiting(now_ns),
                 took: false,
@@ -116,12 +116,13 @@ impl Provider for SimProvider {
         self.rails.get_mut(usize::from(rail))?.take()
     }
 
-    fn post(&mut self, rail: u16, list: &[Wr]) -> Result<(), BadPost> {
+    fn post_ranges(&mut self, rail: u16, list: &[Wr], ranges: &[Range]) -> Result<(), BadPost> {
         let number = self.number(rail).ok_or(UNKNOWN)?;
         let plan = self.net.pair(number).post_plans.pop_front();
         let (taken, stop) = Self::stop(plan, list.len());
         for (wr, index) in list[..taken].iter().zip(0..) {
-            self.post_one(number, wr).map_err(|errno| BadPost { taken: Some(index), errno })?;
+            self.post_one(number, wr, ranges)
+                .map_err(|errno| BadPost { taken: Some(index), errno })?;
         }
         stop.map_or(Ok(()), Err)
     }
@@ -226,8 +227,10 @@ impl ProviderControl for SimControl {
             sends: ask.sends.min(config.caps_max.sends),
             receives: ask.receives.min(config.caps_max.receives),
             inline_bytes: ask.inline_bytes.min(config.caps_max.inline_bytes),
+            ranges: ask.ranges.min(config.caps_max.ranges).min(config.limits.ranges_max),
         };
-        if caps.sends == 0 || caps.receives == 0 || caps.inline_bytes < MESSAGE_BYTES {
+        let none = caps.sends == 0 || caps.receives == 0 || caps.ranges == 0;
+        if none || caps.inline_bytes < MESSAGE_BYTES {
             let hint = "ask for less";
             return Err(ProviderError::Limit { field: "caps", value: 0, limit: 1, hint });
         }

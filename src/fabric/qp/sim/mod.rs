@@ -33,7 +33,7 @@ pub use device::{SimControl, SimProvider};
 pub use watch::Touch;
 
 use super::provider::{
-    Access, Caps, DeviceLimits, Link, MESSAGE_BYTES, PairState, Wc, WcKind, WcStatus, Wr,
+    Access, Caps, DeviceLimits, Link, MESSAGE_BYTES, PairState, Range, Wc, WcKind, WcStatus, Wr,
 };
 use crate::shm::Mapping;
 
@@ -62,12 +62,13 @@ impl SimConfig {
             registrations_max: 1024,
             registration_bytes_max: 1 << 40,
             message_bytes_max: 1 << 30,
+            ranges_max: 16,
             reads_in_max: 16,
             reads_out_max: 16,
             mtu_bytes: 1024,
             atomics: true,
         },
-        caps_max: Caps { sends: 16_384, receives: 16_384, inline_bytes: 256 },
+        caps_max: Caps { sends: 16_384, receives: 16_384, inline_bytes: 256, ranges: 16 },
         latency_ns: 1_000,
         gap_ns: 50,
         kib_ns: 0,
@@ -186,6 +187,8 @@ struct Pair {
 #[derive(Debug)]
 struct Sent {
     wr: Wr,
+    /// Its local side.
+    ranges: Vec<Range>,
     /// Its bytes, once they were fetched; the answer's, once it was made.
     payload: Vec<u8>,
     phase: Phase,

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::super::provider::{Link, PairState, WcStatus, Wr, WrVerb};
+use super::super::provider::{Link, PairState, Range, WcStatus, Wr, WrVerb};
 use super::{Phase, Place, World, receive_completion, work_completion};
 
 /// How long a receiver that is not ready is given, ns.
@@ -107,14 +107,16 @@ impl World {
         let mut phase = Phase::Flying(self.now_ns + latency_ns);
         let mut payload = None;
         if wr.bytes > 0 && wr.verb != WrVerb::Send && !wr.inline {
-            match self.admitted(device, wr.lkey, wr.address, u64::from(wr.bytes)) {
-                Some(place) if place.local => {
-                    if wr.verb == WrVerb::Write {
-                        self.touch(number, &place, u64::from(wr.bytes), false);
-                        payload = Some(read(&place, wr.bytes));
-                    }
-                }
-                _ => phase = Phase::Answered(self.now_ns, WcStatus::LocalProtection),
+            let ranges = pair.sends[index].ranges.clone();
+            let admits = |range: &Range| {
+                let bytes = u64::from(range.bytes);
+                let place = self.admitted(device, range.lkey, range.address, bytes);
+                place.is_some_and(|place| place.local)
+            };
+            if !ranges.iter().all(admits) {
+                phase = Phase::Answered(self.now_ns, WcStatus::LocalProtection);
+            } else if wr.verb == WrVerb::Write {
+                payload = self.gather(number, &ranges);
             }
         }
         let leaves_ns = u64::from(wr.bytes) * self.devices[device].config.kib_ns / 1_024;
@@ -127,6 +129,20 @@ impl World {
         if let Some(payload) = payload {
             pair.sends[index].payload = payload;
         }
+    }
+
+    /// Reads local ranges, one behind the other; `None` if a key does not admit one.
+    pub(super) fn gather(&mut self, number: usize, ranges: &[Range]) -> Option<Vec<u8>> {
+        let device = self.pairs[number].device;
+        let mut all = Vec::new();
+        for range in ranges {
+            let bytes = u64::from(range.bytes);
+            let place = self.admitted(device, range.lkey, range.address, bytes);
+            let place = place.filter(|place| place.local)?;
+            self.touch(number, &place, bytes, false);
+            all.extend(read(&place, range.bytes));
+        }
+        Some(all)
     }
 
     /// True if the queue pair at the other end is joined to this very life of ours.
@@ -283,10 +299,15 @@ impl World {
         let Phase::Answered(_, status) = sent.phase else { return };
         let wr = sent.wr;
         if status == WcStatus::Success && wr.verb.answers() && wr.bytes > 0 {
-            let place = self.admitted(device, wr.lkey, wr.address, u64::from(wr.bytes));
-            if let Some(place) = place {
-                self.touch(number, &place, u64::from(wr.bytes), true);
-                place.mapping.write(place.offset, &sent.payload);
+            let mut payload = &sent.payload[..];
+            for range in &sent.ranges {
+                let bytes = u64::from(range.bytes);
+                let (part, rest) = payload.split_at(range.bytes as usize);
+                payload = rest;
+                if let Some(place) = self.admitted(device, range.lkey, range.address, bytes) {
+                    self.touch(number, &place, bytes, true);
+                    place.mapping.write(place.offset, part);
+                }
             }
         }
         if wr.signaled || status != WcStatus::Success {
@@ -309,7 +330,7 @@ impl World {
     }
 }
 
-pub(super) fn read(place: &Place, bytes: u32) -> Vec<u8> {
+fn read(place: &Place, bytes: u32) -> Vec<u8> {
     let mut payload = vec![0; bytes as usize];
     place.mapping.read(place.offset, &mut payload);
     payload

@@ -4,6 +4,7 @@ mod chains;
 mod faults;
 mod limits;
 mod links;
+mod merge;
 mod model;
 mod pair;
 mod quiet;
@@ -38,7 +39,7 @@ fn pieces() -> Two {
 
 /// A device that gives less than it is asked for.
 fn stingy() -> Two {
-    let caps_max = Caps { sends: 5, receives: 4, inline_bytes: 16 };
+    let caps_max = Caps { sends: 5, receives: 4, inline_bytes: 16, ranges: 1 };
     Two::new(Shape { sim: SimConfig { caps_max, ..SimConfig::DEFAULT }, ..Shape::DEFAULT })
 }
 
@@ -46,6 +47,17 @@ fn rails() -> Two {
     Two::new(Shape { rails: 4, ..Shape::DEFAULT })
 }
 
+/// Neighbours share work requests, on a device that takes so many ranges.
+fn merging(ranges: u32) -> Two {
+    let caps_max = Caps { ranges, ..SimConfig::DEFAULT.caps_max };
+    let sim = SimConfig { caps_max, ..SimConfig::DEFAULT };
+    let config = Config { merge_bytes_max: 4096, ..CONFIG };
+    Two::new(Shape { sim, config, ..Shape::DEFAULT })
+}
+
+crate::conformance!(over_sim_merging, super::merging(16));
+crate::conformance!(over_sim_merging_in_pairs, super::merging(2));
+crate::conformance!(over_sim_merging_side_by_side, super::merging(1));
 crate::conformance!(over_sim, super::Two::new(super::Shape::DEFAULT));
 crate::conformance!(over_sim_tiny, super::tiny());
 crate::conformance!(over_sim_in_pieces, super::pieces());

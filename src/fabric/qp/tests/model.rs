@@ -11,14 +11,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::super::provider::{DeviceLimits, Wc, WcKind, WcStatus};
+use super::super::provider::{Caps, DeviceLimits, Wc, WcKind, WcStatus};
 use super::super::sim::{PostPlan, Say, SimConfig, WorkPlan};
 use super::super::{Config, SENDS_KEPT};
 use super::pair::{CONFIG, Shape, Two};
 use crate::abi::errno;
 use crate::fabric::conformance::{BYTES, Harness, request};
 use crate::fabric::{
-    Arrival, DONE_MAYBE, Done, Fabric, REQUEST_CHAIN, REQUEST_NOTIFY, Request, Verb,
+    Arrival, DONE_MAYBE, Done, Fabric, REQUEST_APART, REQUEST_CHAIN, REQUEST_NOTIFY, Request, Verb,
 };
 use crate::seeds::{Random, each_seed};
 
@@ -59,9 +59,12 @@ impl World {
             signal_every: 1 + random.below32(8),
             attempts_max: u8::try_from(random.below(4)).unwrap(),
             message_bytes_max,
+            merge_bytes_max: random.pick(&[0, 300, 4096]),
             ..CONFIG
         };
-        let sim = SimConfig { limits, ..SimConfig::DEFAULT };
+        let ranges = random.pick(&[1, 2, 16]);
+        let caps_max = Caps { ranges, ..SimConfig::DEFAULT.caps_max };
+        let sim = SimConfig { limits, caps_max, ..SimConfig::DEFAULT };
         let two = Two::new(Shape { sim, config, rails, step_ns: 1_000, ..Shape::DEFAULT });
         let (near, far) = (two.near(), two.far());
         for at in 0..BYTES / 8 {
@@ -74,7 +77,10 @@ impl World {
         let mut world = Self { two, random, rails, depth, waiting, all, taken, ends, told };
         let count = 40 + world.random.below(100);
         while (world.all.len() as u64) < count {
-            world.draw_chain(chain_max);
+            match world.random.chance(30) {
+                true => world.draw_neighbours(),
+                false => world.draw_chain(chain_max),
+            }
         }
         world
     }
@@ -95,14 +101,37 @@ impl World {
                     Request { flags, immediate, ..request(n, Verb::Write, at, at, bytes) }
                 }
             };
-            made.rail = rail;
             made.flags |= if link > 0 { REQUEST_CHAIN } else { 0 };
-            self.waiting[usize::from(rail)].push_back(made);
-            self.all.push(made);
-            self.taken.push(false);
-            self.ends.push(None);
-            self.told.push(0);
+            self.wait(Request { rail, ..made });
         }
+    }
+
+    /// WRITEs or READs that may share work requests; some would not, some notify.
+    fn draw_neighbours(&mut self) {
+        let rail = u16::try_from(self.random.below(u64::from(self.rails))).unwrap();
+        let verb = self.random.pick(&[Verb::Write, Verb::Write, Verb::Read]);
+        // From one local range, or from places that are not in order.
+        let turned = self.random.chance(50);
+        let first = self.all.len() as u64;
+        let count = 2 + self.random.below(8);
+        for n in first..first + count {
+            let here = if turned { 2 * first + count - 1 - n } else { n };
+            let half = if verb == Verb::Read { SLOTS * 64 } else { 0 };
+            let made = request(n, verb, half + here * 64, half + n * 64, 64);
+            let told = verb == Verb::Write && self.random.chance(10);
+            let flags = if told { REQUEST_NOTIFY } else { 0 };
+            let apart = if self.random.chance(10) { REQUEST_APART } else { 0 };
+            let immediate = u32::try_from(n).unwrap();
+            self.wait(Request { rail, flags: flags | apart, immediate, ..made });
+        }
+    }
+
+    fn wait(&mut self, made: Request) {
+        self.waiting[usize::from(made.rail)].push_back(made);
+        self.all.push(made);
+        self.taken.push(false);
+        self.ends.push(None);
+        self.told.push(0);
     }
 
     /// Offers the heads of one or two rails' queues in one batch.
@@ -286,7 +315,7 @@ fn every_depth_chain_and_number_of_rails_ends_every_request_once() {
 
 #[test]
 fn whatever_fails_every_request_ends_once_and_the_truth_is_told() {
-    let sums = RefCell::new([0_u64; 8]);
+    let sums = RefCell::new([0_u64; 9]);
     each_seed(2 * SHAPES, |seed| {
         let mut world = World::new(seed);
         world.run(true);
@@ -302,6 +331,7 @@ fn whatever_fails_every_request_ends_once_and_the_truth_is_told() {
             counts.stale,
             counts.markers,
             maybe as u64,
+            counts.merged,
         ];
         for (sum, seen) in sums.borrow_mut().iter_mut().zip(seen) {
             *sum += seen;
@@ -310,5 +340,5 @@ fn whatever_fails_every_request_ends_once_and_the_truth_is_told() {
     // Worlds in which nothing went wrong would prove nothing.
     let sums = sums.into_inner();
     assert!(sums[0] == 1 || sums.iter().all(|sum| *sum > 200), "{sums:?}");
-    println!("worlds, partial, doubts, degraded, repeats, stale, markers, maybe: {sums:?}");
+    println!("worlds, partial, doubts, degraded, repeats, stale, markers, maybe, merged: {sums:?}");
 }

@@ -74,7 +74,7 @@ const SHORT: [&str; 4] = ["--runs", "2", "--slice-ms", "1"];
 fn a_chain_has_a_row_for_each_way_to_run_it() {
     let flags = ["chain", "--lengths", "1,16", "--size", "64,4K", "--graphs", "none"];
     let rows = rows(&[&flags[..], &SHORT].concat());
-    let ways = ["edge", "link", "independent", "one_by_one"];
+    let ways = ["wired", "edge", "independent", "one_by_one"];
     let expected: Vec<(String, String)> = ["chain_1", "chain_16", "chain_1", "chain_16"]
         .into_iter()
         .flat_map(|shape| ways.map(|who| (shape.to_string(), who.to_string())))
@@ -91,7 +91,7 @@ fn a_chain_has_a_row_for_each_way_to_run_it() {
         let costs = ops > 1.0 && row["who"] != "independent";
         assert_eq!(row["ns_per_edge"].is_number(), costs, "{row}");
         // Whoever names another has waited, or would have; nobody else has.
-        let names = ops > 1.0 && (row["who"] == "edge" || row["who"] == "link");
+        let names = ops > 1.0 && (row["who"] == "wired" || row["who"] == "edge");
         assert_eq!(row["waited"].is_number(), names, "{row}");
     }
 }
@@ -103,21 +103,23 @@ fn graphs_run_with_their_edges_and_without() {
     let graphs = ["diamonds_256", "fan_out_1024", "fan_in_1024", "random_3300", "random_nops_3300"];
     let expected: Vec<(String, String)> = graphs
         .into_iter()
-        .flat_map(|shape| ["edge", "independent"].map(|who| (shape.to_string(), who.to_string())))
+        .flat_map(|shape| {
+            ["wired", "edge", "independent"].map(|who| (shape.to_string(), who.to_string()))
+        })
         .collect();
     assert_eq!(named(&rows)[4..], expected);
     let sizes: Vec<[f64; 2]> = rows[4..]
         .iter()
-        .step_by(2)
+        .step_by(3)
         .map(|row| ["ops", "edges"].map(|name| number(row, name)))
         .collect();
     assert_eq!(sizes[..3], [[1_024.0, 1_024.0], [1_025.0, 1_024.0], [1_141.0, 1_140.0]]);
     for [nodes, edges] in &sizes[3..] {
         assert!(*nodes == 3_300.0 && (edges - 6_600.0).abs() <= 10.0, "{nodes} {edges}");
     }
-    for pair in rows[4..].chunks(2) {
-        assert!(number(&pair[0], "waited") > 0.0, "nobody waited: {}", pair[0]);
-        assert!(pair[1]["waited"].is_null(), "{}", pair[1]);
+    for ways in rows[4..].chunks(3) {
+        assert!(ways[..2].iter().all(|row| number(row, "waited") > 0.0), "nobody waited: {ways:?}");
+        assert!(ways[2]["waited"].is_null(), "{}", ways[2]);
     }
 }
 
@@ -129,9 +131,9 @@ fn a_chain_answers_what_was_asked_of_it() {
     let (code, out, errors) = output(&[&flags[..], &[plot.to_str().unwrap()], &SHORT].concat());
     assert_eq!(code, Some(0), "{errors}");
     let lines: Vec<&str> = out.lines().collect();
-    assert!(lines[0].contains("ns/edge") && lines.len() == 1 + 8 + 2 + 3, "{out}");
+    assert!(lines[0].contains("ns/edge") && lines.len() == 1 + 8 + 3 + 3, "{out}");
     let asked = ["wiring and release", "a chain of 16 WRITEs", "a chain of 16 WRITEs"];
-    for (line, asked) in lines[11..].iter().zip(asked) {
+    for (line, asked) in lines[12..].iter().zip(asked) {
         assert!(line.starts_with(asked), "{line}");
         assert!(line.ends_with(": yes") || line.ends_with(": no"), "{line}");
     }
@@ -148,7 +150,7 @@ fn a_graph_goes_through_a_small_pool() {
     let flags = ["chain", "--lengths", "256", "--size", "64", "--graphs", "fan-in,random"];
     let more = ["--nodes", "3300", "--edges", "6600", "--set", "edges=64"];
     let rows = rows(&[&flags[..], &more, &["--set", "sessions_max=2"], &SHORT].concat());
-    assert_eq!(rows.len(), 4 + 2 + 2);
+    assert_eq!(rows.len(), 4 + 3 + 3);
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! `verbring bench chain`: what it costs to have ops wait for others, and what a chain takes that is
 //! wired when it is submitted.
 //!
-//! Chains, diamonds, fans and random graphs of WRITEs go through one ring: with their edges, as the
-//! same ops without any, and, if a chain, one after the other, each pushed when the client has seen
-//! the one before complete. They take turns in slices, so that all of them see the machine in the
+//! Chains, diamonds, fans and random graphs of WRITEs go through one ring: wired, so that what waits
+//! for one op may go behind it at once; by edges for their order only, which are settled in the
+//! engine; as the same ops without any; and, if a chain, one after the other, each pushed when the
+//! client has seen the one before complete. They take turns in slices, so that all of them see the machine in the
 //! same moods; what an edge costs is the difference of neighbours, divided by the edges.
 
 use std::path::Path;
@@ -170,8 +171,8 @@ impl ChainArgs {
     /// All runs of one graph, by each contestant in turn.
     fn measure(&self, crew: &mut Crew, at: usize, case: &Case) -> Result<Vec<Track>, Failure> {
         let chain = matches!(case.form, Form::Chain { .. });
-        let all = [By::Edge, By::Link, By::Independent, By::OneByOne];
-        let runs_it = |by: &&By| chain || matches!(by, By::Edge | By::Independent);
+        let all = [By::Wired, By::Edge, By::Independent, By::OneByOne];
+        let runs_it = |by: &&By| chain || **by != By::OneByOne;
         let nodes = case.form.nodes();
         let track = |by: &By| Track {
             case: *case,
@@ -279,9 +280,11 @@ fn answers(all: &[Track]) -> Vec<Answer> {
         .collect()
 }
 
-/// Over graphs: in a chain an edge also costs the wait that it is there for.
+/// Over graphs, by edges that the engine settles: in a chain an edge also costs the wait that it is
+/// there for.
 fn edge_is_cheap(all: &[Track]) -> Option<Answer> {
-    let graphs = all.iter().filter(|it| !matches!(it.case.form, Form::Chain { .. }));
+    let graphs =
+        all.iter().filter(|it| it.by == By::Edge && !matches!(it.case.form, Form::Chain { .. }));
     let costs: Vec<(String, f64)> =
         graphs.filter_map(|it| Some((it.case.form.name(), it.ns_per_edge(all)?))).collect();
     if costs.is_empty() {
@@ -302,7 +305,7 @@ fn chain_ns(all: &[Track], by: By, length: u32) -> Option<f64> {
 }
 
 fn chain_is_nearly_free(all: &[Track]) -> Option<Answer> {
-    let chain = chain_ns(all, By::Edge, ANSWER_LENGTH)?;
+    let chain = chain_ns(all, By::Wired, ANSWER_LENGTH)?;
     let one = chain_ns(all, By::Independent, 1)?;
     let more = f64::from(ANSWER_LENGTH - 1);
     let one_more = (chain_ns(all, By::Independent, ANSWER_LENGTH)? - one) / more;
@@ -322,7 +325,7 @@ fn chain_is_nearly_free(all: &[Track]) -> Option<Answer> {
 }
 
 fn chain_beats_the_client(all: &[Track]) -> Option<Answer> {
-    let chain = chain_ns(all, By::Edge, ANSWER_LENGTH)?;
+    let chain = chain_ns(all, By::Wired, ANSWER_LENGTH)?;
     let client = chain_ns(all, By::OneByOne, ANSWER_LENGTH)?;
     Some(Answer {
         what: format!(
@@ -383,7 +386,7 @@ fn draw(file: &Path, rows: &[Row]) -> Result<(), Failure> {
             let rows = chains.iter().filter(|row| row.size_bytes == *size && row.who == by.name());
             (by.name().to_string(), rows.map(|row| (float(row.ops), row.ns_per_op)).collect())
         };
-        let series = [By::Edge, By::Link, By::Independent, By::OneByOne].map(of).to_vec();
+        let series = [By::Wired, By::Edge, By::Independent, By::OneByOne].map(of).to_vec();
         Lines { title, parameter: "ops of a chain", unit: "ns an op", series }
     });
     charts::draw_lines(file, &lines.collect::<Vec<_>>())
@@ -440,7 +443,7 @@ mod tests {
         let all = |edge| {
             [
                 chain(1, By::Independent, 500.0),
-                chain(16, By::Edge, edge),
+                chain(16, By::Wired, edge),
                 chain(16, By::Independent, 2_000.0),
                 chain(16, By::OneByOne, 8_000.0),
             ]

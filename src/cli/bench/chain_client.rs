@@ -13,7 +13,7 @@ use verbring::client::Scope;
 use verbring::{RawRing, RingOptions, Session};
 
 use super::cores::pin_to;
-use super::graph::{self, Form, Node};
+use super::graph::{Edges, Form, Node};
 use super::shape::{OpKind, Shape, Wish};
 use super::slice::{SILENCE_MAX, histogram, now_ns};
 use super::talk::{Order, Report, misplaced, next_order, report};
@@ -39,10 +39,10 @@ pub(super) struct Case {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum By {
-    /// Each names those before it.
+    /// Each names those before it: what waits for one op may go behind it at once.
+    Wired,
+    /// The same, for their order only: each waits in the engine until they are over.
     Edge,
-    /// Each of a chain is linked to the next one.
-    Link,
     /// None waits for another.
     Independent,
     /// The client pushes each of a chain when the one before has completed.
@@ -74,7 +74,7 @@ impl By {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Edge => "edge",
-            Self::Link => "link",
+            Self::Wired => "wired",
             Self::Independent => "independent",
             Self::OneByOne => "one_by_one",
         }
@@ -117,8 +117,8 @@ pub(super) fn run(plan: &ChainPlan) -> Result<(), Failure> {
 /// A graph, ready to be pushed.
 struct Graph {
     nodes: Vec<Node>,
+    wired: Vec<Sqe>,
     edge: Vec<Sqe>,
-    link: Vec<Sqe>,
     independent: Vec<Sqe>,
     /// Ways in which it was seen to run in order.
     proven: Vec<By>,
@@ -127,9 +127,9 @@ struct Graph {
 impl Graph {
     fn new(memory: &Memory, case: &Case) -> Result<Self, Failure> {
         let shape = case.shape()?;
-        let mut walk = shape.walk(memory.near.id(), memory.import.id());
         let nodes = case.form.nodes();
-        let mut sqes = |edges: bool| -> Vec<Sqe> {
+        let sqes = |edges: Edges| -> Vec<Sqe> {
+            let mut walk = shape.walk(memory.near.id(), memory.import.id());
             let of = |(at, node): (usize, &Node)| {
                 let bare = node.sqe(edges);
                 // What each is to answer is kept beside its place in the graph.
@@ -141,16 +141,14 @@ impl Graph {
             };
             nodes.iter().enumerate().map(of).collect()
         };
-        let (edge, independent) = (sqes(true), sqes(false));
-        let mut link = independent.clone();
-        graph::link(&mut link);
-        Ok(Self { nodes, edge, link, independent, proven: Vec::new() })
+        let [wired, edge, independent] = [Edges::Hard, Edges::OrderOnly, Edges::None].map(sqes);
+        Ok(Self { nodes, wired, edge, independent, proven: Vec::new() })
     }
 
     fn sqes(&self, by: By) -> &[Sqe] {
         match by {
             By::Edge => &self.edge,
-            By::Link => &self.link,
+            By::Wired => &self.wired,
             By::Independent | By::OneByOne => &self.independent,
         }
     }

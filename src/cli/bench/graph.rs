@@ -6,7 +6,7 @@
 //! **Tests**: here, for the counts of nodes and edges and for who waits for whom.
 
 use serde::{Deserialize, Serialize};
-use verbring::abi::{Opcode, SQE_LINK, Sqe};
+use verbring::abi::{EDGE_ORDER_ONLY, Opcode, Sqe};
 
 /// What a graph looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +23,16 @@ pub(super) enum Form {
     /// Nodes with predecessors drawn among the `reach` before them; `nops`: all but one in
     /// [`NODES_A_WRITE`] move nothing.
     Random { nodes: u32, edges: u32, reach: u32, nops: bool },
+}
+
+/// With which edges a graph is pushed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Edges {
+    None,
+    /// They carry failures.
+    Hard,
+    /// They carry none.
+    OrderOnly,
 }
 
 /// An op of a graph.
@@ -131,22 +141,20 @@ pub(super) fn random_edges(nodes: u32) -> [u32; 2] {
 impl Node {
     /// As it is pushed: its edges, and no more. An op with one or two has them in `edges`; a JOIN's
     /// others lie in `arg`.
-    pub(super) fn sqe(&self, edges: bool) -> Sqe {
+    pub(super) fn sqe(&self, edges: Edges) -> Sqe {
         let mut sqe = Sqe { opcode: self.opcode as u8, ..Sqe::default() };
-        for (at, &back) in self.back.iter().enumerate().filter(|_| edges) {
+        let kind = match edges {
+            Edges::None => return sqe,
+            Edges::Hard => 0,
+            Edges::OrderOnly => EDGE_ORDER_ONLY,
+        };
+        for (at, back) in self.back.iter().map(|back| back | kind).enumerate() {
             match at {
                 0 | 1 => sqe.edges[at] = back,
                 _ => sqe.arg[(at - 2) / 4] |= u64::from(back) << (16 * ((at - 2) % 4)),
             }
         }
         sqe
-    }
-}
-
-/// Links each op of a chain to the next one, instead of naming the one before.
-pub(super) fn link(sqes: &mut [Sqe]) {
-    if let Some((_, linked)) = sqes.split_last_mut() {
-        linked.iter_mut().for_each(|sqe| sqe.flags |= SQE_LINK);
     }
 }
 
@@ -258,13 +266,13 @@ mod tests {
     #[test]
     fn edges_lie_where_the_engine_looks_for_them() {
         let back: Vec<u16> = (1..=10).collect();
-        let sqe = Node { opcode: Opcode::Join, back }.sqe(true);
+        let join = Node { opcode: Opcode::Join, back };
+        let sqe = join.sqe(Edges::Hard);
         assert_eq!(sqe.edges, [1, 2]);
         assert_eq!(sqe.arg, [0x0006_0005_0004_0003, 0x000a_0009_0008_0007]);
-        let node = Node { opcode: Opcode::Write, back: vec![7] };
-        assert_eq!((node.sqe(true).edges, node.sqe(false).edges), ([7, 0], [0, 0]));
-        let mut linked = [node.sqe(false); 3];
-        link(&mut linked);
-        assert_eq!(linked.map(|sqe| sqe.flags), [SQE_LINK, SQE_LINK, 0], "the last ends it");
+        let sqe = join.sqe(Edges::OrderOnly);
+        assert_eq!(sqe.edges, [0x8001, 0x8002]);
+        assert_eq!(sqe.arg, [0x8006_8005_8004_8003, 0x800a_8009_8008_8007]);
+        assert_eq!((join.sqe(Edges::None).edges, join.sqe(Edges::None).arg), ([0; 2], [0; 2]));
     }
 }

@@ -307,9 +307,9 @@ const COUNTERS: usize = 1 + OUTCOMES.len();
 /// Ops before a place comes round again: far more than are in flight, in whole batches.
 const WALK: usize = 65_536;
 
-/// A duplicate repeats one of so many before it, which are still queued if ops are in flight by the
-/// thousand.
-const RECENT: usize = 256;
+/// A duplicate repeats one of so many before it, which are still queued if twice as many are in
+/// flight, and whose bytes are not all in a cache any more.
+const RECENT: usize = 1_024;
 
 /// The clock is read once in so many ops.
 const LOOK_EVERY: u64 = 64;

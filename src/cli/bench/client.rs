@@ -12,6 +12,8 @@ use verbring::RawRing;
 
 use super::bare::{self, BareEnd};
 use super::burst_client;
+use super::chain_client;
+use super::coalesce_client;
 use super::cores::pin_to;
 use super::echo::open_segment;
 use super::engine_process::allow_many_files;
@@ -32,6 +34,8 @@ pub(super) fn run() -> Result<(), Failure> {
     let plan = match order {
         Order::Prepare(plan) => plan,
         Order::PrepareBursts(plan) => return burst_client::run(&plan),
+        Order::PrepareChains(plan) => return chain_client::run(&plan),
+        Order::PrepareRefreshes(plan) => return coalesce_client::run(&plan),
         Order::PrepareStreams(plan) => return streams::run(&plan),
         other => return Err(misplaced(&other)),
     };

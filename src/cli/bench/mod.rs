@@ -18,13 +18,18 @@
 mod bare;
 mod burst;
 mod burst_client;
+mod chain;
+mod chain_client;
 mod charts;
 mod client;
+mod coalesce;
+mod coalesce_client;
 mod conductor;
 mod cores;
 mod crew;
 mod echo;
 mod engine_process;
+mod graph;
 mod mix;
 mod model;
 mod plot;
@@ -132,6 +137,10 @@ pub(crate) struct Bench {
 enum Round {
     /// Bursts of low ops and then of high ones, polled for only afterwards: latency by mode.
     Burst(burst::BurstArgs),
+    /// Ops that wait for others: chains, fans and random graphs, and what an edge costs.
+    Chain(chain::ChainArgs),
+    /// Ops that repeat others, with and without leave to fold them.
+    Coalesce(coalesce::CoalesceArgs),
     /// High ops at random times beside low ops that saturate: latency of high, what is left to low.
     Mix(mix::MixArgs),
     /// Tenants with promises beside tenants with appetite: attainment, fairness, leakage.
@@ -170,6 +179,8 @@ impl Bench {
     pub(crate) fn run(&self) -> Result<(), Failure> {
         match &self.round {
             Some(Round::Burst(burst)) => burst.run(),
+            Some(Round::Chain(chain)) => chain.run(),
+            Some(Round::Coalesce(coalesce)) => coalesce.run(),
             Some(Round::Mix(mix)) => mix.run(),
             Some(Round::Qos(qos)) => qos.run(),
             Some(Round::Window(window)) => window.run(),

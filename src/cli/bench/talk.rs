@@ -17,6 +17,8 @@ use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use super::burst_client::{BurstDone, BurstPlan};
+use super::chain_client::{ChainPlan, Weave, Woven};
+use super::coalesce_client::{CoalescePlan, Refresh, Refreshed};
 use super::shape::Shape;
 use super::slice::{Counted, Span};
 use super::streams::{Played, Score, StreamsPlan};
@@ -44,6 +46,14 @@ pub(super) enum Order {
     PrepareBursts(BurstPlan),
     /// To a client of bursts: one burst through the engine with this index.
     Burst { engine: usize, number: u32, start_ns: u64 },
+    /// To a client of graphs: make ready.
+    PrepareChains(ChainPlan),
+    /// To a client of graphs: run one over and over for a slice.
+    Weave(Weave),
+    /// To a client of refreshes: make ready.
+    PrepareRefreshes(CoalescePlan),
+    /// To a client of refreshes: keep some in flight for a slice.
+    Refresh(Refresh),
     /// To a client of streams: make ready.
     PrepareStreams(StreamsPlan),
     /// To a client of streams: play for a while.
@@ -87,6 +97,10 @@ pub(super) enum Report {
     Latencies(Vec<(Who, Vec<(u64, u64)>)>),
     /// A burst.
     Burst(BurstDone),
+    /// What a slice of a graph came to.
+    Woven(Woven),
+    /// What a slice of refreshes came to.
+    Refreshed(Refreshed),
     /// What each stream came to.
     Played(Vec<Played>),
     /// It did not work.

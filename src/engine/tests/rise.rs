@@ -132,8 +132,9 @@ fn s13_a_chain_rises_from_its_end_over_edges_links_joins_and_drains() {
 /// Low, then medium, then high: no op is moved more often than there are classes above its own.
 #[test]
 fn s13_an_op_rises_at_most_twice_and_says_what_was_asked_for() {
+    use Class::{High, Low, Medium};
     let (stage, mut pair) = flooded(Mode::Strict);
-    let low = at(&pair, Class::Low, 0);
+    let low = at(&pair, Low, 0);
     pair.world.push(SENDER, low);
     let class = |pair: &Pair<Script>| {
         let engine = &pair.world.engine;
@@ -142,15 +143,7 @@ fn s13_an_op_rises_at_most_twice_and_says_what_was_asked_for() {
         ours.find(|record| record.state != crate::ledger::State::Free).map(|it| it.class)
     };
     let mut seen = Vec::new();
-    for (place, asked) in (1..).zip([
-        Class::Low,
-        Class::Medium,
-        Class::Low,
-        Class::Medium,
-        Class::High,
-        Class::Medium,
-        Class::High,
-    ]) {
+    for (place, asked) in (1..).zip([Low, Medium, Low, Medium, High, Medium, High]) {
         let edges = [u16::try_from(place).unwrap(), 0];
         let sqe = Sqe { edges, ..at(&pair, asked, place) };
         pair.world.push(SENDER, sqe);
@@ -158,7 +151,6 @@ fn s13_an_op_rises_at_most_twice_and_says_what_was_asked_for() {
         pair.world.turn();
         seen.push(class(&pair).unwrap());
     }
-    use Class::{High, Low, Medium};
     assert_eq!(seen, [Low, Medium, Medium, Medium, High, High, High]);
     let why = super::why::why(&mut pair, SENDER, FLOOD).unwrap();
     assert_eq!(why.class, Some(Low), "what was asked for");

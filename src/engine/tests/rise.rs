@@ -132,9 +132,8 @@ fn s13_a_chain_rises_from_its_end_over_edges_links_joins_and_drains() {
 /// Low, then medium, then high: no op is moved more often than there are classes above its own.
 #[test]
 fn s13_an_op_rises_at_most_twice_and_says_what_was_asked_for() {
-    use Class::{High, Low, Medium};
     let (stage, mut pair) = flooded(Mode::Strict);
-    let low = at(&pair, Low, 0);
+    let low = at(&pair, Class::Low, 0);
     pair.world.push(SENDER, low);
     let class = |pair: &Pair<Script>| {
         let engine = &pair.world.engine;
@@ -143,7 +142,15 @@ fn s13_an_op_rises_at_most_twice_and_says_what_was_asked_for() {
         ours.find(|record| record.state != crate::ledger::State::Free).map(|it| it.class)
     };
     let mut seen = Vec::new();
-    for (place, asked) in (1..).zip([Low, Medium, Low, Medium, High, Medium, High]) {
+    for (place, asked) in (1..).zip([
+        Class::Low,
+        Class::Medium,
+        Class::Low,
+        Class::Medium,
+        Class::High,
+        Class::Medium,
+        Class::High,
+    ]) {
         let edges = [u16::try_from(place).unwrap(), 0];
         let sqe = Sqe { edges, ..at(&pair, asked, place) };
         pair.world.push(SENDER, sqe);
@@ -151,9 +158,10 @@ fn s13_an_op_rises_at_most_twice_and_says_what_was_asked_for() {
         pair.world.turn();
         seen.push(class(&pair).unwrap());
     }
-    assert_eq!(seen, [Low, Medium, Medium, Medium, High, High, High]);
+    let [high, medium, low] = Class::ALL;
+    assert_eq!(seen, [low, medium, medium, medium, high, high, high]);
     let why = super::why::why(&mut pair, SENDER, FLOOD).unwrap();
-    assert_eq!(why.class, Some(Low), "what was asked for");
+    assert_eq!(why.class, Some(Class::Low), "what was asked for");
     let found = places(&stage, &mut pair);
     assert_eq!(found[0], 1);
 }

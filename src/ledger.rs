@@ -298,6 +298,10 @@ pub const TIE_ORDER: u8 = 1 << 1;
 pub const TIE_DRAIN: u8 = 1 << 2;
 /// [`Record::ties`]: it waits to have its predecessors raised to its class.
 pub const TIE_RAISING: u8 = 1 << 3;
+/// [`Record::ties`]: it is posted behind what it waits for, as a link of a chain.
+pub const TIE_RIDES: u8 = 1 << 4;
+/// [`Record::ties`]: it has ridden, and counts as queued since.
+pub const TIE_COUNTED: u8 = 1 << 5;
 
 /// A slot goes to the end of the free list when this divides its generation.
 const USES_IN_A_ROW: u32 = if cfg!(test) { 4 } else { 1024 };

@@ -395,7 +395,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         if near && flags & SQE_DRAIN == 0 {
             return Some(false);
         }
-        // All behind a DRAIN would wait for an earlier one with it, and must, should it be taken back.
+        // All behind a DRAIN would wait for an earlier one with it, and must, if it is taken back.
         if flags & SQE_DRAIN != 0 && self.under_drain(id) {
             return None;
         }

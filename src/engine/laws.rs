@@ -7,7 +7,7 @@ use crate::abi::{
     Class, Counter, HISTOGRAM_BUCKETS, Opcode, SQE_SUPERSEDE, Tally, WAIT_REASONS, lane_block,
 };
 use crate::fabric::Fabric;
-use crate::ledger::{Record, State};
+use crate::ledger::{Record, State, TIE_COUNTED};
 use crate::telemetry::{SERVICE_AT, WAIT_AT, Words};
 
 use super::Engine;
@@ -97,7 +97,8 @@ impl<F: Fabric, M> Engine<F, M> {
 fn moves(op: &Record) -> bool {
     let replaced = op.state == State::Folded && op.op.flags & SQE_SUPERSEDE != 0;
     let moves = !matches!(op.op.opcode, Opcode::Nop | Opcode::Join);
-    replaced || (matches!(op.state, State::Queued | State::Posted) && moves)
+    let rode = op.state == State::Waiting && op.ties & TIE_COUNTED != 0;
+    replaced || rode || (matches!(op.state, State::Queued | State::Posted) && moves)
 }
 
 /// Laws of one lane, or one session.
@@ -105,7 +106,7 @@ fn ops<'a>(block: &Words, open: impl Iterator<Item = &'a Record>, of_what: &str)
     let (mut queued, mut in_flight) = (0, 0);
     for op in open {
         match op.state {
-            State::Queued | State::Folded => queued += 1,
+            State::Queued | State::Folded | State::Waiting => queued += 1,
             _ => in_flight += 1,
         }
     }

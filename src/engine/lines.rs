@@ -291,6 +291,15 @@ impl Abroad {
         }
     }
 
+    /// Looks what a rail takes, of which nothing was laid in this turn.
+    pub(super) fn look_at(&mut self, rail: u16, room: Room, card: u8) {
+        let way = &mut self.ways[usize::from(rail)];
+        (way.room, way.laid, way.before) = (room, 0, way.last);
+        if !way.flies() {
+            way.card = card;
+        }
+    }
+
     /// A waiting op is of this class from now on, wherever it waits.
     pub(super) fn raise(&mut self, ledger: &mut Ledger, slot: u32, class: Class) {
         let record = &ledger[slot];
@@ -580,7 +589,7 @@ pub(super) fn lead_of(set: u64) -> u16 {
 
 /// The line that an op waits in: its import's, by class; an atomic's is where its region has them.
 #[inline]
-fn line_of(regions: &[Region], op: &Op) -> u16 {
+pub(super) fn line_of(regions: &[Region], op: &Op) -> u16 {
     match regions[op.import as usize].kind {
         RegionKind::Peer { rails, .. } => lead_of(rails[op.class.index()]),
         _ if is_atomic(op) => regions[op.target as usize].home,

@@ -20,6 +20,7 @@ mod abroad;
 mod audit;
 mod barrier;
 mod caps;
+mod chain;
 mod command;
 mod finish;
 mod fold;
@@ -55,7 +56,7 @@ use crate::abi::{Class, Counter, PAGES_MAX, TelemetryHeader};
 use crate::edges::Edges;
 use crate::fabric::{Done, Fabric, Request};
 use crate::fold::Folds;
-use crate::ids::{RegionId, RingId};
+use crate::ids::{RecordId, RegionId, RingId};
 use crate::ledger::{LANE, Ledger, List};
 use crate::ring::Memory;
 use crate::sched::ahead::Ahead;
@@ -187,6 +188,9 @@ pub struct Engine<F: Fabric, M> {
     drains: Vec<u32>,
     /// Ops that wait, and have risen: those that they wait for are to rise, too.
     raising: List<LANE>,
+    /// Requests of this host may be chained; and whose was posted last there.
+    chains: bool,
+    last_here: Option<RecordId>,
     /// Rings with a [`wire::Lift`].
     lifts: Vec<u32>,
     /// Rings that are looked at each turn.
@@ -299,6 +303,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             drains: Vec::with_capacity(rings),
             raising: List::EMPTY,
             lifts: Vec::with_capacity(rings),
+            chains: fabric.limits().chain_max > 1 && policy.mode != Mode::Tent,
+            last_here: None,
             polled: Vec::with_capacity(rings),
             poll_from: 0,
             blocked: Vec::with_capacity(rings),

@@ -21,7 +21,7 @@ use crate::fabric::{
     DONE_FLUSHED, DONE_MAYBE, DONE_PLACED, Done, Fabric, REQUEST_CHAIN, REQUEST_NOTIFY, Request,
     Stop,
 };
-use crate::ledger::{Aside, Failure, NIL, Record, State};
+use crate::ledger::{Aside, Failure, NIL, Record, State, TIE_RIDES};
 use crate::plant::{Plant, planted};
 use crate::ring::Memory;
 use crate::sched::credits::Ask;
@@ -54,8 +54,8 @@ enum Hold {
 
 /// Lines that take something in this turn, a bit each.
 #[derive(Debug)]
-struct Round {
-    open: u64,
+pub(super) struct Round {
+    pub(super) open: u64,
 }
 
 /// What an op posts next.
@@ -127,11 +127,15 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 
     /// Posts what rails take of what is queued for them; returns the number of requests.
     pub(super) fn schedule_abroad(&mut self) -> u32 {
-        if self.abroad.queued() == 0 {
+        let chains = self.abroad.flying != 0 && self.edges.in_use() > 0;
+        if self.abroad.queued() == 0 && !chains {
             return 0;
         }
         let mut ends = STEPS_PER_TURN;
         let mut round = self.begin_round(&mut ends);
+        if chains {
+            self.ride_on_abroad(&mut round);
+        }
         let (ops, bytes) = self.abroad.left();
         self.abroad.queue.begin(ops, bytes);
         let mut steps = 2 * STEPS_PER_TURN;
@@ -145,7 +149,10 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 continue;
             }
             match self.choose(slot) {
-                Ok(rail) => self.post_abroad(slot, rail, &mut round),
+                Ok(rail) => {
+                    self.post_abroad(slot, rail, &mut round);
+                    self.ride_abroad(slot, rail, &mut round);
+                }
                 Err(hold) => match self.internal_by(slot, hold) {
                     Some((own, rail)) => self.post_abroad(own, rail, &mut round),
                     None => self.hold(slot, hold, &mut round),
@@ -435,13 +442,14 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     }
 
     /// Lays the next slice of an op for its rail.
-    fn post_abroad(&mut self, slot: u32, rail: u16, round: &mut Round) {
+    pub(super) fn post_abroad(&mut self, slot: u32, rail: u16, round: &mut Round) {
         let record = &mut self.ledger[slot];
         let id = record.id();
         let chained = record.state == State::Posted && self.abroad.last(rail) == Some(id);
         record.rail = rail;
         let again = record.returned != NIL;
-        let class_only = record.aside != Aside::No;
+        let rides = record.ties & TIE_RIDES != 0;
+        let class_only = record.aside != Aside::No || rides;
         let next = self.next_slice(&self.ledger[slot]);
         let record = &mut self.ledger[slot];
         let (enters, internal) = (record.in_fabric == 0, record.origin != 0);
@@ -463,7 +471,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             self.lay_slice::<true>(slot, &mut request, next.bytes, grant);
         }
         request.rail = rail;
-        if next.told && chained {
+        if rides || next.told && chained {
             request.flags |= REQUEST_CHAIN;
         }
         if next.notifies {
@@ -483,6 +491,24 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         if self.openings(line).takes == 0 {
             round.open &= !(1 << line);
         }
+    }
+
+    /// True if an op may go behind another that a rail has taken just before.
+    pub(super) fn admits_ride(&self, slot: u32, line: u16, rail: u16) -> bool {
+        let record = &self.ledger[slot];
+        let op = &record.op;
+        let way = &self.abroad.ways[usize::from(rail)];
+        let ask = Ask { bytes: op.bytes, enters: true, internal: record.origin != 0 };
+        let told =
+            op.flags & SQE_NOTIFY != 0 && self.regions[op.target as usize].kind != RegionKind::Own;
+        self.openings(line).takes >> rail & 1 != 0
+            && !way.dead()
+            && (!told || way.has_credit())
+            && (!is_atomic(op) || rail == lead_of(self.abroad.set(line)))
+            && self.posts.spare()
+            && self.admits_high(slot, op.bytes)
+            && self.abroad.peer_admits(line, ask).is_ok()
+            && self.admitted_by(slot, way.card, ask).is_ok()
     }
 
     /// What an op posts next: what was handed back, or the slice after its last.

@@ -6,7 +6,7 @@
 
 use crate::abi::{CQE_FLUSHED, CQE_RETRYABLE, Detail, WAIT_RAIL, errno};
 use crate::fabric::{Done, Fabric, Request};
-use crate::ledger::{Aside, Failure, NIL, State};
+use crate::ledger::{Aside, Failure, NIL, State, TIE_RIDES};
 use crate::ring::Memory;
 use crate::sched::credits::Grant;
 
@@ -30,6 +30,11 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         if record.failure.is_some() {
             self.posts.let_go(place);
             self.settle(slot);
+            return;
+        }
+        if record.ties & TIE_RIDES != 0 {
+            self.posts.let_go(place);
+            self.wait_again(slot);
             return;
         }
         let post = self.posts.returned_mut(place);

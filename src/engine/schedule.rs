@@ -5,7 +5,7 @@ use crate::abi::{
     WAIT_WINDOW_BYTES, errno,
 };
 use crate::fabric::{DONE_RETURNED, Done, Fabric, REQUEST_APART, Request, Verb};
-use crate::ledger::{Aside, Failure, NIL, Op, Record, State};
+use crate::ledger::{Aside, Failure, NIL, Op, Record, State, TIE_RIDES};
 use crate::plant::{Plant, planted};
 use crate::ring::Memory;
 use crate::sched::credits::{Ask, Grant};
@@ -113,6 +113,9 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         if self.ledger[slot].returned != NIL {
             self.let_go_returned(slot);
         }
+        if self.ledger[slot].ties != 0 {
+            self.dismount(slot);
+        }
         self.finish_among_others(slot);
     }
 
@@ -131,7 +134,11 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 
     #[inline]
     pub(super) fn leave_lane<const ABROAD: bool>(&mut self, slot: u32) {
-        self.deadlines -= u32::from(self.ledger[slot].op.deadline_us > 0);
+        let record = &self.ledger[slot];
+        self.deadlines -= u32::from(record.op.deadline_us > 0);
+        if record.ties & TIE_RIDES != 0 {
+            return;
+        }
         if ABROAD {
             self.abroad.remove(&mut self.ledger, slot);
         } else if self.ledger[slot].aside == Aside::No {
@@ -152,7 +159,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             self.admit_whole();
         }
         let mut batch = std::mem::take(&mut self.batch);
-        let mut count = 0;
+        let mut count = self.ride_on_here(&mut batch);
         let mut ends = STEPS_PER_TURN;
         while let Some(slot) = self.first() {
             if let Some(failure) = self.spoiled(slot) {
@@ -166,7 +173,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             }
             let Some(place) = batch.get_mut(count) else { break };
             let Err(wait) = self.post_slice(slot, place) else {
-                count += 1;
+                count = self.ride(slot, &mut batch, count + 1);
                 continue;
             };
             let held = self.held;
@@ -184,6 +191,9 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             }
         }
         let posted = if count == 0 { 0 } else { self.ring_doorbell(&batch[..count]) };
+        if let Some(youngest) = batch[..posted as usize].last() {
+            self.last_here = Some(self.ledger.id(self.posts.slot(youngest.ticket)));
+        }
         self.batch = batch;
         posted
     }
@@ -402,6 +412,9 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             let leaves = record.in_fabric == 0 && !record.whole;
             self.window.give(grant, leaves, record.origin != 0);
             self.ahead.take_back();
+        }
+        if record.ties & TIE_RIDES != 0 {
+            return self.wait_again(slot);
         }
         record.laid = false;
         record.posts = record.posts.saturating_sub(1);

@@ -20,7 +20,9 @@ use crate::abi::{
 use crate::edges::{Cause, Edges, Settled};
 use crate::fabric::Fabric;
 use crate::ids::RingId;
-use crate::ledger::{Aside, Failure, Ledger, List, NIL, RING, State, TIE_DRAIN, TIE_RAISING};
+use crate::ledger::{
+    Aside, Failure, Ledger, List, NIL, RING, State, TIE_COUNTED, TIE_DRAIN, TIE_RAISING,
+};
 use crate::ring::Memory;
 
 use super::ties::{Before, LIVE_MAX, Plan, cause_of};
@@ -192,18 +194,21 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         // It may have been cancelled meanwhile.
         let Some(slot) = self.ledger.find(waiter) else { return };
         let record = &mut self.ledger[slot];
-        if let Some(cause) = cause {
+        // What rides hears of it from its rail.
+        if let Some(cause) = cause
+            && record.state == State::Waiting
+        {
             fail(record, cause);
         }
         record.awaits -= 1;
-        if record.awaits == 0 {
+        if record.awaits == 0 && record.state == State::Waiting {
             self.release(slot);
         }
     }
 
     /// Nothing is waited for any more. [`Engine::let_go`] follows.
     #[inline]
-    fn release(&mut self, slot: u32) {
+    pub(super) fn release(&mut self, slot: u32) {
         if self.ledger[slot].failure.is_some() {
             return self.end_waiting(slot);
         }
@@ -214,17 +219,22 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         } else {
             WAIT_PREDECESSOR
         });
-        self.untie(slot);
-        self.start(slot);
+        let counted = self.untie(slot) & TIE_COUNTED != 0;
+        if counted {
+            self.enqueue(slot);
+        } else {
+            self.start(slot);
+        }
     }
 
-    /// An op waits no more: it leaves the lists that are about waiting.
+    /// An op waits no more: it leaves the lists that are about waiting. Returns its ties.
     #[inline]
-    fn untie(&mut self, slot: u32) {
+    fn untie(&mut self, slot: u32) -> u8 {
         let ties = std::mem::take(&mut self.ledger[slot].ties);
         if ties & TIE_RAISING != 0 {
             self.raising.remove(&mut self.ledger, slot);
         }
+        ties
     }
 
     /// Ends an op that waits: it failed with its predecessors, or was taken back.
@@ -235,7 +245,10 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         record.awaits = 0;
         let (id, drains, op) = (record.ring, record.ties & TIE_DRAIN != 0, record.op);
         let dep_failed = record.failure.is_some_and(|failure| failure.flags & CQE_DEP_FAILED != 0);
-        self.untie(slot);
+        if self.untie(slot) & TIE_COUNTED != 0 {
+            // It was to be posted once, and counts as queued.
+            self.ledger[slot].state = State::Queued;
+        }
         self.deadlines -= u32::from(op.deadline_us > 0);
         let ring = self.ring(id);
         ring.ties.drains -= u32::from(drains);
@@ -411,7 +424,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 
 /// An op is to fail with a predecessor, once all others are over. The first cause is kept.
 #[cold]
-fn fail(record: &mut crate::ledger::Record, cause: Cause) {
+pub(super) fn fail(record: &mut crate::ledger::Record, cause: Cause) {
     if record.failure.is_none() {
         let flags = CQE_DEP_FAILED | CQE_RETRYABLE;
         record.failure = Some(Failure { errno: errno::ECANCELED, detail: cause.detail, flags });

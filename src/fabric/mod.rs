@@ -99,13 +99,13 @@ impl Request {
 ///   in front of it was refused. (One that could never have been carried out may say so, with its
 ///   own errno; and on a rail whose peer is gone all that is posted ends with `EHOSTDOWN`.)
 /// * [`DONE_RETURNED`], if that one was handed back; also if it is posted only then.
-/// * an errno of the path (`EIO`, as a rule), [`DONE_FLUSHED`] and perhaps [`DONE_MAYBE`], if it was
-///   under way when the rail failed and cannot be repeated, though that one is repeated or handed
-///   back. It is told before that one then, in the first case, and that one may still fail.
+/// * an errno of the path (`EIO`, as a rule), [`DONE_FLUSHED`] and perhaps [`DONE_MAYBE`], if it
+///   was under way when the rail failed and cannot be repeated, though that one is repeated or
+///   handed back. It is told before that one then, in the first case, and that one may still fail.
 ///
 /// What succeeds or is handed back is told in order. What failed may be told before what it is
-/// chained to has ended, where that is repeated. A failure costs no request that is not behind it in
-/// its chain, save that what cannot be repeated may have to end as flushed.
+/// chained to has ended, where that is repeated. A failure costs no request that is not behind it
+/// in its chain, save that what cannot be repeated may have to end as flushed.
 pub const REQUEST_CHAIN: u16 = 1 << 0;
 /// The owner of the remote region is told once all bytes are in place. Offered by
 /// [`Limits::notifies`].

@@ -307,6 +307,13 @@ pub const TIE_COUNTED: u8 = 1 << 5;
 const USES_IN_A_ROW: u32 = if cfg!(test) { 4 } else { 1024 };
 
 impl Record {
+    /// Goes by another class from now on, where it is in no flow: what it gained by its age in its
+    /// old one does not count there.
+    pub(crate) fn rise(&mut self, class: Class) {
+        self.class = class;
+        self.aged = false;
+    }
+
     /// The id that its CQE carries.
     #[inline]
     #[must_use]

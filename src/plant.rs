@@ -59,6 +59,12 @@ pub enum Plant {
     LoanKept,
     /// A revocation ends while peers still have the region.
     RevokedEarly,
+    /// An op is let go with the first of what it waits for.
+    ReleasedEarly,
+    /// A failure does not travel along edges.
+    FailureForgotten,
+    /// A DRAIN waits for nobody.
+    DrainPassed,
 }
 
 #[cfg(verbring_plant)]

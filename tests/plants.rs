@@ -45,6 +45,9 @@ planted! {
     an_effect_that_is_said_to_be_retryable: FalselyRetryable breaks Effects;
     a_loan_that_is_never_given_back: LoanKept breaks Ends;
     a_revocation_that_does_not_wait: RevokedEarly breaks Untouched;
+    an_op_that_is_let_go_before_all_it_waits_for_is_over: ReleasedEarly breaks Edges;
+    a_failure_that_is_not_passed_on: FailureForgotten breaks Edges;
+    a_drain_that_does_not_wait: DrainPassed breaks Edges;
 }
 
 #[test]

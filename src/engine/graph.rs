@@ -8,8 +8,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::abi::{
-    CQE_DEP_FAILED, CQE_RETRYABLE, Cqe, Detail, EDGE_ORDER_ONLY, Opcode, SQE_DRAIN, SQE_HARDLINK,
-    SQE_LINK, Sqe, errno,
+    CQE_DEP_FAILED, CQE_MAYBE_DONE, CQE_RETRYABLE, Cqe, Detail, EDGE_ORDER_ONLY, Opcode, SQE_DRAIN,
+    SQE_HARDLINK, SQE_LINK, Sqe, errno,
 };
 
 /// Why something failed: what is passed on along edges.
@@ -230,6 +230,11 @@ impl Graph {
         Ok(course)
     }
 
+    /// It failed with the rail that it had been posted to behind its predecessor.
+    pub(crate) fn fail(&mut self, number: u64, cqe: &Cqe, now: u64) {
+        self.close(number, End::Failed(Cause { errno: -cqe.res, detail: cqe.detail }), now);
+    }
+
     /// An op that was carried out had no predecessor under way, and none that failed.
     fn may_have_run(&self, number: u64, what: &str) -> Result<(), String> {
         let open = self.waits_for(number);
@@ -248,8 +253,9 @@ impl Graph {
         if !open.is_empty() {
             return Err(format!("SQE {number} inherits before {open:?} are over: {cqe:?}"));
         }
-        let says = (cqe.res, cqe.flags);
-        if says != (-errno::ECANCELED, CQE_DEP_FAILED | CQE_RETRYABLE) {
+        // One that had been posted behind its predecessor may have taken effect.
+        let flags = [CQE_RETRYABLE, CQE_MAYBE_DONE].map(|flag| CQE_DEP_FAILED | flag);
+        if cqe.res != -errno::ECANCELED || !flags.contains(&cqe.flags) {
             return Err(format!("SQE {number} inherits, and says {cqe:?}"));
         }
         let causes = self.inherits(number);

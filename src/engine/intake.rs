@@ -8,6 +8,7 @@ use crate::fabric::Fabric;
 use crate::fold::Tried;
 use crate::ids::{RecordId, RingId};
 use crate::ledger::{Aside, Failure, NIL, Op};
+use crate::plant::{Plant, planted};
 use crate::ring::{EngineEnd, Fault, KEPT, Memory};
 
 use super::finish::counter_of;
@@ -403,7 +404,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             First::Unknown => None,
             First::None => Some(false),
             First::Op(first) if number >= self.ledger[first].number + FARTHEST => None,
-            First::Op(_) => Some(flags & SQE_DRAIN != 0),
+            First::Op(_) => Some(flags & SQE_DRAIN != 0 && !planted(Plant::DrainPassed)),
         }
     }
 

@@ -276,12 +276,6 @@ impl Abroad {
     /// are scheduled as and what they have stepped aside for are the same of both.
     pub(super) fn replace(&mut self, ledger: &mut Ledger, slot: u32, by: u32) {
         let record = &ledger[slot];
-        if record.aside != Aside::No && record.op.class != ledger[by].op.class {
-            // It has another list to wait in, if it is to step aside as well.
-            self.remove(ledger, slot);
-            ledger[by].aside = Aside::No;
-            return self.queue.push(ledger, by);
-        }
         let line = &mut self.lines[usize::from(record.line)];
         match record.aside {
             Aside::No => self.queue.replace(ledger, slot, by),
@@ -315,7 +309,7 @@ impl Abroad {
             Aside::Rail => &mut self.ways[usize::from(record.rail)].lanes,
         };
         lanes.remove(ledger, slot);
-        ledger[slot].class = class;
+        ledger[slot].rise(class);
         lanes.push(ledger, slot);
     }
 

@@ -23,6 +23,7 @@ use crate::ids::RingId;
 use crate::ledger::{
     Aside, Failure, Ledger, List, NIL, RING, State, TIE_COUNTED, TIE_DRAIN, TIE_RAISING,
 };
+use crate::plant::{Plant, planted};
 use crate::ring::Memory;
 
 use super::ties::{Before, LIVE_MAX, Plan, cause_of};
@@ -197,10 +198,11 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         // What rides hears of it from its rail.
         if let Some(cause) = cause
             && record.state == State::Waiting
+            && !planted(Plant::FailureForgotten)
         {
             fail(record, cause);
         }
-        record.awaits -= 1;
+        record.awaits = if planted(Plant::ReleasedEarly) { 0 } else { record.awaits - 1 };
         if record.awaits == 0 && record.state == State::Waiting {
             self.release(slot);
         }
@@ -341,14 +343,14 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                     self.lanes.push(&mut self.ledger, slot);
                 } else {
                     // It was let in as a whole, and goes next.
-                    record.class = class;
+                    record.rise(class);
                 }
             }
             State::Folded => {
                 record.class = class;
                 self.raise_survivor(slot);
             }
-            _ => record.class = class,
+            _ => record.rise(class),
         }
     }
 

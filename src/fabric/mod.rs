@@ -101,7 +101,7 @@ impl Request {
 /// * [`DONE_RETURNED`], if that one was handed back; also if it is posted only then.
 /// * an errno of the path (`EIO`, as a rule), [`DONE_FLUSHED`] and perhaps [`DONE_MAYBE`], if it
 ///   was under way when the rail failed and cannot be repeated, though that one is repeated or
-///   handed back. It is told before that one then, in the first case, and that one may still fail.
+///   handed back. In the first case it is told before that one, which may still fail.
 ///
 /// What succeeds or is handed back is told in order. What failed may be told before what it is
 /// chained to has ended, where that is repeated. A failure costs no request that is not behind it

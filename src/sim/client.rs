@@ -367,11 +367,15 @@ impl Client {
     /// affair.
     pub(super) fn witness(&mut self, grounds: &[Ground], counts: &mut Counts) {
         let tail = self.end.memory().word(Word::CqTail).load(Ordering::Acquire);
+        let mut cqes = Vec::new();
         while !self.broken && self.published != tail {
             let words = self.end.memory().cqe(self.published);
             let words = [0, 1, 2, 3].map(|at: usize| words[at].load(Ordering::Relaxed));
             self.published = self.published.wrapping_add(1);
-            let cqe = Cqe::from_words(words);
+            cqes.push(Cqe::from_words(words));
+        }
+        self.edges.expect(&cqes);
+        for cqe in cqes {
             self.edges.hear(&cqe, self.end.memory(), counts);
             if self.revoking == Some(cqe.user_data) {
                 self.net.forbid_all(grounds[self.row].memory());

@@ -77,6 +77,12 @@ plants! {
         "What a peer gave back stays lent." => Ends;
     RevokedEarly = "revoked-early"
         "A revocation is answered while peers still have the region." => Untouched;
+    ReleasedEarly = "released-early"
+        "An op is let go with the first of what it waits for." => Edges;
+    FailureForgotten = "failure-forgotten"
+        "A failure does not travel along edges." => Edges;
+    DrainPassed = "drain-passed"
+        "A DRAIN waits for nobody." => Edges;
 }
 
 impl Plant {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use verbring::fabric::qp::provider::{Provider, WcKind, WcStatus, WrId, WrVerb};
+use verbring::fabric::qp::provider::{Provider, Range, Ranges, WcKind, WcStatus, Wr, WrId, WrVerb};
 
 use super::side::{RAIL, Side, both_ways, noise};
 
@@ -33,6 +33,73 @@ fn writes_and_reads_move_exactly_their_bytes() {
         assert_eq!(a.run_one(empty), SUCCESS, "0 bytes need no key");
         a.close();
         b.close();
+    });
+}
+
+/// Several local ranges are one message: gathered in order by a WRITE, inline or not, and scattered
+/// in order by a READ; beside others in one list, and after more than one list's worth of ranges.
+#[test]
+#[ignore = "needs two RDMA ports: tests/run vm"]
+fn ranges_are_gathered_and_scattered_in_order() {
+    both_ways(|[mut a, b]| {
+        let most = u16::try_from(a.caps.ranges).expect("few ranges");
+        assert!((2..=16).contains(&most), "{most} ranges");
+        let own = a.key();
+        a.memory.write(0, &noise(40_000, 1));
+        let sent = a.read(0, 40_000);
+        for (count, inline) in [(2, false), (2, true), (most, false), (most, true)] {
+            // From behind, with gaps, each of its own length.
+            let bytes = |n: u16| if inline { 1 + u32::from(n % 3) } else { 100 + u32::from(n) };
+            let range = |n: u16| Range {
+                address: own.address + 20_000 - u64::from(n) * 1_000,
+                lkey: own.lkey,
+                bytes: bytes(n),
+            };
+            let ranges: Vec<_> = (0..count).map(range).collect();
+            let total = ranges.iter().map(|range| range.bytes).sum();
+            let part = |range: &Range| {
+                let at = usize::try_from(range.address - own.address).expect("inside");
+                sent[at..at + range.bytes as usize].to_vec()
+            };
+            let expected = ranges.iter().flat_map(part).collect::<Vec<_>>();
+            let mut list = Vec::new();
+            for n in 0..5_u64 {
+                let single = Wr { signaled: false, ..a.wr(WrVerb::Write, 8, b.key()) };
+                let to = b.key().address + 10_000 + n * 4_000;
+                let several = Ranges { first: 0, count };
+                let wr = a.wr(WrVerb::Write, total, b.key());
+                list.push(single);
+                list.push(Wr {
+                    remote_address: to,
+                    ranges: several,
+                    inline,
+                    signaled: n == 4,
+                    ..wr
+                });
+            }
+            a.provider.post_ranges(RAIL, &list, &ranges).expect("posted");
+            assert_eq!(a.wait(1, WcKind::Work)[0].status, SUCCESS, "{count} ranges");
+            for n in 0..5 {
+                assert_eq!(b.read(10_000 + n * 4_000, expected.len()), expected, "{count} ranges");
+            }
+            // And back, to where nothing is.
+            a.memory.fill(0, 40_000, 0);
+            let wr = a.wr(WrVerb::Read, total, b.key());
+            let from = b.key().address + 10_000;
+            let wr = Wr { remote_address: from, ranges: Ranges { first: 0, count }, ..wr };
+            a.provider.post_ranges(RAIL, &[wr], &ranges).expect("posted");
+            assert_eq!(a.wait(1, WcKind::Work)[0].status, SUCCESS, "{count} ranges");
+            let mut scattered = vec![0; 40_000];
+            let mut rest = &expected[..];
+            for range in &ranges {
+                let at = usize::try_from(range.address - own.address).expect("inside");
+                let (part, behind) = rest.split_at(range.bytes as usize);
+                scattered[at..at + part.len()].copy_from_slice(part);
+                rest = behind;
+            }
+            assert!(a.read(0, 40_000) == scattered, "{count} ranges");
+            a.memory.write(0, &sent);
+        }
     });
 }
 

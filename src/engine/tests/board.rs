@@ -1,7 +1,7 @@
 //! A ring whose ops depend on each other, over a fabric whose completions come when the test says;
 //! after every turn what was started and what has ended is compared with the reference.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::script::{Script, Stage};
@@ -76,6 +76,8 @@ pub(super) struct Board {
     read: u32,
     entries: BTreeMap<u64, RecordEntry>,
     taken: u64,
+    /// CQEs that came and are yet to be looked at.
+    coming: BTreeSet<u64>,
     turns: u64,
     question: Option<(u64, u64)>,
     to_take_back: u64,
@@ -86,6 +88,7 @@ pub(super) struct Board {
 impl Board {
     pub(super) fn new(limits: Limits, entries: u32) -> Self {
         let stage = Stage::new();
+        stage.plan().unchained = true;
         let mut pair = Pair::new(World::new(limits, stage.fabric(limits)), entries);
         stage.hold();
         let (recorder, kept) = Recorder::on_heap(ENTRIES);
@@ -100,6 +103,7 @@ impl Board {
             read: 0,
             entries: BTreeMap::new(),
             taken: 0,
+            coming: BTreeSet::new(),
             turns: 0,
             question: None,
             to_take_back: 0,
@@ -187,8 +191,11 @@ impl Board {
         let posted: Vec<u64> = self.stage.plan().taken.iter().map(number_of).collect();
         self.look_at_intake();
         self.read_entries();
-        for cqe in self.pair.world.pop(SENDER) {
+        let cqes = self.pair.world.pop(SENDER);
+        self.coming = cqes.iter().map(|cqe| cqe.user_data - 1).collect();
+        for cqe in cqes {
             self.end(&cqe);
+            self.coming.remove(&(cqe.user_data - 1));
         }
         for number in posted {
             self.skip(number);
@@ -240,7 +247,7 @@ impl Board {
 
     fn skip_one(&mut self, number: u64) {
         let over = self.pair.world.clients[SENDER].end.verdict(number) == Verdict::Done;
-        if over {
+        if over && !self.coming.contains(&number) {
             // Those before it first, as deep as they go.
             let mut order = vec![number];
             while let Some(&last) = order.last() {

@@ -18,7 +18,7 @@ fn inherited(detail: Detail) -> (i32, u16, u16) {
     failed(errno::ECANCELED, CQE_DEP_FAILED | CQE_RETRYABLE, detail)
 }
 
-fn join(edges: &[u16]) -> Sqe {
+pub(super) fn join(edges: &[u16]) -> Sqe {
     let mut sqe = Sqe { opcode: Opcode::Join as u8, ..Sqe::default() };
     for (at, &edge) in edges.iter().enumerate() {
         match at {
@@ -30,7 +30,7 @@ fn join(edges: &[u16]) -> Sqe {
     sqe
 }
 
-fn behind(edges: [u16; 2]) -> Sqe {
+pub(super) fn behind(edges: [u16; 2]) -> Sqe {
     Sqe { edges, ..nop() }
 }
 
@@ -193,7 +193,10 @@ fn f22_a_failure_travels_along_edges_and_links_to_any_depth_and_no_further_than_
 /// Late, each at its own depth: what waits for it goes by its kind.
 #[test]
 fn f22_a_deadline_counts_from_intake_also_for_what_waits() {
-    let (stage, mut pair) = super::cancel::held_under(LIMITS, 16);
+    let stage = Stage::new();
+    stage.plan().unchained = true;
+    let mut pair = Pair::new(World::new(LIMITS, stage.fabric(LIMITS)), 16);
+    stage.hold();
     let first = pair.write(0, 8);
     let mut late = pair.write(64, 8);
     late.edges = [1, 0];
@@ -251,7 +254,7 @@ fn full(contract: Contract) -> (Stage, Pair<Script>, u64) {
 }
 
 /// WHY, as an operator reads it on the control socket.
-fn ask<F: Fabric<Memory = std::sync::Arc<crate::shm::Mapping>>>(
+pub(super) fn ask<F: Fabric<Memory = std::sync::Arc<crate::shm::Mapping>>>(
     world: &mut World<F>,
     client: usize,
     number: u64,

@@ -46,6 +46,8 @@ pub(super) struct Plan {
     pub(super) on_post: Option<OnPost>,
     /// Called before a poll completes anything.
     pub(super) on_poll: Option<Box<dyn FnMut()>>,
+    /// Nothing may be chained: requests complete in whatever order the test says.
+    pub(super) unchained: bool,
     /// Random behaviour.
     pub(super) mood: Option<Mood>,
     due: VecDeque<Due>,
@@ -197,7 +199,8 @@ impl Fabric for Script {
     type Memory = Arc<Mapping>;
 
     fn limits(&self) -> Limits {
-        Limits { depth: self.depth, ..self.local.limits() }
+        let chain_max = if self.stage.plan().unchained { 1 } else { self.depth };
+        Limits { depth: self.depth, chain_max, ..self.local.limits() }
     }
 
     fn attach(&mut self, region: u32, memory: Arc<Mapping>) {

@@ -146,7 +146,7 @@ fn what_was_replaced_reads_as_not_started() {
 fn a_storm_of_values_is_one_transfer() {
     let limits = Limits { records: 2048, window_wrs: 1, ..LIMITS };
     let (stage, mut pair) = held_under(limits, 512);
-    let listen = arm(pair.target, 4);
+    let listen = arm(pair.target, 1);
     pair.world.push(RECEIVER, listen);
     let first = pair.write(0, 64);
     pair.world.push(SENDER, first);

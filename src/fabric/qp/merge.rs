@@ -8,9 +8,9 @@
 //! A message is never longer than [`Config::merge_bytes_max`], so that what was cut into slices is
 //! not put together again.
 //!
-//! **Who does not join**: what is chained, an atomic, what says so ([`REQUEST_APART`]), and what was
-//! under way before. So if a merged work request fails, all of it goes once more, one by one, and
-//! only what is at fault fails. What notifies may be the last one only: its message goes behind.
+//! **Who does not join**: what is chained, an atomic, what says so ([`REQUEST_APART`]), and what
+//! was under way before. So if a merged work request fails, all of it goes once more, one by one,
+//! and only what is at fault fails. What notifies may be the last one only: its message goes behind.
 
 use super::memory::piece;
 use super::post::region;
@@ -84,8 +84,8 @@ impl Rail {
         joined
     }
 
-    /// Where a request's bytes are here, if its far end lies in one piece behind what a work request
-    /// has there.
+    /// Where a request's bytes are here, if its far end lies in one piece behind what a work
+    /// request has there.
     fn beside(&self, wr: &Wr, request: &Request, regions: &[Option<Memory>]) -> Option<Range> {
         let bytes = u64::from(request.bytes);
         let near = region(regions, request.local)?.near(self.card);
@@ -101,8 +101,8 @@ impl Rail {
         (behind && fits).then_some(range)
     }
 
-    /// Adds a local range to a work request, whose own are the youngest of `ranges`; false if it has
-    /// no room for it.
+    /// Adds a local range to a work request, whose own are the youngest of `ranges`; false if it
+    /// has no room for it.
     fn add(&self, wr: &mut Wr, range: Range, ranges: &mut Vec<Range>) -> bool {
         let own = [Range { address: wr.address, lkey: wr.lkey, bytes: wr.bytes }];
         let count = usize::from(wr.ranges.count);

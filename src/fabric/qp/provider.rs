@@ -140,8 +140,8 @@ pub struct Wr {
     pub rkey: u32,
     /// Operands of atomics; a SEND's message.
     pub arg: [u64; 2],
-    /// The local side of a WRITE or READ, if it is in several ranges: `address` and `lkey` are those
-    /// of the first then, and `bytes` their sum. At most [`Caps::ranges`].
+    /// The local side of a WRITE or READ, if it is in several ranges: `address` and `lkey` are
+    /// those of the first then, and `bytes` their sum. At most [`Caps::ranges`].
     pub ranges: Ranges,
 }
 
@@ -294,8 +294,8 @@ pub trait Provider {
         self.post_ranges(rail, list, &[])
     }
 
-    /// Posts a list in order with one doorbell; `ranges` is what [`Wr::ranges`] name a part of. Fails
-    /// without side effects for a rail that is not known (`taken: Some(0)`, EINVAL).
+    /// Posts a list in order with one doorbell; `ranges` is what [`Wr::ranges`] name a part of.
+    /// Fails without side effects for a rail that is not known (`taken: Some(0)`, EINVAL).
     ///
     /// # Errors
     /// [`BadPost`]: a prefix was posted, and follows its way as if it had been posted alone.

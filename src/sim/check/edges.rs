@@ -22,6 +22,8 @@ pub(in crate::sim) struct Edges {
     open: BTreeSet<u64>,
     waited: BTreeSet<u64>,
     taken: u64,
+    /// CQEs that were published and are yet to be heard.
+    coming: BTreeSet<u64>,
 }
 
 impl Edges {
@@ -37,7 +39,13 @@ impl Edges {
         self.sqes.last().is_some_and(|sqe| sqe.flags & (SQE_LINK | SQE_HARDLINK) != 0)
     }
 
-    /// A CQE was published.
+    /// These CQEs were published, and will be heard in turn.
+    pub(in crate::sim) fn expect(&mut self, cqes: &[Cqe]) {
+        let last = cqes.iter().filter(|cqe| cqe.flags & CQE_MORE == 0);
+        self.coming = last.filter_map(|cqe| self.number(cqe.user_data)).collect();
+    }
+
+    /// The next CQE that was published.
     pub(in crate::sim) fn hear(&mut self, cqe: &Cqe, ring: &Heap, counts: &mut Counts) {
         let Some(number) = self.number(cqe.user_data) else { return };
         self.skip(number, ring, counts);
@@ -47,6 +55,8 @@ impl Edges {
             return;
         }
         match self.graph.end(number, cqe, 0) {
+            // Its rail failed under it, before its predecessor's end was known.
+            Err(_) if cqe.res < 0 && self.may_ride(number) => self.graph.fail(number, cqe, 0),
             Err(why) => hold!(Edges, false, "{why}; {:?}", self.sqe(number)),
             Ok(Course::Inherited) => counts.add(Count::DepFailed),
             Ok(Course::Ran) => self.ran(number, counts),
@@ -58,6 +68,7 @@ impl Edges {
         }
         self.open.remove(&number);
         self.waited.remove(&number);
+        self.coming.remove(&number);
     }
 
     fn ran(&self, number: u64, counts: &mut Counts) {
@@ -75,7 +86,9 @@ impl Edges {
         }
         for before in self.graph.waits_for(number) {
             let skips = self.sqe(before).flags & SQE_SKIP_SUCCESS != 0;
-            if !skips || !self.open.contains(&before) || fate(ring, before).is_some() {
+            let ends = self.coming.contains(&before);
+            let taken = before < taken(ring);
+            if !skips || ends || !taken || fate(ring, before).is_some() {
                 continue;
             }
             self.skip(before, ring, counts);
@@ -89,8 +102,7 @@ impl Edges {
 
     /// After a turn: what is shown as posted had nothing left to wait for.
     pub(in crate::sim) fn look(&mut self, ring: &Heap, counts: &mut Counts) {
-        let taken = ring.word(Word::SqHead).load(Ordering::Acquire);
-        let taken = u64::from(taken.wrapping_sub(ring.first_index()));
+        let taken = taken(ring);
         for number in self.taken..taken.min(self.sqes.len() as u64) {
             if self.sqe(number).opcode != Opcode::Arm as u8 && !self.graph.is_over(number) {
                 self.open.insert(number);
@@ -102,12 +114,26 @@ impl Edges {
             if self.graph.waits_for(number).is_empty() {
                 continue;
             }
-            let posted = fate(ring, number) == Some(FATE_POSTED);
+            let posted = fate(ring, number) == Some(FATE_POSTED) && !self.may_ride(number);
             let of = || self.graph.waits_for(number);
             hold!(Edges, !posted, "SQE {number} was started before {:?} were over", of());
             if self.waited.insert(number) {
                 counts.add(Count::Waited);
             }
+        }
+    }
+
+    /// It waits for one op alone, whose failure is its own, and both move bytes: it may be posted
+    /// behind that one, on a rail that keeps them in order.
+    fn may_ride(&self, number: u64) -> bool {
+        let moves = |number: u64| {
+            let moving = [Opcode::Write, Opcode::Read, Opcode::FetchAdd].map(|it| it as u8);
+            moving.contains(&self.sqe(number).opcode)
+        };
+        let carries = self.graph.predecessors(number);
+        match self.graph.waits_for(number)[..] {
+            [before] => carries[&before] && moves(before) && moves(number),
+            _ => false,
         }
     }
 
@@ -120,6 +146,12 @@ impl Edges {
         let at = self.sqes.iter().rposition(|sqe| sqe.user_data == user_data)?;
         Some(at as u64)
     }
+}
+
+/// SQEs that were taken from a ring.
+fn taken(ring: &Heap) -> u64 {
+    let taken = ring.word(Word::SqHead).load(Ordering::Acquire);
+    u64::from(taken.wrapping_sub(ring.first_index()))
 }
 
 /// What a ring's fate table says of an op, if it has an entry.

@@ -1,5 +1,5 @@
-//! `verbring bench coalesce`: what it gives to do redundant work once, and what it costs where there
-//! is none.
+//! `verbring bench coalesce`: what it gives to do redundant work once, and what it costs where
+//! there is none.
 //!
 //! One client keeps ops in flight of which some repeat others, with and without leave to fold them,
 //! in alternating slices. The engine's counters must account for every attempt, or there are no

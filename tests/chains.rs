@@ -1,8 +1,8 @@
 //! `verbring bench chain` and `bench coalesce` as programs meet them.
 //!
-//! Claimed: every graph and every load gets rows of the promised shape that hold together, with each
-//! way of running it; counters account for every op; what cannot be is refused with the field, the
-//! value and the limit; charts are drawn; nothing is left behind. Nothing here asserts a speed.
+//! Claimed: every graph and every load gets rows of the promised shape that hold together, with
+//! each way of running it; counters account for every op; what cannot be is refused with the field,
+//! the value and the limit; charts are drawn; nothing is left behind. Nothing here asserts a speed.
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 

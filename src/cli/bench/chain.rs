@@ -1,11 +1,12 @@
-//! `verbring bench chain`: what it costs to have ops wait for others, and what a chain takes that is
-//! wired when it is submitted.
+//! `verbring bench chain`: what it costs to have ops wait for others, and what a chain takes that
+//! is wired when it is submitted.
 //!
-//! Chains, diamonds, fans and random graphs of WRITEs go through one ring: wired, so that what waits
-//! for one op may go behind it at once; by edges for their order only, which are settled in the
-//! engine; as the same ops without any; and, if a chain, one after the other, each pushed when the
-//! client has seen the one before complete. They take turns in slices, so that all of them see the machine in the
-//! same moods; what an edge costs is the difference of neighbours, divided by the edges.
+//! Chains, diamonds, fans and random graphs of WRITEs go through one ring: wired, so that what
+//! waits for one op may go behind it at once; by edges for their order only, which are settled in
+//! the engine; as the same ops without any; and, if a chain, one after the other, each pushed when
+//! the client has seen the one before complete. They take turns in slices, so that all of them see
+//! the machine in the same moods; what an edge costs is the difference of neighbours, divided by
+//! the edges.
 
 use std::path::Path;
 

@@ -1,9 +1,9 @@
-//! A client of graphs: pushes a whole graph, shows it to the engine, and takes its completions, over
-//! and over for a slice.
+//! A client of graphs: pushes a whole graph, shows it to the engine, and takes its completions,
+//! over and over for a slice.
 //!
 //! The time of a graph is from just before its first node is pushed until the last completion is
-//! popped; nobody sleeps meanwhile. Before a graph is timed it is run once, and its completions must
-//! come in an order that its edges allow.
+//! popped; nobody sleeps meanwhile. Before a graph is timed it is run once, and its completions
+//! must come in an order that its edges allow.
 
 use std::path::PathBuf;
 

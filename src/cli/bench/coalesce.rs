@@ -1,5 +1,5 @@
-//! `verbring bench coalesce`: what it gives to do redundant work once, and what it costs where there
-//! is none.
+//! `verbring bench coalesce`: what it gives to do redundant work once, and what it costs where
+//! there is none.
 //!
 //! One client keeps ops in flight of which some repeat others, with and without leave to fold them,
 //! in alternating slices. The engine's counters must account for every attempt, or there are no
@@ -131,6 +131,8 @@ impl CoalesceArgs {
         };
         let mut loads =
             vec![Load { reads: true, ..load(SIX_AND_ONE, self.size, Pattern::SixAndOne, 7, 7) }];
+        // Sizes that cannot be are refused before they are divided by.
+        loads[0].shape()?;
         for &keys in &self.keys.0 {
             let keys = narrow("--keys", keys, KEYS_MAX)?;
             for &duplicates in &self.duplicates.0 {

@@ -1,9 +1,9 @@
-//! A client of refreshes: ops of which some repeat what was asked for just before, kept in flight by
-//! the thousand, with and without leave to be folded.
+//! A client of refreshes: ops of which some repeat what was asked for just before, kept in flight
+//! by the thousand, with and without leave to be folded.
 //!
-//! Which place each op goes to is drawn once, so that both ways push the same ops. After a slice the
-//! engine's counters must account for every one of them: each attempt has one outcome, each hit gave
-//! a completion that says so, and only what did not hit moved bytes.
+//! Which place each op goes to is drawn once, so that both ways push the same ops. After a slice
+//! the engine's counters must account for every one of them: each attempt has one outcome, each hit
+//! gave a completion that says so, and only what did not hit moved bytes.
 
 use std::path::PathBuf;
 
@@ -47,8 +47,8 @@ pub(super) struct Load {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Pattern {
-    /// So many of a hundred go where one of the [`RECENT`] before went, the others to one place after
-    /// the other.
+    /// So many of a hundred go where one of the [`RECENT`] before went, the others to one place
+    /// after the other.
     Drawn { duplicates: u32, keys: u32 },
     /// Six to one place and one to another.
     SixAndOne,

@@ -1,5 +1,5 @@
-//! Graphs of ops for one ring, as `verbring bench chain` pushes them: which op each node is, and how
-//! far back its predecessors lie.
+//! Graphs of ops for one ring, as `verbring bench chain` pushes them: which op each node is, and
+//! how far back its predecessors lie.
 //!
 //! A graph is made once and pushed over and over: with its edges, or without them, so that what
 //! differs is what edges cost.

@@ -300,6 +300,9 @@ pub const TIE_DRAIN: u8 = 1 << 2;
 pub const TIE_RAISING: u8 = 1 << 3;
 /// [`Record::ties`]: it is posted behind what it waits for, as a link of a chain.
 pub const TIE_RIDES: u8 = 1 << 4;
+/// [`Record::ties`]: it has ridden, and was handed back: it waits for its predecessor, and may have
+/// taken effect.
+pub const TIE_HELD: u8 = 1 << 6;
 /// [`Record::ties`]: it has ridden, and counts as queued since.
 pub const TIE_COUNTED: u8 = 1 << 5;
 

@@ -8,16 +8,17 @@
 //! no more goes at once than a slice; the rest follows while the last of them is under way, if
 //! nothing else has been posted behind it. Whatever is not eligible waits for its turn as ever.
 //!
-//! If its request comes back undone, of a rail that failed or took less, the op waits again as
-//! before: its edge is an ordinary one from then on.
+//! If its request comes back undone, of a rail that failed or took less, the op waits again: its
+//! edge is an ordinary one from then on. What a rail handed back may have taken effect, and counts
+//! as posted meanwhile.
 //!
 //! **Invariants**: the request of an op that rides stands behind the last one of its predecessor,
 //! with nothing between; an op that rides is in no lane.
 
-use crate::abi::{CQE_DEP_FAILED, CQE_FLUSHED, CQE_MAYBE_DONE, CQE_RETRYABLE, errno};
+use crate::abi::{CQE_DEP_FAILED, CQE_FLUSHED, CQE_MAYBE_DONE, CQE_RETRYABLE, Counter, errno};
 use crate::edges::Cause;
 use crate::fabric::{Fabric, REQUEST_CHAIN, Request};
-use crate::ledger::{Aside, Failure, NIL, State, TIE_COUNTED, TIE_RAISING, TIE_RIDES};
+use crate::ledger::{Aside, Failure, NIL, State, TIE_COUNTED, TIE_HELD, TIE_RAISING, TIE_RIDES};
 use crate::ring::Memory;
 use crate::sched::credits::Ask;
 
@@ -195,6 +196,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let flags = CQE_DEP_FAILED | maybe | again;
         record.failure = Some(Failure { errno: errno::ECANCELED, detail, flags });
         record.caused_by(errno);
+        let session = record.session;
+        self.sessions[session.0 as usize].count(Counter::DepFailed, 1);
     }
 
     /// Why one of those failed whom an op has named.
@@ -206,7 +209,33 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         })
     }
 
-    /// The request of an op that rides came back undone: it waits again.
+    /// The request of an op that rides was handed back. It may have taken effect, so that it counts
+    /// as posted; but it goes again only when its predecessor is over.
+    #[cold]
+    pub(super) fn hold_back(&mut self, slot: u32) {
+        let record = &mut self.ledger[slot];
+        record.ties = record.ties & !TIE_RIDES | TIE_HELD;
+        if record.awaits == 0 {
+            self.let_on(slot, None);
+            self.let_go();
+        }
+    }
+
+    /// Its predecessor is over. [`Engine::let_go`] follows.
+    #[cold]
+    pub(super) fn let_on(&mut self, slot: u32, cause: Option<Cause>) {
+        if let Some(cause) = cause {
+            fail(&mut self.ledger[slot], cause);
+            return self.end(slot);
+        }
+        self.ledger[slot].ties = 0;
+        self.queue_returned(slot, false);
+        if self.spoiled(slot).is_some() {
+            self.purge();
+        }
+    }
+
+    /// The request of an op that rides was not taken: it waits again.
     #[cold]
     pub(super) fn wait_again(&mut self, slot: u32) {
         let record = &mut self.ledger[slot];
@@ -221,9 +250,6 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             (record.ring, record.fate, record.number, self.ledger.id(slot));
         self.ring(id).end.fate_accepted(fate, record.0, number);
         if self.ledger[slot].awaits == 0 {
-            if let Some(cause) = self.cause_before(slot) {
-                fail(&mut self.ledger[slot], cause);
-            }
             self.release(slot);
             self.let_go();
         }

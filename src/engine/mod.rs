@@ -353,8 +353,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         }
         if abroad {
             self.hear_arrivals();
-            self.step_purge();
         }
+        self.step_purge();
         if self.blocked() {
             self.wake_blocked();
         }
@@ -390,6 +390,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             || self.folds.parts()
             || self.query.is_some()
             || self.ties_busy()
+            || self.abroad.purge.is_some()
             || !self.replies.is_empty();
         // Without peers whatever a FLUSH or a ring's end waits for is under way here.
         here || if self.abroad() {

@@ -537,10 +537,12 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         }
     }
 
-    /// Has queued ops looked through for those whose region is gone: a rail that takes nothing
-    /// would not find them.
+    /// Has ops looked through for those whose region is gone: a rail that takes nothing would not
+    /// find them, and those that wait for others may wait for who waits for them: for a REVOKE.
     pub(super) fn purge(&mut self) {
-        if self.abroad.queued() != 0 {
+        let mut rings = self.rings.iter().flatten();
+        let waits = self.edges.in_use() > 0 || rings.any(|ring| ring.ties.drains > 0);
+        if waits || self.abroad.queued() != 0 {
             self.abroad.purge = Some(0);
         }
     }
@@ -554,7 +556,14 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             let queued = matches!(record.state, State::Queued | State::Posted)
                 && !record.posted_whole
                 && record.line != 0;
-            if !queued || record.checked == self.withdrawn {
+            let waits = record.state == State::Waiting && record.op.target != NIL;
+            if !(queued || waits) || record.checked == self.withdrawn {
+                continue;
+            }
+            if waits {
+                if let Some(failure) = self.gone(slot) {
+                    self.withdraw(slot, failure);
+                }
                 continue;
             }
             if let Some(failure) = self.spoiled(slot) {

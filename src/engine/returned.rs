@@ -32,11 +32,6 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             self.settle(slot);
             return;
         }
-        if record.ties & TIE_RIDES != 0 {
-            self.posts.let_go(place);
-            self.wait_again(slot);
-            return;
-        }
         let post = self.posts.returned_mut(place);
         (post.attempts, post.next) = (done.attempts, NIL);
         if record.returned == NIL {
@@ -46,6 +41,9 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         }
         record.returned_last = place;
         record.wait = WAIT_RAIL;
+        if record.ties & TIE_RIDES != 0 {
+            return self.hold_back(slot);
+        }
         self.queue_returned(slot, false);
         if self.spoiled(slot).is_some() {
             // It is not to wait for a rail, behind others that do. What else is heard of it now is
@@ -55,7 +53,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     }
 
     /// Has an op of which something was handed back wait among those.
-    fn queue_returned(&mut self, slot: u32, front: bool) {
+    pub(super) fn queue_returned(&mut self, slot: u32, front: bool) {
         let record = &mut self.ledger[slot];
         if std::mem::take(&mut record.posted_whole) {
             self.deadlines += u32::from(record.op.deadline_us > 0);

@@ -106,7 +106,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 
     /// [`Engine::settle`], for an op that is known to be at its end. [`Engine::let_go`] follows.
     #[inline]
-    fn end(&mut self, slot: u32) {
+    pub(super) fn end(&mut self, slot: u32) {
         if !self.ledger[slot].posted_whole {
             self.unqueue(slot);
         }
@@ -216,11 +216,19 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         if record.failure.is_some() {
             return record.failure;
         }
-        if record.checked != self.withdrawn && !self.still_there(&record.op) {
-            let detail = Detail::Revoked as u16;
-            return Some(Failure { errno: errno::ESTALE, detail, flags: 0 });
+        if record.checked != self.withdrawn
+            && let Some(failure) = self.gone(slot)
+        {
+            return Some(failure);
         }
         if record.op.deadline_us > 0 { self.late(slot) } else { None }
+    }
+
+    /// What an op writes to or reads from was withdrawn.
+    pub(super) fn gone(&self, slot: u32) -> Option<Failure> {
+        let detail = Detail::Revoked as u16;
+        let gone = !self.still_there(&self.ledger[slot].op);
+        gone.then_some(Failure { errno: errno::ESTALE, detail, flags: 0 })
     }
 
     /// True if what an op writes to or reads from has not been withdrawn since it was taken.

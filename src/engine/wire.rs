@@ -21,7 +21,7 @@ use crate::edges::{Cause, Edges, Settled};
 use crate::fabric::Fabric;
 use crate::ids::RingId;
 use crate::ledger::{
-    Aside, Failure, Ledger, List, NIL, RING, State, TIE_COUNTED, TIE_DRAIN, TIE_RAISING,
+    Aside, Failure, Ledger, List, NIL, RING, State, TIE_COUNTED, TIE_DRAIN, TIE_HELD, TIE_RAISING,
 };
 use crate::plant::{Plant, planted};
 use crate::ring::Memory;
@@ -203,8 +203,13 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             fail(record, cause);
         }
         record.awaits = if planted(Plant::ReleasedEarly) { 0 } else { record.awaits - 1 };
-        if record.awaits == 0 && record.state == State::Waiting {
+        if record.awaits > 0 {
+            return;
+        }
+        if record.state == State::Waiting {
             self.release(slot);
+        } else if record.ties & TIE_HELD != 0 {
+            self.let_on(slot, cause);
         }
     }
 

@@ -27,7 +27,8 @@ pub struct Config {
     pub records: u32,
     /// Page-list blocks of 64 pages for WRITEV and READV, over all sessions; 64 to 2^20.
     pub list_blocks: u32,
-    /// Edges of ops that wait for others, over all sessions; 24 for each of `sessions_max`, to 2^24.
+    /// Edges of ops that wait for others, over all sessions; from 24 for each of `sessions_max` to
+    /// 2^24.
     pub edges: u32,
     /// Sessions at once; 1 to 4,096.
     pub sessions_max: u32,

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use super::client::Out;
-use crate::abi::{CQE_MAYBE_DONE, Cqe};
+use crate::abi::{CQE_MAYBE_DONE, Cqe, errno};
 
 /// By buffer: those of which more than one is under way.
 #[derive(Debug, Default)]
@@ -20,11 +20,13 @@ struct Set {
     told: Option<(Out, Cqe)>,
 }
 
-/// A success says most of what was done, then whoever does not know.
+/// A success says most of what was done, then whoever does not know. What was flushed may have
+/// been done; what was late was not.
 fn says(cqe: &Cqe) -> u8 {
     match cqe.res {
-        0.. => 2,
-        _ => u8::from(cqe.flags & CQE_MAYBE_DONE != 0),
+        0.. => 3,
+        _ if cqe.flags & CQE_MAYBE_DONE != 0 => 2,
+        late => u8::from(late != -errno::ETIME),
     }
 }
 

@@ -10,7 +10,8 @@
 //!
 //! **Who does not join**: what is chained, an atomic, what says so ([`REQUEST_APART`]), and what
 //! was under way before. So if a merged work request fails, all of it goes once more, one by one,
-//! and only what is at fault fails. What notifies may be the last one only: its message goes behind.
+//! and only what is at fault fails. What notifies may be the last one only: its message goes
+//! behind.
 
 use super::memory::piece;
 use super::post::region;

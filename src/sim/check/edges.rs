@@ -92,8 +92,16 @@ impl Edges {
                 continue;
             }
             self.skip(before, ring, counts);
+            // Who was taken back is told of in front of what it would have waited for.
+            let rest = self.graph.waits_for(before);
+            if !rest.is_empty() && rest.iter().all(|number| self.coming.contains(number)) {
+                continue;
+            }
             if let Err(why) = self.graph.skip(before, 0) {
-                hold!(Edges, false, "{why}; {:?}", self.sqe(before));
+                let first =
+                    self.graph.waits_for(before).first().map(|&first| (first, self.sqe(first)));
+                let fate = first.and_then(|(first, _)| fate(ring, first));
+                hold!(Edges, false, "{why}; {:?}; {first:?} {fate:?}", self.sqe(before));
             }
             self.ran(before, counts);
             self.open.remove(&before);

@@ -176,7 +176,7 @@ fn write() -> Sqe {
 
 /// A WRITE, and so many ops behind it, each with the edges that are given for its place.
 fn graph(width: u32, each: Sqe, edges: impl Fn(u16) -> [u16; 2]) -> Vec<Sqe> {
-    let behind = (1..=width).map(|at| Sqe { edges: edges(at as u16), ..each });
+    let behind = (1..=width).map(|at| Sqe { edges: edges(u16::try_from(at).unwrap_or(0)), ..each });
     std::iter::once(write()).chain(behind).collect()
 }
 
@@ -232,7 +232,7 @@ fn pool(bencher: Bencher<'_, '_>, width: u32) {
             edges.add(&mut list, RecordId(u64::from(at)), RingId(0), false);
         }
         edges.settle(list, None);
-        while let Some(settled) = edges.next() {
+        while let Some(settled) = edges.take() {
             divan::black_box(settled);
         }
     });

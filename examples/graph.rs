@@ -48,9 +48,9 @@ pub fn run(socket: &Path) -> Result<(), Box<dyn Error>> {
         let whole = ring.join(&parts)?;
         let mut number = source.lend(COMPLETE..COMPLETE + 8)?;
         number.set_u64(0, version);
-        let number = ring.push(Write::new(number, page.at(COMPLETE)).after(&whole))?;
+        let number = ring.push(Write::new(number, page.at(COMPLETE)).after(whole))?;
         let into = source.lend(COMPLETE + 8..COMPLETE + 16)?;
-        let seen = ring.push(Read::new(into, page.at(COMPLETE)).after(&number))?;
+        let seen = ring.push(Read::new(into, page.at(COMPLETE)).after(number))?;
 
         ring.submit();
         for _ in 0..6 {

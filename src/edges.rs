@@ -148,7 +148,7 @@ impl Edges {
 
     /// Takes the next edge whose predecessor is over, and gives it back to the pool.
     #[inline]
-    pub fn next(&mut self) -> Option<Settled> {
+    pub fn take(&mut self) -> Option<Settled> {
         let at = self.head;
         let node = self.nodes.get_mut(at as usize)?;
         let Node { waiter, ring, next, order_only, verdict } = *node;
@@ -199,6 +199,7 @@ mod tests {
             steps in proptest::collection::vec((0..4u8, 0..6usize, any::<bool>()), 1..300),
         ) {
             const CAPACITY: u32 = 16;
+            const DETAILS: [u16; 6] = [0, 1, 2, 3, 4, 5];
             let mut edges = Edges::new(CAPACITY);
             let mut lists = [NIL; 6];
             let mut model: [Vec<(RecordId, bool)>; 6] = Default::default();
@@ -214,7 +215,7 @@ mod tests {
                         peak = count.max(peak);
                     }
                     2 if lists[op] != NIL => {
-                        let cause = flag.then_some(Cause { errno: 5, detail: op as u16 });
+                        let cause = flag.then_some(Cause { errno: 5, detail: DETAILS[op] });
                         edges.settle(std::mem::replace(&mut lists[op], NIL), cause);
                         told.extend(model[op].drain(..).map(|(waiter, order_only)| Settled {
                             waiter,
@@ -223,7 +224,7 @@ mod tests {
                         }));
                     }
                     _ => {
-                        let next = edges.next();
+                        let next = edges.take();
                         count -= u32::from(next.is_some());
                         prop_assert_eq!(next, told.pop_front());
                     }

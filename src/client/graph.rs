@@ -97,6 +97,7 @@ impl Ring {
     ///
     /// # Errors
     /// As [`Ring::push`].
+    #[expect(clippy::result_large_err, reason = "what was not pushed is given back")]
     pub fn join<T: Borrow<Ticket>>(
         &mut self,
         earlier: impl IntoIterator<Item = T>,

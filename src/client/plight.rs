@@ -209,7 +209,7 @@ mod tests {
     fn what_a_waiting_op_comes_after_is_told() {
         let mut reply = reply(abi::STATE_WAITING, abi::WAIT_PREDECESSOR);
         (reply.used, reply.wants) = (3, 7);
-        let why = Why::from(reply.clone());
+        let why = Why::from(reply);
         assert_eq!((why.after, why.used, why.wants), (Some((3, 7)), None, 0));
         let told = "record 0x100000005: WRITE of 64 bytes, class high, user_data 0x0, SQE 12 of \
                     ring 0, session 0, is not over. It was taken 1.5 us ago, and is not queued \

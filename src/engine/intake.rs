@@ -128,6 +128,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     /// Takes the plain ops among the SQEs that were copied in one go; returns how many, and whether
     /// the next burst may hold more of them.
     #[inline(always)]
+    #[expect(clippy::too_many_lines, reason = "what is borrowed apart cannot be handed on")]
     fn take_burst(&mut self, id: u32, waiting: u32, nops: &mut Nops) -> (u32, bool) {
         let Some(ring) = self.rings[id as usize].as_mut() else { return (0, false) };
         ring.keep_sqes();
@@ -151,7 +152,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let (mut sequence, mut number) = (self.sequence, *next_number);
         let (bytes, mut queued, mut passed) = (owner.left(id), [0; 3], 0);
         let mut bytes_left = bytes;
-        let (mut waiting_edges, mut waiters, mut over) = (0, 0, 0);
+        let mut bound = Bound::default();
         let edges_left =
             self.edge_share.left(state.edges).min(owner.edges_max.saturating_sub(owner.edges));
         let mut rises = None;
@@ -176,7 +177,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 let (mut plan, mut tied) = (None, false);
                 if ties.bound() || sqe.edges != [0; 2] {
                     let Ok(told) = ties.plan(&self.ledger, RingId(id), number, sqe) else { break };
-                    let short = waiting_edges + told.count() > edges_left;
+                    let short = bound.edges + told.count() > edges_left;
                     if short || told.cause.is_some() || told.lifts(&self.ledger, class) {
                         break;
                     }
@@ -184,7 +185,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                     if told.count() > 0 {
                         plan = Some(told);
                     } else if told.tied {
-                        over += 1;
+                        bound.over += 1;
                     }
                 }
                 let Some(fate) = fates.pop() else { break };
@@ -209,8 +210,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 if let Some(plan) = &plan {
                     self.ledger[slot].edges = sqe.edges;
                     wire(&mut self.ledger, &mut self.edges, slot, RingId(id), plan);
-                    waiting_edges += plan.count();
-                    waiters += 1;
+                    bound.edges += plan.count();
+                    bound.waiters += 1;
                     if folds {
                         state.count(self.folds.tied().counter(), 1);
                     }
@@ -249,12 +250,12 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         state.count(Counter::Taken, u64::from(passed));
         self.meter.enqueued(session, queued);
         self.record_share.take(&mut state.records, opened);
-        if waiters > 0 || over > 0 {
-            ties.edges += waiting_edges;
-            self.edge_share.take(&mut state.edges, waiting_edges);
-            owner.edges += waiting_edges;
-            state.count(Counter::EdgesLive, waiters);
-            state.count(Counter::EdgesOver, over);
+        if bound.waiters > 0 || bound.over > 0 {
+            ties.edges += bound.edges;
+            self.edge_share.take(&mut state.edges, bound.edges);
+            owner.edges += bound.edges;
+            state.count(Counter::EdgesLive, bound.waiters);
+            state.count(Counter::EdgesOver, bound.over);
         }
         owner.take(id, opened, bytes - bytes_left);
         if let Some(slot) = rises {
@@ -493,6 +494,14 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 /// Orders the posted marks of a batch before the post, whatever the ring memory.
 pub(super) fn order_fates<M: Memory>() {
     EngineEnd::<M>::fates_posted();
+}
+
+/// The ops of a burst that have edges.
+#[derive(Debug, Default)]
+struct Bound {
+    edges: u32,
+    waiters: u64,
+    over: u64,
 }
 
 /// The NOPs of one pass over a ring.

@@ -118,7 +118,7 @@ impl Limits {
         let longest = PagePool::blocks_for(PAGES_MAX);
         // Half of the pool is set aside for each session's part.
         assert!(self.list_blocks >= 2 * longest, "or the longest list could never be taken");
-        assert!(self.edges >= 2 * LIVE_MAX as u32, "or an op might never have its edges");
+        assert!(self.edges >= 2 * LIVE_MAX, "or an op might never have its edges");
         assert!(self.regions_max <= 1 << RegionId::INDEX_BITS, "or a place would have no id");
     }
 }

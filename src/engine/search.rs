@@ -128,10 +128,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     /// Ends a CANCEL that is not done.
     pub(super) fn end_cancel(&mut self, slot: u32, failure: Failure) {
         let id = self.ledger[slot].ring;
-        let ring = match self.rings[id.0 as usize].as_mut() {
-            Some(ring) => ring,
-            None => return,
-        };
+        let Some(ring) = self.rings[id.0 as usize].as_mut() else { return };
         if ring.search.is_some_and(|search| search.seeker == slot) {
             ring.search = None;
         } else {

@@ -23,10 +23,10 @@ pub(super) const HISTORY: usize = 1 << 15;
 pub(super) const FARTHEST: u64 = HISTORY as u64 - 1;
 
 /// Edges of a JOIN; any other op has the first two.
-pub(super) const EDGES_MAX: usize = 10;
+pub(super) const EDGES_MAX: u32 = 10;
 
 /// Most that one op waits for: its edges, a link, and a DRAIN.
-pub(super) const LIVE_MAX: usize = EDGES_MAX + 2;
+pub(super) const LIVE_MAX: u32 = EDGES_MAX + 2;
 
 const FAILED: u32 = 1 << 31;
 const ARM: u32 = 1 << 30;
@@ -61,8 +61,8 @@ pub(super) enum Before {
 /// What an SQE is to wait for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plan {
-    live: [(u32, bool); LIVE_MAX],
-    count: usize,
+    live: [(u32, bool); LIVE_MAX as usize],
+    count: u32,
     /// It has edges, or follows a link or a DRAIN.
     pub(super) tied: bool,
     /// A predecessor is over that failed.
@@ -72,13 +72,18 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    pub(super) const NONE: Self =
-        Self { live: [(NIL, false); LIVE_MAX], count: 0, tied: false, cause: None, ties: 0 };
+    pub(super) const NONE: Self = Self {
+        live: [(NIL, false); LIVE_MAX as usize],
+        count: 0,
+        tied: false,
+        cause: None,
+        ties: 0,
+    };
 
     /// Who is waited for, and whether for the order only.
     #[inline]
     pub(super) fn live(&self) -> &[(u32, bool)] {
-        &self.live[..self.count]
+        &self.live[..self.count as usize]
     }
 
     /// True if somebody whom it waits for is to rise to its class.
@@ -88,7 +93,7 @@ impl Plan {
     }
 
     pub(super) fn count(&self) -> u32 {
-        self.count as u32
+        self.count
     }
 
     /// One edge for each predecessor; it carries failure if any of them does.
@@ -97,16 +102,16 @@ impl Plan {
         match before {
             Before::Arm => return Err(bad_edges()),
             Before::Over(cause) => {
-                self.cause = self.cause.or(cause.filter(|_| !order_only));
+                self.cause = self.cause.or_else(|| cause.filter(|_| !order_only));
             }
             Before::Live(slot) => {
-                for (other, only) in &mut self.live[..self.count] {
+                for (other, only) in &mut self.live[..self.count as usize] {
                     if *other == slot {
                         *only &= order_only;
                         return Ok(());
                     }
                 }
-                self.live[self.count] = (slot, order_only);
+                self.live[self.count as usize] = (slot, order_only);
                 self.count += 1;
             }
         }
@@ -151,7 +156,8 @@ impl Ties {
 
     #[inline]
     fn place(number: u64) -> usize {
-        number as usize % HISTORY
+        // What is left is below the number of entries, whatever the host's word.
+        usize::try_from(number % HISTORY as u64).unwrap_or(0)
     }
 
     /// True if the next SQE is tied to the last, or may be to a DRAIN.

@@ -65,10 +65,7 @@ pub(super) fn wire(ledger: &mut Ledger, edges: &mut Edges, slot: u32, ring: Ring
 impl<F: Fabric, M: Memory> Engine<F, M> {
     /// The first op of a ring that is not over, ARMs aside.
     pub(super) fn first_of(&mut self, id: RingId) -> First {
-        let ring = match self.rings[id.0 as usize].as_mut() {
-            Some(ring) => ring,
-            None => return First::None,
-        };
+        let Some(ring) = self.rings[id.0 as usize].as_mut() else { return First::None };
         let mut at = if ring.ties.first == NIL { ring.ops.head() } else { ring.ties.first };
         for _ in 0..STEPS_PER_TURN {
             if at == NIL {
@@ -171,7 +168,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let mut budget = SETTLED_PER_TURN;
         loop {
             while budget > 0
-                && let Some(settled) = self.edges.next()
+                && let Some(settled) = self.edges.take()
             {
                 budget -= 1;
                 self.settle_edge(settled);
@@ -389,7 +386,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             if drains {
                 self.lift(id, slot, class);
             }
-            let (mut found, mut count) = ([NIL; LIVE_MAX], 0);
+            let (mut found, mut count) = ([NIL; LIVE_MAX as usize], 0);
             if let Some(ring) = self.rings[id.0 as usize].as_ref() {
                 for (before, _) in ring.ties.names(&self.ledger, slot) {
                     if let Before::Live(before) = before {

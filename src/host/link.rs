@@ -51,6 +51,7 @@ impl From<RingBells> for Vec<OwnedFd> {
 
 /// What comes back.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "the engine thread allocates nothing for one")]
 pub(crate) enum Answer {
     Reply(Reply<Held, Mapped>),
     Event(Event),

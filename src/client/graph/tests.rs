@@ -66,7 +66,7 @@ fn builders_say_what_an_op_waits_for() {
     let (far, lend) = (import.at(0), |range| region.lend(range).unwrap());
     let (a, b) = (world.nop(), world.nop());
     let edges = |op: Sqe| (op.opcode, op.edges, op.flags);
-    let read = Read::new(lend(0..8), far).after(&a).after_end(b).coalesce();
+    let read = Read::new(lend(0..8), far).after(a).after_end(b).coalesce();
     assert_eq!(edges(world.entry(read)), (2, [2, 0x8001], SQE_COALESCE));
     let write = Write::new(lend(0..8), far).coalesce().supersede(77).no_merge().link();
     let write = world.entry(write);

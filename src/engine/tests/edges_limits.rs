@@ -35,8 +35,7 @@ fn a_join_waits_for_each_of_ten_and_an_eleventh_cannot_be_said() {
             // All but one.
             let place = |board: &Board| {
                 let plan = board.stage.plan();
-                let at = plan.held.iter().position(|it| it.remote_offset / 64 != last);
-                at
+                plan.held.iter().position(|it| it.remote_offset / 64 != last)
             };
             while let Some(at) = place(&board) {
                 board.complete(at);

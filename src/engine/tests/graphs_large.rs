@@ -58,7 +58,8 @@ fn a_chain_of_100_000_nops_goes_through_a_ring_of_16() {
             while left > 0 && board.room() {
                 let mut sqe = board.sqe(Opcode::Nop);
                 if linked {
-                    sqe.flags |= SQE_LINK | if left % 3 == 0 { SQE_SKIP_SUCCESS } else { 0 };
+                    sqe.flags |=
+                        SQE_LINK | if left.is_multiple_of(3) { SQE_SKIP_SUCCESS } else { 0 };
                 } else if left < 100_000 {
                     sqe.edges[0] = 1;
                 }

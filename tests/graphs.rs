@@ -107,7 +107,7 @@ fn a_chain_runs_in_its_order_whatever_the_classes() {
     let mut world = world();
     for round in 0..50 {
         let write = world.ring.push(world.write(0, 0, round)).unwrap();
-        let read = world.ring.push(world.read(1, 0).after(&write)).unwrap();
+        let read = world.ring.push(world.read(1, 0).after(write)).unwrap();
         let again = world.ring.push(world.write(2, 0, 1000 + round).after(read)).unwrap();
         let last = world.ring.push(world.read(3, 0).after(again)).unwrap();
         let done = world.run();

@@ -7,7 +7,7 @@
 //! be missed. A DRAIN counts one more for all that is before it in its ring, and is released when
 //! it is the first that is left, ARMs aside.
 //!
-//! What one op's end sets going is a work list ([`Edges`](crate::edges::Edges)), of which a turn
+//! What one op's end sets going is a work list ([`Edges`]), of which a turn
 //! does a bounded part: a graph may be as deep or as wide as it wants.
 //!
 //! An op rises to the class of whoever waits for it, and so do those that it waits for itself: by a

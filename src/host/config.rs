@@ -27,8 +27,8 @@ pub struct Config {
     pub records: u32,
     /// Page-list blocks of 64 pages for WRITEV and READV, over all sessions; 64 to 2^20.
     pub list_blocks: u32,
-    /// Edges of ops that wait for others, over all sessions; from 24 for each of `sessions_max` to
-    /// 2^24.
+    /// Edges of ops that wait for others, over all sessions; 64 to 2^24. There are at least 24 for
+    /// each session, so that the half that is set aside has in each part what any op needs.
     pub edges: u32,
     /// Sessions at once; 1 to 4,096.
     pub sessions_max: u32,
@@ -315,8 +315,7 @@ impl Config {
         let ranges: [(&'static str, u64, u64, u64); 34] = [
             ("records", self.records.into(), 64, 1 << 24),
             ("list_blocks", self.list_blocks.into(), 64, 1 << 20),
-            // Half of them is set aside for sessions, in parts in which any op finds its edges.
-            ("edges", self.edges.into(), 24 * u64::from(self.sessions_max), 1 << 24),
+            ("edges", self.edges.into(), 64, 1 << 24),
             ("sessions_max", self.sessions_max.into(), 1, 4_096),
             ("rings_max", self.rings_max.into(), 1, 65_536),
             ("regions_max", self.regions_max.into(), 1, 1 << 20),

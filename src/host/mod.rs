@@ -232,7 +232,7 @@ impl Engine {
             engine: config.engine,
             records: config.records,
             list_blocks: config.list_blocks,
-            edges: config.edges,
+            edges: config.edges.max(24 * config.sessions_max),
             sessions_max: config.sessions_max,
             rings_max: config.rings_max,
             regions_max: config.regions_max,

@@ -199,6 +199,7 @@ uid_table! {
     ops Number(u32);
     op_bytes Bytes(u64);
     high_bytes Bytes(u64);
+    edges Number(u32);
     weight Number(u8);
     control_per_s Number(u32);
     class_ceiling Class;

@@ -43,7 +43,13 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             let (target, immediate) = (record.op.target, record.op.immediate);
             self.notify(target, immediate);
         }
-        if self.ledger[slot].op.flags & FOLDS != 0 {
+        let record = &self.ledger[slot];
+        if record.op.flags & FOLDS == 0 {
+            return;
+        }
+        if record.group == NIL {
+            self.folds.forget(&mut self.ledger, slot);
+        } else {
             self.end_with(slot);
         }
     }
@@ -85,12 +91,15 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     /// the ops just before it held, if that is alike.
     #[inline]
     pub(super) fn leave(&mut self, slot: u32) {
-        self.meter.ended(&self.ledger[slot], self.now_ns);
         let record = &self.ledger[slot];
-        // What is asked for once is charged once.
-        let folded = record.state == State::Folded;
-        if record.dependents != NIL || record.failure.is_some() {
-            self.tell_dependents(slot);
+        let well = record.state == State::Posted && record.failure.is_none();
+        let mut asked = record.op.asked();
+        if well && record.dependents == NIL {
+            self.meter.ended(record, self.now_ns);
+        } else {
+            // What is asked for once is charged once.
+            asked = if record.state == State::Folded { 0 } else { asked };
+            self.leave_otherwise(slot, well);
         }
         self.unlink(slot);
         self.ledger.close(slot);
@@ -113,12 +122,27 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let record = &self.ledger[slot];
         self.leavers.count += 1;
         self.leavers.bytes += record.done_bytes;
-        self.leavers.asked += if folded { 0 } else { record.op.asked() };
+        self.leavers.asked += asked;
         self.leavers.failed += u32::from(record.failure.is_some());
         if record.op.list != NIL {
             let blocks = self.pages.give(record.op.list);
             let state = &mut self.sessions[record.session.0 as usize];
             self.block_share.give(&mut state.blocks, blocks);
+        }
+    }
+
+    /// Counts an op that leaves and has not just moved its bytes, or that others wait for, and tells
+    /// those. `well` if it was posted and did not fail.
+    #[inline(never)]
+    fn leave_otherwise(&mut self, slot: u32, well: bool) {
+        let record = &self.ledger[slot];
+        if well {
+            self.meter.ended(record, self.now_ns);
+        } else {
+            self.meter.ended_otherwise(record, self.now_ns);
+        }
+        if record.dependents != NIL || record.failure.is_some() {
+            self.tell_dependents(slot);
         }
     }
 

@@ -1,23 +1,20 @@
 //! Taking SQEs: look, copy once, judge, open a record, queue.
 
 use crate::abi::{
-    Class, Counter, Cqe, Detail, FABRIC_NONE, OP_BYTES_MAX, Opcode, RingCounter, SQE_COALESCE,
-    SQE_DRAIN, SQE_REVOKE, SQE_SKIP_SUCCESS, Sqe, errno,
+    Counter, Cqe, Detail, OP_BYTES_MAX, Opcode, RingCounter, SQE_DRAIN, SQE_REVOKE, Sqe, errno,
 };
 use crate::fabric::Fabric;
-use crate::fold::Tried;
-use crate::ids::{RecordId, RingId};
-use crate::ledger::{Aside, Failure, NIL, Op};
+use crate::ids::RingId;
+use crate::ledger::{Failure, NIL, Op};
 use crate::plant::{Plant, planted};
-use crate::ring::{EngineEnd, Fault, KEPT, Memory};
+use crate::ring::{EngineEnd, Fault, Memory};
 
-use super::finish::counter_of;
-use super::fold::outranks;
+use super::burst::refer;
 use super::pages::{BLOCK_PAGES, PagePool};
-use super::tables::{Phase, Region, Ring, Session, Wind};
+use super::tables::{Phase, Wind};
 use super::ties::{FARTHEST, Plan};
-use super::validate::{Judge, data_op, inside, plain_nop};
-use super::wire::{First, wire};
+use super::validate::{Judge, data_op, inside};
+use super::wire::First;
 use super::{Engine, Event, RINGS_PER_TURN, STEPS_PER_TURN};
 
 /// What became of the SQE at the head of a ring.
@@ -96,173 +93,6 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             ring.end.publish_taken();
         }
         Ok(taken)
-    }
-
-    /// Takes the plain ops at the head of a ring: NOPs, and what moves one range. Returns how many.
-    /// Whatever else comes, or is at fault, or wants what is not there, is [`Engine::take_one`]'s.
-    ///
-    /// A NOP is done where it begins. It has a record and a CQE, but no entry in the fate table:
-    /// should the engine die before its CQE is seen, it reads as done, and so it is.
-    #[inline(never)]
-    fn take_run(&mut self, id: u32, waiting: u32) -> u32 {
-        let mut nops = Nops::default();
-        let mut taken = 0;
-        // A client's head that cannot be is found again by whoever looks next.
-        while taken < waiting {
-            let (passed, more) = self.take_burst(id, waiting - taken, &mut nops);
-            taken += passed;
-            if !more {
-                break;
-            }
-        }
-        if nops.count > 0
-            && let Some(ring) = self.rings[id as usize].as_mut()
-        {
-            nops.add_up(&mut ring.end, &mut self.sessions[ring.session.0 as usize]);
-            self.meter.passed(ring.session, nops.by_class);
-            self.touch(RingId(id));
-        }
-        taken
-    }
-
-    /// Takes the plain ops among the SQEs that were copied in one go; returns how many, and whether
-    /// the next burst may hold more of them.
-    #[inline(always)]
-    #[expect(clippy::too_many_lines, reason = "what is borrowed apart cannot be handed on")]
-    fn take_burst(&mut self, id: u32, waiting: u32, nops: &mut Nops) -> (u32, bool) {
-        let Some(ring) = self.rings[id as usize].as_mut() else { return (0, false) };
-        ring.keep_sqes();
-        let Ring { end, copied, routes, fates, ops, session, search, next_number, ties, .. } =
-            &mut **ring;
-        let session = *session;
-        let state = &mut self.sessions[session.0 as usize];
-        let owner = &mut self.owners[state.owner as usize];
-        let ceiling = state.ceiling;
-        let records = self.record_share.left(state.records).min(owner.ops_max - owner.ops);
-        let oldest = ops.head();
-        let far = oldest != NIL
-            && *next_number + u64::from(KEPT) >= self.ledger[oldest].number + FARTHEST;
-        if records == 0 || search.is_some() || fates.is_empty() || far {
-            return (0, false);
-        }
-        let want = copied.count().min(waiting).min(records);
-        let count = end.take_many(want).unwrap_or(0);
-        let cq_entries = end.cq_entries();
-        let abroad = self.fabric.rails() > 1;
-        let (mut sequence, mut number) = (self.sequence, *next_number);
-        let (bytes, mut queued, mut passed) = (owner.left(id), [0; 3], 0);
-        let mut bytes_left = bytes;
-        let mut bound = Bound::default();
-        let edges_left =
-            self.edge_share.left(state.edges).min(owner.edges_max.saturating_sub(owner.edges));
-        let mut rises = None;
-        while passed < count {
-            let words = copied.entry(passed);
-            let sqe = &Sqe::from_words(words);
-            if sqe.opcode == Opcode::Nop as u8 {
-                if ties.bound() || !plain_nop(&words, ceiling) {
-                    break;
-                }
-                let Some(record) = self.ledger.pass_through() else { break };
-                nops.pass(end, sqe, record, ceiling);
-                ties.passed(number);
-            } else {
-                let judge = Judge { regions: &self.regions, session, ceiling, cq_entries };
-                let Some(op) = self.ledger.vacant() else { break };
-                if !judge.plain_transfer(sqe, op, routes, self.withdrawn) {
-                    break;
-                }
-                let Some(rest) = bytes_left.checked_sub(op.bytes.into()) else { break };
-                let class = op.class;
-                let (mut plan, mut tied) = (None, false);
-                if ties.bound() || sqe.edges != [0; 2] {
-                    let Ok(told) = ties.plan(&self.ledger, RingId(id), number, sqe) else { break };
-                    let short = bound.edges + told.count() > edges_left;
-                    if short || told.cause.is_some() || told.lifts(&self.ledger, class) {
-                        break;
-                    }
-                    tied = told.tied;
-                    if told.count() > 0 {
-                        plan = Some(told);
-                    } else if told.tied {
-                        bound.over += 1;
-                    }
-                }
-                let Some(fate) = fates.pop() else { break };
-                let Some((slot, record)) = self.ledger.open(session, RingId(id), self.now_ns)
-                else {
-                    unreachable!("there is a vacant record");
-                };
-                bytes_left = rest;
-                sequence += 1;
-                record.fate = fate;
-                record.number = number;
-                record.sequence = sequence;
-                record.checked = self.withdrawn;
-                end.fate_accepted(fate, record.id().0, number);
-                let (named, late) = (record.op.names(), record.op.deadline_us > 0);
-                let folds = record.op.flags & SQE_COALESCE != 0;
-                let asked = u64::from(record.op.bytes);
-                self.deadlines += u32::from(late);
-                ops.push_back(&mut self.ledger, slot);
-                ties.took(number, slot, sqe.flags);
-                refer(&mut self.regions, named);
-                if let Some(plan) = &plan {
-                    self.ledger[slot].edges = sqe.edges;
-                    wire(&mut self.ledger, &mut self.edges, slot, RingId(id), plan);
-                    bound.edges += plan.count();
-                    bound.waiters += 1;
-                    if folds {
-                        state.count(self.folds.tied().counter(), 1);
-                    }
-                    number += 1;
-                    passed += 1;
-                    continue;
-                }
-                let tried = folds.then(|| self.folds.take_in(&mut self.ledger, slot, tied));
-                if let Some(tried) = tried {
-                    state.count(tried.counter(), 1);
-                }
-                if let Some(Tried::Into(survivor)) = tried {
-                    bytes_left += asked;
-                    rises = outranks(&self.ledger, slot, survivor).then_some(slot);
-                    number += 1;
-                    passed += 1;
-                    if rises.is_some() {
-                        break;
-                    }
-                    continue;
-                }
-                queued[class.index()] += 1;
-                if !(abroad && self.abroad.queue(&self.regions, &mut self.ledger, slot)) {
-                    self.ledger[slot].aside = Aside::No;
-                    self.lanes.push(&mut self.ledger, slot);
-                }
-            }
-            number += 1;
-            passed += 1;
-        }
-        end.put_back(count - passed);
-        copied.pass(passed);
-        let opened = u32::try_from(sequence - self.sequence).unwrap_or(0);
-        self.sequence = sequence;
-        *next_number = number;
-        state.count(Counter::Taken, u64::from(passed));
-        self.meter.enqueued(session, queued);
-        self.record_share.take(&mut state.records, opened);
-        if bound.waiters > 0 || bound.over > 0 {
-            ties.edges += bound.edges;
-            self.edge_share.take(&mut state.edges, bound.edges);
-            owner.edges += bound.edges;
-            state.count(Counter::EdgesLive, bound.waiters);
-            state.count(Counter::EdgesOver, bound.over);
-        }
-        owner.take(id, opened, bytes - bytes_left);
-        if let Some(slot) = rises {
-            self.raise_survivor(slot);
-            return (passed, true);
-        }
-        (passed, passed == count && count > 0)
     }
 
     fn take_one(&mut self, id: u32) -> Result<Step, Fault> {
@@ -365,10 +195,11 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         record.checked = self.withdrawn;
         record.edges = sqe.edges;
         let opcode = record.op.opcode;
-        ring.ties.took(number, slot, sqe.flags);
+        ring.ties.took(number, slot);
+        ring.ties.link(sqe.flags);
         ring.ties.took_rare(number, opcode, sqe.flags);
         self.deadlines += u32::from(record.op.deadline_us > 0);
-        refer(&mut self.regions, record.op.names());
+        refer(&mut self.regions, record.op.names(), 1);
         ring.ops.push_back(&mut self.ledger, slot);
         if plan.count() > 0 || drains {
             self.count_tied(slot);
@@ -494,63 +325,4 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 /// Orders the posted marks of a batch before the post, whatever the ring memory.
 pub(super) fn order_fates<M: Memory>() {
     EngineEnd::<M>::fates_posted();
-}
-
-/// The ops of a burst that have edges.
-#[derive(Debug, Default)]
-struct Bound {
-    edges: u32,
-    waiters: u64,
-    over: u64,
-}
-
-/// The NOPs of one pass over a ring.
-#[derive(Debug, Default)]
-struct Nops {
-    count: u32,
-    skipped: u32,
-    by_class: [u64; 3],
-}
-
-impl Nops {
-    /// Answers one.
-    #[inline(always)]
-    fn pass<M: Memory>(
-        &mut self,
-        end: &mut EngineEnd<M>,
-        sqe: &Sqe,
-        record: RecordId,
-        ceiling: Class,
-    ) {
-        let class = Class::from_byte(sqe.class).unwrap_or_default().max(ceiling);
-        self.count += 1;
-        self.by_class[class.index()] += 1;
-        if sqe.flags & SQE_SKIP_SUCCESS != 0 {
-            end.forgo(1);
-            self.skipped += 1;
-            return;
-        }
-        let detail = u16::from(FABRIC_NONE) << 8;
-        let cqe = Cqe { user_data: sqe.user_data, record: record.0, detail, ..Cqe::default() };
-        end.push(cqe.to_words());
-    }
-
-    fn add_up<M: Memory>(&self, end: &mut EngineEnd<M>, session: &mut Session) {
-        end.count(RingCounter::Completed, self.count - self.skipped);
-        end.count(RingCounter::Skipped, self.skipped);
-        session.count(Counter::Completed, u64::from(self.count));
-        for class in Class::ALL {
-            session.count(counter_of(class), self.by_class[class.index()]);
-        }
-    }
-}
-
-/// Holds the regions an op names until [`Engine::leave`].
-#[inline]
-fn refer(regions: &mut [Region], [local, import, target]: [u32; 3]) {
-    for (index, remote) in [(local, false), (import, false), (target, true)] {
-        // Not there: NIL, which is beyond all places.
-        let Some(region) = regions.get_mut(index as usize) else { continue };
-        if remote { region.remote_refs += 1 } else { region.refs += 1 }
-    }
 }

@@ -268,12 +268,9 @@ impl Meter {
         }
     }
 
-    /// An op ends; its record is as it was until now.
+    /// An op ends that was posted and did not fail; its record is as it was until now.
     #[inline(always)]
     pub(super) fn ended(&mut self, record: &Record, now_ns: u64) {
-        if record.state != State::Posted || record.failure.is_some() {
-            return self.ended_otherwise(record, now_ns);
-        }
         let [wait_ns, service_ns] = times_ns(record, now_ns);
         let last = &mut self.ended;
         let alike = last.session == record.session.0
@@ -297,7 +294,7 @@ impl Meter {
 
     /// [`Meter::ended`] of what failed, or was never posted.
     #[cold]
-    fn ended_otherwise(&mut self, record: &Record, now_ns: u64) {
+    pub(super) fn ended_otherwise(&mut self, record: &Record, now_ns: u64) {
         match record.state {
             State::Posted => {
                 self.add(Ended::like(record, now_ns), Tally::Failed);

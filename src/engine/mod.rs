@@ -19,6 +19,7 @@ mod abroad;
 #[cfg(all(any(test, feature = "sim"), not(verbring_loom)))]
 mod audit;
 mod barrier;
+mod burst;
 mod caps;
 mod chain;
 mod command;

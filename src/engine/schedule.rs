@@ -107,6 +107,16 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     /// [`Engine::settle`], for an op that is known to be at its end. [`Engine::let_go`] follows.
     #[inline]
     pub(super) fn end(&mut self, slot: u32) {
+        let record = &self.ledger[slot];
+        if !record.posted_whole || record.returned != NIL || record.ties != 0 {
+            self.let_loose(slot);
+        }
+        self.finish_among_others(slot);
+    }
+
+    /// Takes an op that ends out of whatever it is still in.
+    #[cold]
+    fn let_loose(&mut self, slot: u32) {
         if !self.ledger[slot].posted_whole {
             self.unqueue(slot);
         }
@@ -116,7 +126,6 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         if self.ledger[slot].ties != 0 {
             self.dismount(slot);
         }
-        self.finish_among_others(slot);
     }
 
     /// Takes an op out of its lane.
@@ -135,13 +144,14 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     #[inline]
     pub(super) fn leave_lane<const ABROAD: bool>(&mut self, slot: u32) {
         let record = &self.ledger[slot];
+        let in_lane = record.aside == Aside::No;
         self.deadlines -= u32::from(record.op.deadline_us > 0);
         if record.ties & TIE_RIDES != 0 {
             return;
         }
         if ABROAD {
             self.abroad.remove(&mut self.ledger, slot);
-        } else if self.ledger[slot].aside == Aside::No {
+        } else if in_lane {
             self.lanes.remove(&mut self.ledger, slot);
         } else {
             self.admitted.remove(&mut self.ledger, slot);
@@ -210,7 +220,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     }
 
     /// Why an op must not be posted any further.
-    #[inline]
+    #[inline(always)]
     pub(super) fn spoiled(&self, slot: u32) -> Option<Failure> {
         let record = &self.ledger[slot];
         if record.failure.is_some() {
@@ -319,7 +329,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     }
 
     /// Makes the request of an op's next slice, for which there is credit.
-    #[inline]
+    #[inline(always)]
     pub(super) fn lay_slice<const ABROAD: bool>(
         &mut self,
         slot: u32,
@@ -347,7 +357,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         record.cursor += bytes;
         record.in_fabric += 1;
         record.posts = record.posts.saturating_add(1);
-        if record.state == State::Queued {
+        let begins = record.state == State::Queued;
+        if begins {
             record.state = State::Posted;
             record.starts(self.now_ns, self.held[usize::from(ABROAD)]);
             self.meter.dispatched(record);
@@ -356,13 +367,12 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             {
                 ring.end.fate_posted(record.fate, record.number);
             }
-            if record.group != NIL {
-                self.mark_folded(slot);
-            }
         }
-        let record = &mut self.ledger[slot];
         record.wait = WAIT_FABRIC;
         let whole = record.cursor >= record.op.bytes && record.op.pages == 0;
+        if begins && record.group != NIL {
+            self.mark_folded(slot);
+        }
         if whole || self.advance(slot) {
             let record = &mut self.ledger[slot];
             record.posted_whole = true;

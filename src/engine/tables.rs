@@ -74,6 +74,8 @@ pub struct Ring<M> {
     pub(super) next_number: u64,
     /// SQEs that were copied and are not taken yet.
     pub(super) copied: Kept<8>,
+    /// All bits of the first words of those that were copied last.
+    pub(super) kept_bits: u64,
     /// Pairs of regions that its last SQEs named.
     pub(super) routes: [Route; Route::KEPT],
     /// What its later SQEs depend on.
@@ -111,6 +113,7 @@ impl<M: Memory> Ring<M> {
             ops: List::default(),
             next_number: 0,
             copied: Kept::new(),
+            kept_bits: 0,
             routes: [Route::NONE; Route::KEPT],
             ties: Ties::new(),
             lift: None,
@@ -141,7 +144,13 @@ impl<M: Memory> Ring<M> {
     pub(super) fn keep_sqes(&mut self) {
         if self.copied.count() == 0 {
             let Self { end, copied, .. } = self;
-            copied.keep(end.waiting().min(KEPT), |ahead| end.peek(ahead));
+            let mut bits = 0;
+            copied.keep(end.waiting().min(KEPT), |ahead| {
+                let words = end.peek(ahead);
+                bits |= words[0];
+                words
+            });
+            self.kept_bits = bits;
         }
     }
 }

@@ -35,7 +35,7 @@ const OVER: u32 = 1 << 29;
 /// What a ring's later SQEs depend on.
 #[derive(Debug)]
 pub(super) struct Ties {
-    history: Box<[u32]>,
+    history: Box<[u32; HISTORY]>,
     /// `TIE_LINK` or `TIE_ORDER`: how the next SQE is tied to the last one, if it is.
     link: u8,
     /// The number of the youngest DRAIN, and whether it may still be under way.
@@ -144,7 +144,8 @@ pub(super) fn join_edges(arg: [u64; 2]) -> impl Iterator<Item = u16> {
 impl Ties {
     pub(super) fn new() -> Self {
         Self {
-            history: vec![0; HISTORY].into(),
+            // It is too large for a stack.
+            history: vec![0; HISTORY].try_into().unwrap_or_else(|_| unreachable!("so many")),
             link: 0,
             drain: None,
             drains: 0,
@@ -168,8 +169,13 @@ impl Ties {
 
     /// An SQE was taken, into this record.
     #[inline]
-    pub(super) fn took(&mut self, number: u64, slot: u32, flags: u16) {
+    pub(super) fn took(&mut self, number: u64, slot: u32) {
         self.history[Self::place(number)] = slot;
+    }
+
+    /// The SQE that was just taken had these flags. Without it nothing is linked.
+    #[inline]
+    pub(super) fn link(&mut self, flags: u16) {
         self.link = link_of(flags);
     }
 

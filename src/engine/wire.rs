@@ -128,7 +128,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     }
 
     /// The op has ended: its successors hear of it, in this turn or a later one.
-    #[cold]
+    #[inline]
     pub(super) fn tell_dependents(&mut self, slot: u32) {
         let record = &mut self.ledger[slot];
         let (id, number, opcode) = (record.ring, record.number, record.op.opcode);

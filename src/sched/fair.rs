@@ -2,7 +2,7 @@
 
 use crate::abi::{Class, WAIT_CAP, WAIT_CLASS, WAIT_LANE, WAIT_NONE, WAIT_TURN};
 use crate::ids::SessionId;
-use crate::ledger::{Ledger, NIL};
+use crate::ledger::{LANE, Ledger, List, NIL};
 
 use super::Policy;
 use super::flows::{Extent, Flows, LANES, class_of, high_of};
@@ -66,6 +66,17 @@ impl Fair {
         let idle = self.flows.push(ledger, slot, flow, false);
         if idle {
             self.tree.enter(class_of(&ledger[slot]), flow);
+        }
+        idle
+    }
+
+    #[inline]
+    pub(super) fn append(&mut self, ledger: &mut Ledger, run: List<LANE>) -> bool {
+        let first = run.head();
+        let flow = self.flows.of(&ledger[first]);
+        let idle = self.flows.append(ledger, run, flow);
+        if idle {
+            self.tree.enter(class_of(&ledger[first]), flow);
         }
         idle
     }

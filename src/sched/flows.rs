@@ -131,6 +131,18 @@ impl Flows {
         idle
     }
 
+    /// Queues ops that are strung together, all of this flow; returns true if that had none.
+    #[inline]
+    pub(super) fn append(&mut self, ledger: &mut Ledger, run: List<LANE>, flow: u32) -> bool {
+        let first = run.head();
+        let idle = self.is_idle(flow);
+        self.list(&ledger[first], flow).append(ledger, run);
+        if idle {
+            self.mark(&ledger[first], true);
+        }
+        idle
+    }
+
     /// Takes an op out; returns true if its flow has none left.
     #[inline]
     pub(super) fn remove(&mut self, ledger: &mut Ledger, slot: u32, flow: u32) -> bool {

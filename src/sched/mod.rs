@@ -13,6 +13,7 @@ mod owners;
 pub mod pace;
 pub mod policy;
 mod rows;
+mod run;
 mod scheduler;
 mod solo;
 mod tent;
@@ -22,4 +23,5 @@ mod tree;
 mod turns;
 
 pub use policy::{Bounds, Contract, Mode, Policy};
+pub use run::Run;
 pub use scheduler::{Place, Scheduler, Shape};

@@ -4,7 +4,7 @@
 //! no flows, those behind it wait with it.
 
 use crate::abi::{Class, WAIT_CAP, WAIT_LANE, WAIT_NONE, WAIT_TURN};
-use crate::ledger::{Ledger, NIL};
+use crate::ledger::{LANE, Ledger, List, NIL};
 
 use super::flows::{Extent, Flows, LANES, lane_of};
 use super::owners::Owners;
@@ -44,6 +44,13 @@ impl Rows {
         let (flow, lane, bit) = self.row(ledger, slot);
         self.queued[lane] |= bit;
         self.flows.push(ledger, slot, flow, front)
+    }
+
+    #[inline]
+    pub(super) fn append(&mut self, ledger: &mut Ledger, run: List<LANE>) -> bool {
+        let (flow, lane, bit) = self.row(ledger, run.head());
+        self.queued[lane] |= bit;
+        self.flows.append(ledger, run, flow)
     }
 
     #[inline]

@@ -12,7 +12,7 @@
 
 use crate::abi::{Class, WAIT_LANE, WAIT_NONE};
 use crate::ids::SessionId;
-use crate::ledger::Ledger;
+use crate::ledger::{LANE, Ledger, List};
 
 use super::fair::Fair;
 use super::owners::Owners;
@@ -107,6 +107,20 @@ impl Scheduler {
             Order::Fair(fair) => fair.push(ledger, slot),
             Order::Plain(rows) => rows.push(ledger, slot, false),
             Order::Tent(tent) => tent.rows.push(ledger, slot, false),
+        }
+    }
+
+    /// [`Scheduler::push`] of ops of one flow, of which nothing is left to do but to queue them.
+    #[inline]
+    pub(super) fn append(&mut self, ledger: &mut Ledger, run: List<LANE>) {
+        let first = run.head();
+        let alone = match &mut self.order {
+            Order::Fair(fair) => fair.append(ledger, run),
+            Order::Plain(rows) => rows.append(ledger, run),
+            Order::Tent(tent) => tent.rows.append(ledger, run),
+        };
+        if alone {
+            ledger[first].wait = WAIT_NONE;
         }
     }
 

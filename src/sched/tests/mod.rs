@@ -7,6 +7,7 @@ mod order;
 mod orders;
 mod reference;
 mod room;
+mod run;
 mod shares;
 mod stock;
 mod tent;

@@ -4,7 +4,7 @@
 
 use crate::abi::Class;
 use crate::random::Random;
-use crate::sched::{Mode, Place, Policy, Shape};
+use crate::sched::{Mode, Place, Policy, Run, Shape};
 use crate::seeds::each_seed;
 
 use super::reference::{Item, Reference};
@@ -94,7 +94,8 @@ impl World {
     fn step(&mut self) {
         self.now_ns += self.random.below(3);
         match self.random.below(16) {
-            0..6 => self.push(),
+            0..4 => self.push(),
+            4..6 => self.push_run(),
             6 => self.drop_any(),
             7 => self.park(),
             8 => {
@@ -126,6 +127,28 @@ impl World {
                 bytes: self.random.below32(1 << self.random.clone().below(18)),
             };
             let slot = self.stock.push(want, self.now_ns);
+            self.reference.push(self.item(slot), false);
+        }
+    }
+
+    /// Users' ops of one session and line, queued as a whole: as if they had come one by one.
+    fn push_run(&mut self) {
+        let session = self.random.below32(self.shape.sessions);
+        let line = u16::try_from(self.random.below(self.shape.peers.into())).unwrap();
+        let (mut run, mut slots) = (Run::EMPTY, Vec::new());
+        for _ in 0..1 + self.random.below(6) {
+            if self.reference.len() + slots.len() == RECORDS {
+                break;
+            }
+            let class = self.random.pick(&Class::ALL);
+            let bytes = self.random.below32(1 << self.random.clone().below(18));
+            let want = Want { class, origin: 0, session, line, bytes };
+            let slot = self.stock.open(want, self.now_ns);
+            run.push(&mut self.stock.scheduler, &mut self.stock.ledger, slot);
+            slots.push(slot);
+        }
+        run.end(&mut self.stock.scheduler, &mut self.stock.ledger);
+        for slot in slots {
             self.reference.push(self.item(slot), false);
         }
     }

@@ -169,8 +169,9 @@ impl Op {
     }
 }
 
-/// One entry of the ledger.
+/// One entry of the ledger: four cache lines, so that none is fetched for a neighbour's sake.
 #[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
 pub struct Record {
     links: [[u32; 2]; 2],
     /// This use's id; of a free slot, the last one's.
@@ -234,8 +235,9 @@ pub struct Record {
     pub whole: bool,
     /// The card that it counts on as in flight.
     pub entered: u8,
-    /// The engine's turn in which a part of it was laid last, for a peer.
-    pub laid_turn: u64,
+    /// The engine's turn in which a part of it was laid last, for a peer; its low half, which goes
+    /// round: what is laid 2^32 turns later goes where it went before, for no reason.
+    pub laid_turn: u32,
     /// Who made it: 0 a user, 1 the engine itself.
     pub origin: u8,
     /// What it is scheduled as: the class that was asked for, or that of somebody who waits for it.
@@ -262,6 +264,8 @@ pub struct Record {
     /// The ops that it ends together with, or [`NIL`].
     pub group: u32,
 }
+
+const _: () = assert!(size_of::<Record>() == 256);
 
 /// What a queued op has stepped aside for, so that others may pass it by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

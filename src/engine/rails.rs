@@ -114,6 +114,12 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         }
     }
 
+    /// The number of this turn, as far as records keep it.
+    #[inline]
+    fn this_turn(&self) -> u32 {
+        (self.turns & 0xffff_ffff) as u32
+    }
+
     /// Puts an op back before all others that are queued with it.
     pub(super) fn requeue(&mut self, slot: u32) {
         if self.abroad() && self.ledger[slot].line != 0 {
@@ -360,7 +366,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         };
         // More of what was laid in this turn goes the same way, so that what a device does not take
         // is taken back in order.
-        let again = record.laid_turn == self.turns && record.returned == NIL;
+        let again = record.laid_turn == self.this_turn() && record.returned == NIL;
         let Some(rail) = its_own.or_else(|| again.then_some(record.rail)) else {
             return self.choose_any(slot, &next, ask);
         };
@@ -467,7 +473,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         if again {
             self.lay_again(slot, &mut request, grant);
         } else {
-            self.ledger[slot].laid_turn = self.turns;
+            self.ledger[slot].laid_turn = self.this_turn();
             self.lay_slice::<true>(slot, &mut request, next.bytes, grant);
         }
         request.rail = rail;

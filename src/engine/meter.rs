@@ -32,6 +32,7 @@ pub(super) struct Meter {
     rails_at: u32,
     sessions_at: u32,
     /// What came last, and is not added up yet.
+    queued: Begun,
     begun: Begun,
     answers: Answers,
     ended: Ended,
@@ -135,6 +136,7 @@ impl Meter {
         Self {
             rails_at: header.rail_block(0),
             sessions_at: header.session_block(0),
+            queued: Begun { session: 0, lane: 0, ops: 0 },
             begun: Begun { session: 0, lane: 0, ops: 0 },
             answers: Answers { rail: 0, requests: 0, bytes: 0 },
             ended: Ended::NONE,
@@ -148,6 +150,7 @@ impl Meter {
 
     /// What was counted, all of it.
     pub(super) fn tallies(&mut self) -> &mut Tallies {
+        self.add_queued();
         self.add_begun();
         self.add_answers();
         self.add_ended();
@@ -171,8 +174,24 @@ impl Meter {
     }
 
     /// One op was queued.
+    #[inline]
     pub(super) fn enqueued_one(&mut self, record: &Record) {
-        self.count(record, ENQUEUED, 1);
+        let (session, lane) = (record.session.0, lane(record));
+        if self.queued.session != session || self.queued.lane != lane {
+            self.add_queued();
+            self.queued = Begun { session, lane, ops: 0 };
+        }
+        self.queued.ops += 1;
+    }
+
+    #[inline(never)]
+    fn add_queued(&mut self) {
+        let Begun { session, lane, ops } = self.queued;
+        if ops > 0 {
+            self.queued.ops = 0;
+            self.tallies.add(lane, ENQUEUED, ops);
+            self.tallies.add(self.sessions_at + session, ENQUEUED, ops);
+        }
     }
 
     /// The first slice of an op is about to be posted.

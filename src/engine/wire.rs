@@ -167,12 +167,20 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     fn settle_ties(&mut self) {
         let mut budget = SETTLED_PER_TURN;
         loop {
+            // Neighbours are mostly of one ring, and given back for the price of one.
+            let (mut of, mut count) = (None, 0);
             while budget > 0
                 && let Some(settled) = self.edges.take()
             {
                 budget -= 1;
+                if of != Some(settled.ring) {
+                    self.give_edges(of, count);
+                    (of, count) = (Some(settled.ring), 0);
+                }
+                count += 1;
                 self.settle_edge(settled);
             }
+            self.give_edges(of, count);
             if !self.step_drains() || budget == 0 {
                 break;
             }
@@ -181,14 +189,20 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         self.step_raising();
     }
 
+    /// So many edges of a ring are back in the pool.
     #[inline]
-    fn settle_edge(&mut self, Settled { waiter, ring, cause }: Settled) {
-        let ring = self.ring(ring);
-        ring.ties.edges -= 1;
+    fn give_edges(&mut self, of: Option<RingId>, count: u32) {
+        let Some(of) = of else { return };
+        let ring = self.ring(of);
+        ring.ties.edges -= count;
         let session = ring.session.0 as usize;
         let session = &mut self.sessions[session];
-        self.edge_share.give(&mut session.edges, 1);
-        self.owners[session.owner as usize].edges -= 1;
+        self.edge_share.give(&mut session.edges, count);
+        self.owners[session.owner as usize].edges -= count;
+    }
+
+    #[inline]
+    fn settle_edge(&mut self, Settled { waiter, cause, .. }: Settled) {
         // It may have been cancelled meanwhile.
         let Some(slot) = self.ledger.find(waiter) else { return };
         let record = &mut self.ledger[slot];

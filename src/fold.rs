@@ -17,11 +17,13 @@
 //! **Deliberately absent**: queues, rings, credits. **Tests**: against a list of ops, here; of
 //! what clients see, in `engine::tests::fold`.
 
+use std::hint::black_box;
+
 use crate::abi::{
-    Counter, SQE_COALESCE, SQE_DRAIN, SQE_HARDLINK, SQE_LINK, SQE_NOTIFY, SQE_SUPERSEDE,
+    Counter, SQE_COALESCE, SQE_DRAIN, SQE_HARDLINK, SQE_LINK, SQE_NOTIFY, SQE_SUPERSEDE, Sqe,
     WAIT_SURVIVOR,
 };
-use crate::ids::RecordId;
+use crate::ids::{RecordId, RegionId, RingId};
 use crate::ledger::{Failure, LANE, Ledger, List, NIL, Op, Outcome, Record, State};
 
 /// Ops that are folded into one by COALESCE, at most: their entries in the fate table are marked
@@ -137,16 +139,45 @@ impl Folds {
     /// Folds an op with COALESCE, that was just taken and is queued nowhere, into one of the same
     /// effect; or has others find it. A tied one does neither.
     pub fn take_in(&mut self, ledger: &mut Ledger, slot: u32, tied: bool) -> Tried {
+        let bucket = self.bucket_of(&ledger[slot]);
+        self.take_in_at(ledger, slot, tied, bucket)
+    }
+
+    /// [`Folds::take_in`] of an op whose bucket is known, by [`Folds::bucket_of_sqe`].
+    #[inline]
+    pub fn take_in_at(&mut self, ledger: &mut Ledger, slot: u32, tied: bool, bucket: u32) -> Tried {
         if !self.on || tied || ledger[slot].op.flags & TIES != 0 {
             return self.tied();
         }
-        let bucket = self.bucket_of(&ledger[slot]);
+        debug_assert_eq!(bucket, self.bucket_of(&ledger[slot]), "another one's bucket");
         let tried = self.look(ledger, slot, bucket);
         match tried {
             Tried::Into(survivor) => self.fold(ledger, slot, survivor),
             _ => self.insert(ledger, slot, bucket),
         }
         tried
+    }
+
+    /// Where the op of an SQE with COALESCE will be looked for, if the SQE is good.
+    #[inline]
+    #[must_use]
+    pub fn bucket_of_sqe(&self, ring: RingId, sqe: &Sqe) -> u32 {
+        let import = RegionId(sqe.remote_region).index();
+        self.bucket((ring, import), sqe.remote_offset, [sqe.bytes, kind(sqe.flags, sqe.opcode)], 0)
+    }
+
+    /// Looks at buckets, and at the ops that they begin with, without a use for what is there: so
+    /// all of it is on its way to the cache at once, before each is needed. [`NIL`] is no bucket.
+    #[inline]
+    pub fn fetch<const N: usize>(&self, ledger: &Ledger, buckets: &[u32; N]) {
+        let first = |&bucket: &u32| self.buckets.get(bucket as usize).copied().unwrap_or(NIL);
+        let firsts = buckets.each_ref().map(first);
+        for &slot in black_box(&firsts) {
+            if slot != NIL {
+                let Record { op, state, ring, group, .. } = &ledger[slot];
+                black_box((op.remote_offset, op.flags, *state, *ring, *group));
+            }
+        }
     }
 
     /// What becomes of a COALESCE op that is tied to others of its ring.
@@ -401,14 +432,32 @@ impl Folds {
     /// Where an op is looked for: by its place, and of SUPERSEDE by its tag as well.
     fn bucket_of(&self, record: &Record) -> u32 {
         let op = &record.op;
-        let from = u64::from(record.ring.0) << 32 | u64::from(op.import);
-        let what = u64::from(op.bytes) << 32 | u64::from(op.flags & FOLDS) << 8 | op.opcode as u64;
         let tag = if op.flags & SQE_SUPERSEDE == 0 { 0 } else { op.arg[1] };
+        let what = [op.bytes, kind(op.flags, op.opcode as u8)];
+        self.bucket((record.ring, op.import), op.remote_offset, what, tag)
+    }
+
+    #[inline(always)]
+    fn bucket(
+        &self,
+        (ring, import): (RingId, u32),
+        offset: u64,
+        [bytes, kind]: [u32; 2],
+        tag: u64,
+    ) -> u32 {
+        let from = u64::from(ring.0) << 32 | u64::from(import);
+        let what = u64::from(bytes) << 32 | u64::from(kind);
         let near = mixed(from ^ self.key, what ^ self.key.rotate_left(32));
-        let far = mixed(op.remote_offset ^ near, tag ^ self.key.rotate_left(17));
+        let far = mixed(offset ^ near, tag ^ self.key.rotate_left(17));
         let last = self.buckets.len() as u64 - 1;
         u32::try_from((far ^ near.rotate_left(29)) & last).unwrap_or(0)
     }
+}
+
+/// What an op is, as far as it matters to which one it may be folded into.
+#[inline]
+fn kind(flags: u16, opcode: u8) -> u32 {
+    u32::from(flags & FOLDS) << 8 | u32::from(opcode)
 }
 
 /// Both halves of a product, together: every bit of it depends on most of either factor.

@@ -16,7 +16,7 @@ use crate::fabric::Fabric;
 use crate::fold::{Folds, Tried};
 use crate::ids::{RecordId, RingId};
 use crate::ledger::{Aside, Ledger, NIL};
-use crate::ring::{EngineEnd, KEPT, Memory};
+use crate::ring::{EngineEnd, KEPT, Kept, Memory};
 use crate::sched::Run;
 
 use super::Engine;
@@ -28,7 +28,9 @@ use super::validate::{Judge, plain_nop};
 use super::wire::wire;
 
 /// In the first word of an SQE: its edges, and the flags that tie it to others or have it folded.
-const TIED: u64 = 0xffff_ffff << 32 | ((SQE_LINK | SQE_HARDLINK | SQE_COALESCE) as u64) << 16;
+const TIED: u64 = 0xffff_ffff << 32 | ((SQE_LINK | SQE_HARDLINK) as u64) << 16 | COALESCE;
+/// In the same word: the flag to be folded.
+const COALESCE: u64 = (SQE_COALESCE as u64) << 16;
 
 impl<F: Fabric, M: Memory> Engine<F, M> {
     /// Takes the plain ops at the head of a ring; returns how many.
@@ -98,7 +100,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     ) -> (u32, bool) {
         let Some(room) = self.room_of(id) else { return (0, false) };
         let Some(ring) = self.rings[id as usize].as_mut() else { return (0, false) };
-        let Ring { end, copied, routes, fates, ops, session, next_number, ties, .. } = &mut **ring;
+        let Ring { end, copied, kept_bits, routes, fates, ops, session, next_number, ties, .. } =
+            &mut **ring;
         let session = *session;
         let state = &mut self.sessions[session.0 as usize];
         let ceiling = state.ceiling;
@@ -108,6 +111,11 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let abroad = self.fabric.rails() > 1;
         let (mut number, mut sequence) = (*next_number, self.sequence);
         let mut took = Took::new(&room);
+        let ahead = if BOUND && *kept_bits & COALESCE != 0 {
+            Ahead::of(&self.folds, &self.ledger, RingId(id), copied, count)
+        } else {
+            Ahead::NONE
+        };
         while took.passed < count && (!BOUND || took.bound.rises.is_none()) {
             let words = copied.entry(took.passed);
             let sqe = &Sqe::from_words(words);
@@ -121,9 +129,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             } else {
                 let judge = Judge { regions: &self.regions, session, ceiling, cq_entries };
                 let Some(op) = self.ledger.vacant() else { break };
-                if !judge.plain_transfer(sqe, op, routes, self.withdrawn) {
-                    break;
-                }
+                let judged = judge.plain_transfer(sqe, op, routes, self.withdrawn);
+                let Some(names) = judged else { break };
                 let Some(rest) = took.bytes_left.checked_sub(op.bytes.into()) else { break };
                 let (class, late) = (op.class, op.deadline_us > 0);
                 if BOUND && !took.bound.plan(&self.ledger, ties, (RingId(id), number), sqe, class) {
@@ -140,14 +147,16 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 record.sequence = sequence;
                 record.checked = self.withdrawn;
                 end.fate_accepted(fate, record.id().0, number);
-                took.held.hold(&mut self.regions, record.op.names());
+                took.held.hold(&mut self.regions, names);
                 ops.push_back(&mut self.ledger, slot);
                 ties.took(number, slot);
                 took.late += u32::from(late);
                 let sent = if BOUND {
                     ties.link(sqe.flags);
+                    let (id, bucket) = (RingId(id), ahead.buckets[took.passed as usize]);
                     let Self { ledger, edges, folds, .. } = self;
-                    took.bound.send(Binder { ledger, edges, folds, state }, RingId(id), slot, sqe)
+                    let binder = Binder { ledger, edges, folds, state };
+                    took.bound.send(binder, id, slot, sqe, bucket)
                 } else {
                     Sent::Queued
                 };
@@ -234,7 +243,7 @@ impl Took {
             queued: [0; 3],
             run: Run::EMPTY,
             held: Held::NONE,
-            bound: Bound { edges_left: room.edges, ..Bound::default() },
+            bound: Bound::new(room.edges),
         }
     }
 }
@@ -251,17 +260,42 @@ enum Sent {
 }
 
 /// The ops of a burst that have edges, or are folded.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Bound {
     edges_left: u32,
     edges: u32,
     waiters: u64,
     over: u64,
-    /// What the op at hand waits for, if it does; and whether it names anybody at all.
-    plan: Option<Plan>,
-    tied: bool,
+    /// What the op at hand waits for, if it is bound.
+    plan: Plan,
+    is_bound: bool,
     /// An op that was folded into one of a lower class, which is to rise. It ends the burst.
     rises: Option<u32>,
+}
+
+/// Where the ops of a burst are looked for that are to be folded.
+#[derive(Debug)]
+struct Ahead {
+    buckets: [u32; KEPT as usize],
+}
+
+impl Ahead {
+    const NONE: Self = Self { buckets: [NIL; KEPT as usize] };
+
+    /// Looks at all the places at once, so that their lines travel together: one after the other
+    /// they cost each op as much as all the rest of its intake.
+    #[inline(never)]
+    fn of(folds: &Folds, ledger: &Ledger, ring: RingId, copied: &Kept<8>, count: u32) -> Self {
+        let mut ahead = Self::NONE;
+        for (at, bucket) in (0..count).zip(&mut ahead.buckets) {
+            let words = copied.entry(at);
+            if words[0] & COALESCE != 0 {
+                *bucket = folds.bucket_of_sqe(ring, &Sqe::from_words(words));
+            }
+        }
+        folds.fetch(ledger, &ahead.buckets);
+        ahead
+    }
 }
 
 /// What tying an op to others takes of the engine.
@@ -273,6 +307,12 @@ struct Binder<'a> {
 }
 
 impl Bound {
+    #[inline(always)]
+    fn new(edges_left: u32) -> Self {
+        let (edges, waiters, over, rises) = (0, 0, 0, None);
+        Self { edges_left, edges, waiters, over, plan: Plan::NONE, is_bound: false, rises }
+    }
+
     /// Looks what an op of this class waits for; false if it is not for a burst to take.
     #[inline(always)]
     fn plan(
@@ -283,26 +323,24 @@ impl Bound {
         sqe: &Sqe,
         class: Class,
     ) -> bool {
-        (self.plan, self.tied) = (None, false);
-        if !ties.bound() && sqe.edges == [0; 2] {
+        self.is_bound = ties.bound() || sqe.edges != [0; 2];
+        if !self.is_bound {
             return true;
         }
-        let Ok(plan) = ties.plan(ledger, ring, number, sqe) else { return false };
-        let short = self.edges + plan.count() > self.edges_left;
-        if short || plan.cause.is_some() || plan.lifts(ledger, class) {
-            return false;
-        }
-        self.tied = plan.tied;
-        self.plan = (plan.count() > 0).then_some(plan);
-        true
+        let plan = &mut self.plan;
+        ties.plan(plan, (ledger, ring, number), sqe).is_ok()
+            && self.edges + plan.count() <= self.edges_left
+            && plan.cause.is_none()
+            && !plan.lifts(ledger, class)
     }
 
     /// Wires an op that was just opened, or has it folded.
     #[inline(always)]
-    fn send(&mut self, to: Binder<'_>, ring: RingId, slot: u32, sqe: &Sqe) -> Sent {
+    fn send(&mut self, to: Binder<'_>, ring: RingId, slot: u32, sqe: &Sqe, bucket: u32) -> Sent {
         let Binder { ledger, edges, folds, state } = to;
         let coalesce = sqe.flags & SQE_COALESCE != 0;
-        if let Some(plan) = &self.plan {
+        let plan = &self.plan;
+        if self.is_bound && plan.count() > 0 {
             ledger[slot].edges = sqe.edges;
             wire(ledger, edges, slot, ring, plan);
             self.edges += plan.count();
@@ -312,11 +350,12 @@ impl Bound {
             }
             return Sent::Waiting;
         }
-        self.over += u64::from(self.tied);
+        let tied = self.is_bound && plan.tied;
+        self.over += u64::from(tied);
         if !coalesce {
             return Sent::Queued;
         }
-        let tried = folds.take_in(ledger, slot, self.tied);
+        let tried = folds.take_in_at(ledger, slot, tied, bucket);
         state.count(tried.counter(), 1);
         let Tried::Into(survivor) = tried else { return Sent::Queued };
         self.rises = outranks(ledger, slot, survivor).then_some(slot);

@@ -123,18 +123,17 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             return Ok(Step::Taken);
         }
         let op = *op;
-        let plan = match ring.ties.plan(&self.ledger, RingId(id), ring.next_number, &sqe) {
-            Ok(plan) if plan.count() > owner.edges_max => {
-                let detail = Detail::Edges as u16;
-                self.refuse(id, &sqe, Failure { errno: errno::E2BIG, detail, flags: 0 });
-                return Ok(Step::Taken);
-            }
-            Ok(plan) => plan,
-            Err(failure) => {
-                self.refuse(id, &sqe, failure);
-                return Ok(Step::Taken);
-            }
-        };
+        let mut plan = Plan::NONE;
+        let next = (&self.ledger, RingId(id), ring.next_number);
+        let planned = ring.ties.plan(&mut plan, next, &sqe).and_then(|()| {
+            let detail = Detail::Edges as u16;
+            let beyond = Failure { errno: errno::E2BIG, detail, flags: 0 };
+            if plan.count() > owner.edges_max { Err(beyond) } else { Ok(()) }
+        });
+        if let Err(failure) = planned {
+            self.refuse(id, &sqe, failure);
+            return Ok(Step::Taken);
+        }
         // What it needs must be there, else it waits as a copy.
         let slots = if op.opcode == Opcode::Arm { op.bytes } else { 1 };
         let blocks = PagePool::blocks_for(op.pages);

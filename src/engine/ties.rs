@@ -80,6 +80,12 @@ impl Plan {
         ties: 0,
     };
 
+    /// Nothing is waited for.
+    #[inline]
+    fn clear(&mut self) {
+        (self.count, self.tied, self.cause, self.ties) = (0, false, None, 0);
+    }
+
     /// Who is waited for, and whether for the order only.
     #[inline]
     pub(super) fn live(&self) -> &[(u32, bool)] {
@@ -245,20 +251,20 @@ impl Ties {
     }
 
     /// What the SQE with this number, the next to be taken, is to wait for, or why that cannot be.
+    /// It is written in place: handed on by value it costs more than to find out.
     #[inline]
     pub(super) fn plan(
         &mut self,
-        ledger: &Ledger,
-        ring: RingId,
-        number: u64,
+        plan: &mut Plan,
+        next: (&Ledger, RingId, u64),
         sqe: &Sqe,
-    ) -> Result<Plan, Failure> {
-        let mut plan = Plan::NONE;
-        self.plan_all(&mut plan, (ledger, ring, number), sqe)?;
-        if self.drain.is_some_and(|drain| !self.is_live(ledger, ring, drain)) {
+    ) -> Result<(), Failure> {
+        plan.clear();
+        self.plan_all(plan, next, sqe)?;
+        if self.drain.is_some_and(|drain| !self.is_live(next.0, next.1, drain)) {
             self.drain = None;
         }
-        Ok(plan)
+        Ok(())
     }
 
     #[inline]

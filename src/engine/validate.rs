@@ -125,35 +125,36 @@ impl Judge<'_> {
         }
     }
 
-    /// Parses a WRITE or a READ into `op`; false for any other opcode and for whatever
-    /// [`Judge::parse`] refuses, which says why.
-    #[inline]
+    /// Parses a WRITE or a READ into `op`, and returns the places of the regions that it names, as
+    /// [`Op::names`] has them; `None` for any other opcode and for whatever [`Judge::parse`]
+    /// refuses, which says why.
+    #[inline(always)]
     pub(super) fn plain_transfer(
         self,
         sqe: &Sqe,
         op: &mut Op,
         routes: &mut [Route; Route::KEPT],
         withdrawn: u64,
-    ) -> bool {
+    ) -> Option<[u32; 3]> {
         let (opcode, right) = match sqe.opcode {
             WRITE => (Opcode::Write, RIGHT_WRITE),
             READ => (Opcode::Read, RIGHT_READ),
-            _ => return false,
+            _ => return None,
         };
         let class = match Class::from_byte(sqe.class) {
             Some(asked) if asked >= self.ceiling || sqe.class == 0 => asked.max(self.ceiling),
-            _ => return false,
+            _ => return None,
         };
         let plain = SQE_NO_MERGE | SQE_SKIP_SUCCESS | SQE_LINK | SQE_HARDLINK | SQE_COALESCE;
         let needs = match sqe.flags & !plain {
             0 if sqe.immediate == 0 => right,
             SQE_NOTIFY => right | RIGHT_NOTIFY,
-            _ => return false,
+            _ => return None,
         };
         let ids = [sqe.local_region, sqe.remote_region];
         let route = &mut routes[Route::place(ids)];
         if route.ids != ids || route.checked != withdrawn {
-            let Ok(found) = self.route(ids) else { return false };
+            let Ok(found) = self.route(ids) else { return None };
             *route = Route { checked: withdrawn, ..found };
         }
         let bytes = u64::from(sqe.bytes);
@@ -166,7 +167,7 @@ impl Judge<'_> {
             && fits(far, bytes, route.remote_bytes)
             && (local != target || bytes == 0 || near.abs_diff(far) >= bytes);
         if !good {
-            return false;
+            return None;
         }
         op.opcode = opcode;
         op.class = class;
@@ -184,7 +185,7 @@ impl Judge<'_> {
         op.immediate = sqe.immediate;
         op.deadline_us = sqe.deadline_us();
         op.arg = [0; 2];
-        true
+        Some(route.names)
     }
 
     fn parse_transfer(self, sqe: &Sqe, op: &mut Op) -> Result<(), Failure> {

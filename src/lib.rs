@@ -43,6 +43,8 @@
 //! `ibverbs`: libibverbs through the crates `ibverbs` and `ibverbs-sys`, linked instead of loaded
 //! at run time. It takes cmake, pkg-config, libclang and the headers of libnl and libibverbs.
 //!
+//! `net`: engines of other hosts, by TCP and a pre-shared key (`listen`, `verbring://host:port`).
+//!
 //! `sim`: a simulated queue pair provider, worlds of engines over it, and the tests that every
 //! fabric must pass. For `verbring sim`, and for those who write a fabric or a provider.
 //!
@@ -61,6 +63,8 @@ pub mod edges;
 pub mod engine;
 pub mod fabric;
 pub mod fold;
+#[cfg(not(verbring_loom))]
+pub mod gate;
 #[cfg(not(verbring_loom))]
 pub mod host;
 pub mod ids;

@@ -1,6 +1,7 @@
 //! Control messages as bytes: syntax only. Meaning is in `server`.
 
-use std::path::Path;
+use std::fmt;
+use std::path::{Path, PathBuf};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -139,17 +140,64 @@ pub fn name(field: &[u8]) -> Result<&str, Refusal> {
     text("name", Detail::Name, field)
 }
 
-/// Reads the URL of a CONNECT: returns the path behind `unix:`.
+/// Where another engine is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Url {
+    /// On this host: its control socket.
+    Socket(PathBuf),
+    /// On any host: where its gate listens.
+    Host {
+        /// A name, or an address without brackets.
+        host: String,
+        /// The TCP port.
+        port: u16,
+    },
+}
+
+impl fmt::Display for Url {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Socket(path) => write!(f, "unix:{}", path.display()),
+            Self::Host { host, port } if host.contains(':') => {
+                write!(f, "verbring://[{host}]:{port}")
+            }
+            Self::Host { host, port } => write!(f, "verbring://{host}:{port}"),
+        }
+    }
+}
+
+/// Reads the URL of a CONNECT: `unix:` and an absolute path, or `verbring://HOST:PORT`, where an
+/// IPv6 address stands in brackets.
 ///
 /// # Errors
-/// A [`Refusal`] as for a name, or if it is not `unix:` and an absolute path.
-pub fn url(field: &[u8]) -> Result<&Path, Refusal> {
+/// A [`Refusal`] as for a name, or if it is neither.
+pub fn url(field: &[u8]) -> Result<Url, Refusal> {
     let url = text("url", Detail::Url, field)?;
     let path = url.strip_prefix("unix:").map(Path::new).filter(|path| path.is_absolute());
-    path.ok_or_else(|| {
-        let text = format!("url is {url:?}, but must be unix: and an absolute path");
+    let place = || url.strip_prefix("verbring://").and_then(host_and_port);
+    path.map(|path| Url::Socket(path.to_path_buf())).or_else(place).ok_or_else(|| {
+        let text = format!(
+            "url is {url:?}, but must be unix: and an absolute path, or verbring://HOST:PORT"
+        );
         Refusal::new(errno::EINVAL, Detail::Url, text)
     })
+}
+
+fn host_and_port(text: &str) -> Option<Url> {
+    let text = text.strip_suffix('/').unwrap_or(text);
+    let (host, port) = match text.strip_prefix('[') {
+        Some(rest) => {
+            let (host, port) = rest.split_once("]:")?;
+            host.parse::<std::net::Ipv6Addr>().ok()?;
+            (host, port)
+        }
+        None => text.rsplit_once(':').filter(|(host, _)| !host.contains(':'))?,
+    };
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || ".-_:".contains(letter);
+    let digits = !port.is_empty() && port.bytes().all(|digit| digit.is_ascii_digit());
+    let port: u16 = port.parse().ok().filter(|port| digits && *port > 0)?;
+    let named = !host.is_empty() && host.chars().all(plain);
+    named.then(|| Url::Host { host: host.to_string(), port })
 }
 
 fn text<'f>(what: &str, detail: Detail, field: &'f [u8]) -> Result<&'f str, Refusal> {

@@ -44,8 +44,8 @@ mod tests;
 mod two_cards;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use slab::Slab;
@@ -56,6 +56,7 @@ use self::loans::Loans;
 use self::numbers::Numbers;
 use self::patience::{Parting, Pulse, PutOff, Withdrawals};
 use super::card::Card;
+use super::wire::Url;
 use crate::abi::Export;
 use crate::fabric::verbs::VerbsPair;
 use crate::ids::RegionId;
@@ -150,7 +151,9 @@ enum Phase {
 struct Connection {
     phase: Phase,
     /// Where it leads, if it is ours.
-    url: Option<PathBuf>,
+    url: Option<Url>,
+    /// Where it comes from, if that is another host.
+    from: Option<SocketAddr>,
     socket: Option<Arc<OwnedFd>>,
     pidfd: Option<OwnedFd>,
     pid: i32,
@@ -167,6 +170,8 @@ struct Connection {
     loans: Loans,
     /// Rails that have not answered, and whether all have lent so far: by loan.
     lends: BTreeMap<u32, (usize, bool)>,
+    /// How long the peer hears nothing of us until it is lost to it.
+    silence_ms: u32,
     /// What the peer is to give back, since when; and whether it is there, once it was up.
     withdrawn: Withdrawals,
     pulse: Option<Pulse>,
@@ -206,10 +211,11 @@ impl Peers {
 }
 
 impl Connection {
-    fn new(phase: Phase, url: Option<PathBuf>, until_ns: u64) -> Self {
+    fn new(phase: Phase, url: Option<Url>, until_ns: u64) -> Self {
         Self {
             phase,
             url,
+            from: None,
             socket: None,
             pidfd: None,
             pid: 0,
@@ -220,6 +226,7 @@ impl Connection {
             waiting: Vec::new(),
             loans: Loans::default(),
             lends: BTreeMap::new(),
+            silence_ms: 0,
             withdrawn: Withdrawals::default(),
             pulse: None,
             parting: Parting::default(),
@@ -229,6 +236,13 @@ impl Connection {
             imports: BTreeMap::new(),
             withdrawing: 0,
         }
+    }
+
+    /// How long its end may go on as if nothing had happened when this one is lost, ns. On this
+    /// host it is told at once, by its socket.
+    fn unaware_ns(&self) -> u64 {
+        let abroad = self.from.is_some() || matches!(self.url, Some(Url::Host { .. }));
+        if abroad { u64::from(self.silence_ms) * 1_000_000 } else { 0 }
     }
 
     /// Cards that it has rails on.

@@ -12,17 +12,19 @@ use std::collections::BTreeMap;
 
 use super::joint::Step;
 
-/// A peer that has said nothing for so long is called, ns.
-const CALL_AFTER_NS: u64 = 5_000_000_000;
-/// How long it may take to say anything then, ns: its control thread waits for nothing.
-const HERE_WITHIN_NS: u64 = 20_000_000_000;
-
-/// Whether a peer is there.
+/// Whether a peer is there: it is called every now and then, and has so long to answer.
+///
+/// What counts is when it was called that it has answered, not when the answer came, and nothing
+/// else that it says: an answer may have been under way for long. So a peer that has lost us, and
+/// answers no more from then on, is lost here, too, at most the time of silence after that.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pulse {
-    heard_ns: u64,
+    /// It was there at this time, or later.
+    there_ns: u64,
     /// It was called since then, and when.
     called_ns: Option<u64>,
+    /// How long it may be silent.
+    silence_ns: u64,
 }
 
 /// What is to be done about a peer.
@@ -35,22 +37,34 @@ pub(super) enum Due {
     Lost,
 }
 
+/// A peer is called once a fifth of the time is over that it may be silent.
+const CALL_AFTER_PARTS: u64 = 5;
+
 impl Pulse {
-    /// It was heard just now.
-    pub(super) fn new(now_ns: u64) -> Self {
-        Self { heard_ns: now_ns, called_ns: None }
+    /// It was heard just now, and may be silent for so long.
+    pub(super) fn new(now_ns: u64, silence_ms: u32) -> Self {
+        let silence_ns = u64::from(silence_ms) * 1_000_000;
+        Self { there_ns: now_ns, called_ns: None, silence_ns }
     }
 
-    /// When there is something to be done, unless it is heard before.
+    /// It has answered the last call.
+    pub(super) fn answered(&mut self) {
+        if let Some(called_ns) = self.called_ns.take() {
+            self.there_ns = called_ns;
+        }
+    }
+
+    /// When there is something to be done, unless it answers before.
     pub(super) fn due_ns(&self) -> u64 {
+        let call_after_ns = self.silence_ns / CALL_AFTER_PARTS;
         match self.called_ns {
-            Some(called_ns) => called_ns.saturating_add(HERE_WITHIN_NS),
-            None => self.heard_ns.saturating_add(CALL_AFTER_NS),
+            Some(called_ns) => called_ns.saturating_add(self.silence_ns - call_after_ns),
+            None => self.there_ns.saturating_add(call_after_ns),
         }
     }
 
     /// What is to be done now; whoever is to be called is taken to be. The time to answer counts
-    /// from the call, not from the last word: it may be us who were stopped.
+    /// from the call, not from the last answer: it may be us who were stopped.
     pub(super) fn step(&mut self, now_ns: u64) -> Due {
         if now_ns < self.due_ns() {
             return Due::Nothing;
@@ -157,7 +171,7 @@ mod tests {
 
     #[test]
     fn who_says_nothing_is_called_once_and_then_lost() {
-        let mut pulse = Pulse::new(100 * SECOND);
+        let mut pulse = Pulse::new(100 * SECOND, 25_000);
         assert_eq!(pulse.due_ns(), 105 * SECOND);
         assert_eq!(pulse.step(105 * SECOND - 1), Due::Nothing);
         assert_eq!(pulse.step(105 * SECOND), Due::Call);
@@ -165,12 +179,41 @@ mod tests {
         assert_eq!(pulse.due_ns(), 125 * SECOND);
         assert_eq!(pulse.step(125 * SECOND - 1), Due::Nothing);
         assert_eq!(pulse.step(125 * SECOND), Due::Lost);
-        // Who answers is there, for another while.
-        pulse = Pulse::new(124 * SECOND);
-        assert_eq!(pulse.step(125 * SECOND), Due::Nothing);
+        // Who answers is there, for another while; that counts from the call.
+        pulse.answered();
+        assert_eq!(pulse.due_ns(), 110 * SECOND);
         // Had we been stopped ourselves, it is asked first.
         assert_eq!(pulse.step(1_000 * SECOND), Due::Call);
         assert_eq!(pulse.due_ns(), 1_020 * SECOND);
+        // Answers to nothing change nothing.
+        pulse.answered();
+        pulse.answered();
+        assert_eq!(pulse.due_ns(), 1_005 * SECOND);
+    }
+
+    /// A peer that has stopped answering at some moment is lost no later than its silence allows,
+    /// however late its answers from before that moment come.
+    #[test]
+    fn late_answers_do_not_prolong_a_lease() {
+        for late in 0..20 {
+            let (mut pulse, mut calls) = (Pulse::new(0, 10_000), Vec::new());
+            let stops_at = 30;
+            let lost_at = (0..200).find(|second| {
+                // It answers what was asked before it stopped; the answers take their time.
+                if calls.first().is_some_and(|call| *call + late <= *second) {
+                    calls.remove(0);
+                    pulse.answered();
+                }
+                match pulse.step(second * SECOND) {
+                    Due::Call if *second < stops_at => calls.push(*second),
+                    Due::Lost => return true,
+                    _ => {}
+                }
+                false
+            });
+            let lost_at = lost_at.expect("it is lost");
+            assert!(lost_at <= stops_at + 10, "{late}: at {lost_at}");
+        }
     }
 
     #[test]

@@ -242,8 +242,8 @@ impl Channel {
     /// Seals a message, behind what is to be sent already.
     ///
     /// # Errors
-    /// [`ChannelError::Record`] for a message that is empty or too long, [`ChannelError::Over`] if the
-    /// connection is over, or the handshake is not.
+    /// [`ChannelError::Record`] for a message that is empty or too long, [`ChannelError::Over`] if
+    /// the connection is over, or the handshake is not.
     pub(crate) fn say(&mut self, message: &[u8]) -> Result<(), ChannelError> {
         let State::Open(open) = &mut self.state else { return Err(ChannelError::Over) };
         if !(1..=MESSAGE_BYTES_MAX).contains(&message.len()) {

@@ -187,7 +187,8 @@ mod tests {
         let digits = "0F".repeat(KEY_BYTES);
         assert_eq!(write(&digits, 0o400).unwrap(), [15; KEY_BYTES]);
         assert_eq!(write(&format!("{digits}\r\n"), 0o600).unwrap(), [15; KEY_BYTES]);
-        for text in ["", "0f", &format!("{digits}0"), &digits.replace("0F", "+F"), &"é".repeat(32)]
+        for text in
+            ["", "0f", &format!("{digits}0"), &digits.replace("0F", "+F"), &"\u{e9}".repeat(32)]
         {
             assert!(matches!(write(text, 0o600), Err(KeyError::Form { .. })), "{text}");
         }

@@ -686,7 +686,7 @@ impl Server {
     pub(in crate::control) fn peers_due_ms(&self) -> Option<u64> {
         let due = |connection: &Connection| {
             let withdrawn = connection.withdrawn.first_ns().map(|since| since + BACK_WITHIN_NS);
-            let pulse = connection.pulse.map(|pulse| pulse.due_ns());
+            let pulse = connection.pulse.as_ref().map(Pulse::due_ns);
             let wanted = connection.wants.values().map(|want| want.since_ns + HAVE_WITHIN_NS).min();
             let lease = connection.parting.due_ns();
             [connection.until_ns, withdrawn, wanted, pulse, lease].into_iter().flatten().min()

@@ -8,21 +8,21 @@
 //!
 //! **Deliberately absent**: clocks. Time is what the caller says it is, in ns.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::joint::Step;
 
-/// Whether a peer is there: it is called every now and then, and has so long to answer.
+/// Whether a peer is there: it is called every now and then, and has so long to answer each call.
 ///
 /// What counts is when it was called that it has answered, not when the answer came, and nothing
 /// else that it says: an answer may have been under way for long. So a peer that has lost us, and
 /// answers no more from then on, is lost here, too, at most the time of silence after that.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Pulse {
-    /// It was there at this time, or later.
-    there_ns: u64,
-    /// It was called since then, and when.
-    called_ns: Option<u64>,
+    /// Calls that it has not answered, the oldest first.
+    calls: VecDeque<u64>,
+    /// When it was called last, or begun with.
+    last_ns: u64,
     /// How long it may be silent.
     silence_ns: u64,
 }
@@ -37,42 +37,50 @@ pub(super) enum Due {
     Lost,
 }
 
-/// A peer is called once a fifth of the time is over that it may be silent.
-const CALL_AFTER_PARTS: u64 = 5;
+/// A peer is called whenever a fifth of the time is over that it may be silent.
+const CALLS: u64 = 5;
 
 impl Pulse {
-    /// It was heard just now, and may be silent for so long.
+    /// It is there now, and may be silent for so long.
     pub(super) fn new(now_ns: u64, silence_ms: u32) -> Self {
         let silence_ns = u64::from(silence_ms) * 1_000_000;
-        Self { there_ns: now_ns, called_ns: None, silence_ns }
+        Self { calls: VecDeque::new(), last_ns: now_ns, silence_ns }
     }
 
-    /// It has answered the last call.
+    /// It has answered the oldest call that it had not.
     pub(super) fn answered(&mut self) {
-        if let Some(called_ns) = self.called_ns.take() {
-            self.there_ns = called_ns;
-        }
+        self.calls.pop_front();
+    }
+
+    fn every_ns(&self) -> u64 {
+        self.silence_ns / CALLS
     }
 
     /// When there is something to be done, unless it answers before.
     pub(super) fn due_ns(&self) -> u64 {
-        let call_after_ns = self.silence_ns / CALL_AFTER_PARTS;
-        match self.called_ns {
-            Some(called_ns) => called_ns.saturating_add(self.silence_ns - call_after_ns),
-            None => self.there_ns.saturating_add(call_after_ns),
-        }
+        let next = self.last_ns.saturating_add(self.every_ns());
+        let lost = self.calls.front().map(|call| call + self.silence_ns - self.every_ns());
+        lost.map_or(next, |lost| lost.min(next))
     }
 
-    /// What is to be done now; whoever is to be called is taken to be. The time to answer counts
-    /// from the call, not from the last answer: it may be us who were stopped.
+    /// What is to be done now; whoever is to be called is taken to be. Who asks much too late was
+    /// stopped, and has not heard for as long: the time to answer begins anew then.
     pub(super) fn step(&mut self, now_ns: u64) -> Due {
-        if now_ns < self.due_ns() {
+        let due_ns = self.due_ns();
+        if now_ns < due_ns {
             return Due::Nothing;
         }
-        if self.called_ns.is_some() {
+        if now_ns - due_ns > self.every_ns() {
+            self.calls.iter_mut().for_each(|call| *call = now_ns);
+        } else if self
+            .calls
+            .front()
+            .is_some_and(|call| call + self.silence_ns <= now_ns + self.every_ns())
+        {
             return Due::Lost;
         }
-        self.called_ns = Some(now_ns);
+        self.calls.push_back(now_ns);
+        self.last_ns = now_ns;
         Due::Call
     }
 }
@@ -170,25 +178,41 @@ mod tests {
     const SECOND: u64 = 1_000_000_000;
 
     #[test]
-    fn who_says_nothing_is_called_once_and_then_lost() {
+    fn who_says_nothing_is_called_and_then_lost() {
         let mut pulse = Pulse::new(100 * SECOND, 25_000);
         assert_eq!(pulse.due_ns(), 105 * SECOND);
         assert_eq!(pulse.step(105 * SECOND - 1), Due::Nothing);
         assert_eq!(pulse.step(105 * SECOND), Due::Call);
         assert_eq!(pulse.step(105 * SECOND), Due::Nothing, "called once");
-        assert_eq!(pulse.due_ns(), 125 * SECOND);
+        for call in [110, 115, 120] {
+            assert_eq!(pulse.due_ns(), call * SECOND);
+            assert_eq!(pulse.step(call * SECOND), Due::Call);
+        }
         assert_eq!(pulse.step(125 * SECOND - 1), Due::Nothing);
-        assert_eq!(pulse.step(125 * SECOND), Due::Lost);
-        // Who answers is there, for another while; that counts from the call.
+        assert_eq!(pulse.clone().step(125 * SECOND), Due::Lost);
+        // An answer counts for the oldest call alone.
         pulse.answered();
-        assert_eq!(pulse.due_ns(), 110 * SECOND);
-        // Had we been stopped ourselves, it is asked first.
+        assert_eq!(pulse.step(125 * SECOND), Due::Call);
+        assert_eq!(pulse.step(130 * SECOND), Due::Lost);
+        for _ in 0..9 {
+            pulse.answered();
+        }
+        assert_eq!(pulse.step(130 * SECOND), Due::Call);
+    }
+
+    /// Had we been stopped ourselves, it is asked first, and has all the time to answer.
+    #[test]
+    fn who_was_stopped_asks_anew() {
+        let mut pulse = Pulse::new(100 * SECOND, 25_000);
+        assert_eq!(pulse.step(105 * SECOND), Due::Call);
         assert_eq!(pulse.step(1_000 * SECOND), Due::Call);
-        assert_eq!(pulse.due_ns(), 1_020 * SECOND);
-        // Answers to nothing change nothing.
+        assert_eq!(pulse.step(1_005 * SECOND), Due::Call);
         pulse.answered();
         pulse.answered();
-        assert_eq!(pulse.due_ns(), 1_005 * SECOND);
+        for call in [1_010, 1_015, 1_020] {
+            assert_eq!(pulse.step(call * SECOND), Due::Call);
+        }
+        assert_eq!(pulse.step(1_025 * SECOND), Due::Lost);
     }
 
     /// A peer that has stopped answering at some moment is lost no later than its silence allows,

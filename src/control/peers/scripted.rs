@@ -35,7 +35,13 @@ fn engine(name: &str, rails_max: u16) -> (Engine, Played, PathBuf) {
 
 fn leasing(name: &str, rails_max: u16, verbs_lease_ms: u32) -> (Engine, Played, PathBuf) {
     let socket = path(name);
-    let config = Config { socket: Some(socket.clone()), verbs_lease_ms, ..Config::default() };
+    let config = Config {
+        socket: Some(socket.clone()),
+        verbs_lease_ms,
+        // Nobody here answers calls.
+        peer_silence_ms: 600_000,
+        ..Config::default()
+    };
     let (engine, card) = played(config, rails_max);
     (engine, card, socket)
 }

@@ -36,7 +36,13 @@ impl Stage {
         let hollow = Hollow::new(cards);
         // The other engine is this very process: its death is not seen.
         let verbs_lease_ms = 50;
-        let config = Config { socket: Some(socket.clone()), verbs_lease_ms, ..Config::default() };
+        let config = Config {
+            socket: Some(socket.clone()),
+            verbs_lease_ms,
+            // Nobody here answers calls.
+            peer_silence_ms: 600_000,
+            ..Config::default()
+        };
         let (engine, card) = played_cards(config, rails_max, &hollow);
         let session = engine.connect().unwrap();
         Self { engine, session, card, hollow, socket }

@@ -1,3 +1,5 @@
+//! Ends of connections, joined by hand: what goes through, and what does not.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -512,6 +512,11 @@ impl Server {
         }
     }
 
+    /// Nothing new is begun any more.
+    pub(super) fn ending(&self) -> bool {
+        self.shutdown != Shutdown::No
+    }
+
     fn over(&mut self) -> bool {
         if !self.sessions.is_empty() {
             return false;

@@ -10,6 +10,7 @@ use nix::sys::epoll::{EpollEvent, EpollFlags};
 use nix::sys::socket::{Shutdown, UnixAddr, getsockopt, shutdown, sockopt::PeerCredentials};
 use tracing::{debug, info, warn};
 
+use super::again::link_name;
 use super::joint::Say;
 use super::message::{Failure, Hello, Message, PeerError, RAILS_A_CARD_MAX};
 use super::patience::{Due, Pulse};
@@ -90,7 +91,7 @@ impl Server {
     }
 
     /// Sets out for a URL.
-    fn reach(&mut self, url: Url) -> Result<usize, Refusal> {
+    pub(super) fn reach(&mut self, url: Url) -> Result<usize, Refusal> {
         if self.peers.reaching >= REACHING_MAX {
             let text = format!("{REACHING_MAX} other engines are being connected; try again");
             return Err(refusal(errno::EDQUOT, Detail::Quota, text));
@@ -173,12 +174,14 @@ impl Server {
         }
         let rails = self.rails_wanted();
         let cards = self.cards_for(rails, u8::MAX).max(1);
-        self.say(key, &Message::Hello(self.own_hello(rails, cards)));
+        let led_to = self.peers.connections.get(key).and_then(|it| it.led_to.as_ref());
+        let link = led_to.map_or(0, link_name);
+        self.say(key, &Message::Hello(self.own_hello(rails, cards, link)));
     }
 
-    fn own_hello(&self, rails: u8, cards: u8) -> Hello {
-        let silence_ms = self.config.peer_silence_ms;
-        Hello { boot_id: self.boot_id, pid: std::process::id(), rails, cards, silence_ms }
+    pub(super) fn own_hello(&self, rails: u8, cards: u8, link: u64) -> Hello {
+        let (boot_id, silence_ms) = (self.boot_id, self.config.peer_silence_ms);
+        Hello { boot_id, pid: std::process::id(), rails, cards, silence_ms, link }
     }
 
     /// Takes a socket whose other end is another engine's of this host, if that may be a peer.
@@ -298,14 +301,19 @@ impl Server {
             self.peers.connections.remove(key);
             return Ok(());
         }
-        let Hello { pid, silence_ms, .. } = hello;
-        if let Some(connection) = self.peers.connections.get_mut(key) {
-            connection.silence_ms = silence_ms;
-        }
+        let Hello { boot_id, pid, silence_ms, link, .. } = hello;
         let from = from.map(tracing::field::display);
         info!(connection = key, pid, from, rails, cards, "another engine has connected");
-        self.say(key, &Message::Welcome(self.own_hello(rails, cards)));
-        self.join_rails(key, rails, cards);
+        let behind = self.take_place(key, &Hello { rails, cards, ..hello });
+        if let Some(connection) = self.peers.connections.get_mut(key) {
+            connection.silence_ms = silence_ms;
+            (connection.boot_id, connection.link) = (boot_id, link);
+            connection.behind = behind;
+        }
+        match behind {
+            Some(behind) => self.look_after(behind.old()),
+            None => self.let_in(key, rails, cards),
+        }
         Ok(())
     }
 
@@ -417,6 +425,7 @@ impl Server {
             connection.phase = Phase::Joining;
             connection.silence_ms = silence_ms;
         }
+        self.met_again(key, &hello);
         info!(connection = key, pid, rails, cards, "joining rails");
         if !self.join_rails(key, rails, cards) {
             let text = "all rails are in use by connections: disconnect, or raise rails_max";
@@ -508,7 +517,9 @@ impl Server {
         let lease_ns = self.card.as_ref().map_or(0, |card| card.lease_ns) + connection.unaware_ns();
         connection.parting.begin(had_rails, clock::now_ns().saturating_add(lease_ns));
         info!(connection = key, pid = connection.pid, phase = ?was, why, "connection lost");
-        connection.url = None;
+        let used = !connection.imports.is_empty() || self.peers.numbers.names(key);
+        let until_ns = connection.parting.due_ns().filter(|_| was == Phase::Up && used);
+        let again = connection.url.take().zip(until_ns);
         connection.until_ns = None;
         connection.withdrawn.forget();
         connection.pulse = None;
@@ -521,6 +532,9 @@ impl Server {
         self.withdraw_all(key);
         self.each_rail(key, super::joint::Joint::lose);
         self.look_after(key);
+        if let Some((url, until_ns)) = again {
+            self.want_again(url, until_ns);
+        }
     }
 
     /// Loses a connection whose socket is of no use any more.
@@ -538,7 +552,7 @@ impl Server {
     }
 
     /// Nothing that was sent to a lost peer can still be delivered.
-    fn peer_silent(&mut self, key: usize) {
+    pub(super) fn peer_silent(&mut self, key: usize) {
         let Some(connection) = self.peers.connections.get_mut(key) else { return };
         debug!(connection = key, "silent");
         connection.parting.hush();
@@ -550,6 +564,9 @@ impl Server {
     /// when it is silent, too.
     fn part(&mut self, key: usize) {
         let hushed = self.rails_hushed(key);
+        if hushed {
+            self.let_in_behind(key);
+        }
         let Some(connection) = self.peers.connections.get_mut(key) else { return };
         if hushed
             && !std::mem::replace(&mut connection.parting.said, true)
@@ -692,7 +709,8 @@ impl Server {
             [connection.until_ns, withdrawn, wanted, pulse, lease].into_iter().flatten().min()
         };
         let connections = self.peers.connections.iter().filter_map(|(_, it)| due(it)).min();
-        let first = [connections, self.rails_due_ns()].into_iter().flatten().min()?;
+        let first =
+            [connections, self.rails_due_ns(), self.again_due_ns()].into_iter().flatten().min()?;
         Some(first.saturating_sub(clock::now_ns()).div_ceil(1_000_000))
     }
 
@@ -700,6 +718,7 @@ impl Server {
     pub(in crate::control) fn lose_overdue(&mut self) {
         let now_ns = clock::now_ns();
         self.retry_rails(now_ns);
+        self.reach_again(now_ns);
         let over = |since: Option<u64>, within| since.is_some_and(|since| now_ns >= since + within);
         let (mut found, mut called, mut silent) = (Vec::new(), Vec::new(), Vec::new());
         for (key, connection) in &mut self.peers.connections {

@@ -92,6 +92,9 @@ pub(super) struct Hello {
     /// Who says nothing to it for so long is lost to it, ms: until then it may go on as if nothing
     /// had happened.
     pub(super) silence_ms: u32,
+    /// Between hosts: what the connecting engine calls this connection. Who says the same boot id
+    /// and link once more has lost the one before. 0 on one host, and in WELCOME.
+    pub(super) link: u64,
 }
 
 /// Asks for an export of the peer.
@@ -175,8 +178,8 @@ macro_rules! layouts {
 
 layouts! {
     HeadWire = 16 { magic: u32, version: u16, kind: u16, bytes: u32, reserved: u32, }
-    HelloWire = 48 {
-        head: HeadWire, boot_id: [u64; 2], pid: u32, rails: u32, cards: u32, silence_ms: u32,
+    HelloWire = 56 {
+        head: HeadWire, boot_id: [u64; 2], pid: u32, rails: u32, cards: u32, silence_ms: u32, link: u64,
     }
     FailureWire = 272 {
         head: HeadWire, tag: u64, errno: i32, detail: u16, text_bytes: u16, text: [u8; 240],
@@ -320,14 +323,14 @@ pub(crate) fn is_peers(datagram: &[u8]) -> bool {
 
 impl Hello {
     fn to_bytes(self, kind: u16) -> Vec<u8> {
-        let Self { boot_id, pid, rails, cards, silence_ms } = self;
+        let Self { boot_id, pid, rails, cards, silence_ms, link } = self;
         let head = head::<HelloWire>(kind);
         let (rails, cards) = (u32::from(rails), u32::from(cards));
-        bytes(&HelloWire { head, boot_id, pid, rails, cards, silence_ms })
+        bytes(&HelloWire { head, boot_id, pid, rails, cards, silence_ms, link })
     }
 
     fn parse(wire: HelloWire) -> Result<Self, PeerError> {
-        let HelloWire { boot_id, pid, rails, cards, silence_ms, .. } = wire;
+        let HelloWire { boot_id, pid, rails, cards, silence_ms, link, .. } = wire;
         field("silence_ms", silence_ms, silence_ms <= SILENCE_MS_MAX, "at most 600000")?;
         let allowed = rails == 1 || rails == u32::from(RAILS_A_CARD_MAX);
         field("rails", rails, allowed, "1, or 3 for one a class")?;
@@ -335,7 +338,7 @@ impl Hello {
         let known = card(cards.wrapping_sub(1));
         field("cards", cards, known.is_some(), "1 to 4")?;
         let cards = known.map_or(1, |last| last + 1);
-        Ok(Self { boot_id, pid, rails, cards, silence_ms })
+        Ok(Self { boot_id, pid, rails, cards, silence_ms, link })
     }
 }
 
@@ -520,7 +523,8 @@ mod tests {
     }
 
     fn messages() -> Vec<Message> {
-        let hello = Hello { boot_id: [1, 2], pid: 3, rails: 3, cards: 4, silence_ms: 600_000 };
+        let hello =
+            Hello { boot_id: [1, 2], pid: 3, rails: 3, cards: 4, silence_ms: 600_000, link: 5 };
         let failure = Failure { errno: 13, detail: 25, text: "the secret is wrong".into() };
         let key = Key { offset: 0, bytes: 4096, address: 0x7000, lkey: 0, rkey: 5 };
         let want = Want {
@@ -591,7 +595,7 @@ mod tests {
     #[test]
     fn cards_and_rails_that_cannot_be_are_named() {
         let refused = |message: &Message| Message::parse(&message.to_bytes()).unwrap_err();
-        let hello = Hello { boot_id: [1, 2], pid: 3, rails: 1, cards: 0, silence_ms: 0 };
+        let hello = Hello { boot_id: [1, 2], pid: 3, rails: 1, cards: 0, silence_ms: 0, link: 0 };
         assert_eq!(refused(&Message::Hello(hello)).to_string(), "cards is 0, but must be 1 to 4");
         let hello = Hello { cards: 5, ..hello };
         assert_eq!(refused(&Message::Hello(hello)).to_string(), "cards is 5, but must be 1 to 4");

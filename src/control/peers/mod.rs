@@ -13,6 +13,7 @@
 //!  loans     what is lent, as values      exports      WANT and what becomes of it, at the owner
 //!  patience  how long one waits, as values
 //!  numbers   sessions' names for them     imports      IMPORT from a peer, until it is given back
+//!                                         again        those to other hosts, when they are lost
 //! ```
 //!
 //! **Cards are paired by place**: card 0 here with card 0 there, as many as both have. A connection
@@ -27,8 +28,11 @@
 //! **Rail 1** leads from this host's card 0 back to it. It carries the atomics of sessions here on
 //! what peers may use atomics on, since a card's atomics and a CPU's do not exclude each other.
 
+mod again;
 mod connections;
 mod exports;
+#[cfg(all(test, feature = "net"))]
+mod hosts;
 mod imports;
 pub(crate) mod joint;
 mod loans;
@@ -50,6 +54,7 @@ use std::sync::Arc;
 
 use slab::Slab;
 
+use self::again::{Again, Behind};
 use self::imports::{Held, Wanted};
 use self::joint::{Joint, Step};
 use self::loans::Loans;
@@ -103,6 +108,8 @@ pub(super) struct Peers {
     last_tag: u64,
     /// Jobs that are on their way to a URL.
     reaching: usize,
+    /// Lost connections to other hosts that are to be made anew.
+    again: Vec<Again>,
 }
 
 /// Whose a rail is.
@@ -150,8 +157,16 @@ enum Phase {
 #[derive(Debug)]
 struct Connection {
     phase: Phase,
-    /// Where it leads, if it is ours.
+    /// Where it leads, if it is ours and not lost.
     url: Option<Url>,
+    /// Where it leads, or led.
+    led_to: Option<Url>,
+    /// The other engine's, once it has said it.
+    boot_id: [u64; 2],
+    /// What it calls the connection, if it has made it from another host.
+    link: u64,
+    /// It waits for the end of the one whose place it takes.
+    behind: Option<Behind>,
     /// Where it comes from, if that is another host.
     from: Option<SocketAddr>,
     socket: Option<Arc<OwnedFd>>,
@@ -206,6 +221,7 @@ impl Peers {
             numbers: Numbers::default(),
             last_tag: 0,
             reaching: 0,
+            again: Vec::new(),
         }
     }
 }
@@ -214,7 +230,11 @@ impl Connection {
     fn new(phase: Phase, url: Option<Url>, until_ns: u64) -> Self {
         Self {
             phase,
+            led_to: url.clone(),
             url,
+            boot_id: [0; 2],
+            link: 0,
+            behind: None,
             from: None,
             socket: None,
             pidfd: None,
@@ -241,7 +261,7 @@ impl Connection {
     /// How long its end may go on as if nothing had happened when this one is lost, ns. On this
     /// host it is told at once, by its socket.
     fn unaware_ns(&self) -> u64 {
-        let abroad = self.from.is_some() || matches!(self.url, Some(Url::Host { .. }));
+        let abroad = self.from.is_some() || matches!(self.led_to, Some(Url::Host { .. }));
         if abroad { u64::from(self.silence_ms) * 1_000_000 } else { 0 }
     }
 

@@ -108,6 +108,11 @@ impl Parting {
         (self.silent, self.until_ns) = (true, None);
     }
 
+    /// It counts as silent at this time, if not before.
+    pub(super) fn no_later(&mut self, by_ns: u64) {
+        self.until_ns = self.until_ns.map(|until_ns| until_ns.min(by_ns));
+    }
+
     /// When it counts as silent, whatever it does.
     pub(super) fn due_ns(&self) -> Option<u64> {
         self.until_ns
@@ -293,6 +298,15 @@ mod tests {
         // It was silent before it was lost: its death was seen first.
         parting.begin(true, 9 * SECOND);
         assert_eq!((parting.silent, parting.due_ns()), (true, None));
+
+        let mut known = Parting::default();
+        known.begin(true, 7 * SECOND);
+        known.no_later(9 * SECOND);
+        assert_eq!(known.due_ns(), Some(7 * SECOND));
+        known.no_later(3 * SECOND);
+        assert_eq!(known.due_ns(), Some(3 * SECOND));
+        parting.no_later(SECOND);
+        assert_eq!(parting.due_ns(), None, "who is silent is not waited for");
 
         let mut stranger = Parting::default();
         stranger.begin(false, SECOND);

@@ -54,6 +54,18 @@ impl Other {
         Self(fds::reach(path, 100).unwrap())
     }
 
+    /// Another host's, behind a gate.
+    #[cfg(feature = "net")]
+    pub(super) fn behind(socket: OwnedFd) -> Self {
+        Self(socket)
+    }
+
+    /// Nothing has been said to it.
+    #[cfg(feature = "net")]
+    pub(super) fn silent(&self) -> bool {
+        matches!(fds::peek(self.0.as_fd(), &mut [0]), Err(nix::errno::Errno::EAGAIN))
+    }
+
     pub(super) fn say(&self, message: &Message) {
         self.say_bytes(&message.to_bytes());
     }
@@ -121,7 +133,7 @@ impl Other {
 }
 
 pub(super) const HELLO: Hello =
-    Hello { boot_id: [1, 2], pid: 3, rails: 1, cards: 1, silence_ms: 10_000 };
+    Hello { boot_id: [1, 2], pid: 3, rails: 1, cards: 1, silence_ms: 10_000, link: 0 };
 
 pub(super) fn makes_pair(work: &CardWork, on: u8) -> bool {
     matches!(work, CardWork::Pair { card, work: PairWork::Create { .. } } if *card == on)

@@ -22,16 +22,26 @@ use crate::{Flush, Region, Rights, RingOptions, Session};
 
 /// An engine with cards, and all that the test plays for it. The cards end first, so that an engine
 /// whose test has failed does not wait for them.
-struct Stage {
+pub(super) struct Stage {
     card: Played,
-    session: Session,
-    engine: Engine,
+    pub(super) session: Session,
+    pub(super) engine: Engine,
     hollow: Hollow,
     socket: std::path::PathBuf,
 }
 
 impl Stage {
-    fn new(name: &str, cards: u8, rails_max: u16) -> Self {
+    pub(super) fn new(name: &str, cards: u8, rails_max: u16) -> Self {
+        Self::with(name, cards, rails_max, |config| config)
+    }
+
+    /// With some other settings.
+    pub(super) fn with(
+        name: &str,
+        cards: u8,
+        rails_max: u16,
+        change: impl FnOnce(Config) -> Config,
+    ) -> Self {
         let socket = path(name);
         let hollow = Hollow::new(cards);
         // The other engine is this very process: its death is not seen.
@@ -43,7 +53,7 @@ impl Stage {
             peer_silence_ms: 600_000,
             ..Config::default()
         };
-        let (engine, card) = played_cards(config, rails_max, &hollow);
+        let (engine, card) = played_cards(change(config), rails_max, &hollow);
         let session = engine.connect().unwrap();
         Self { engine, session, card, hollow, socket }
     }
@@ -58,7 +68,7 @@ impl Stage {
         (other, self.asked_for_pairs(gets))
     }
 
-    fn asked_for_pairs(&self, cards: u8) -> Vec<u64> {
+    pub(super) fn asked_for_pairs(&self, cards: u8) -> Vec<u64> {
         let asked = |card| {
             let CardOrder { token, work } = self.card.next();
             assert!(makes_pair(&work, card), "{work:?}");
@@ -68,7 +78,7 @@ impl Stage {
     }
 
     /// A card has made what it was asked for: numbers are a card's own, and may be the same.
-    fn makes(&self, card: u8, token: u64) {
+    pub(super) fn makes(&self, card: u8, token: u64) {
         let pair = self.hollow.pair(card, NUMBER, CAPS);
         self.card.say(token, CardDone::Created(Created { pair, number: NUMBER, caps: CAPS }));
     }
@@ -82,7 +92,7 @@ impl Stage {
     }
 
     /// The card is asked to move its queue pair; it does, or not.
-    fn moves(&self, card: u8, well: bool) -> Vec<Move> {
+    pub(super) fn moves(&self, card: u8, well: bool) -> Vec<Move> {
         let (token, work) = self.pair_work(card);
         let PairWork::Move { number: NUMBER, moves } = work else { panic!("{work:?}") };
         self.card.say(token, if well { CardDone::Moved } else { no_pair() });
@@ -90,7 +100,7 @@ impl Stage {
     }
 
     /// A rail that wishes to be connected is, in this life.
-    fn joins(&self, other: &Other, card: u8, life: u32) {
+    pub(super) fn joins(&self, other: &Other, card: u8, life: u32) {
         let (token, work) = self.pair_work(card);
         let PairWork::Endpoint { number: NUMBER, settings, .. } = work else { panic!("{work:?}") };
         // Each card is used by its own settings.
@@ -106,8 +116,43 @@ impl Stage {
         other.say(&up);
     }
 
+    /// The card is asked to move its queue pair, and takes its time.
+    #[cfg(feature = "net")]
+    pub(super) fn asked_to_move(&self, card: u8) -> (u64, Vec<Move>) {
+        let (token, work) = self.pair_work(card);
+        let PairWork::Move { number: NUMBER, moves } = work else { panic!("{work:?}") };
+        (token, moves)
+    }
+
+    /// It has moved it.
+    #[cfg(feature = "net")]
+    pub(super) fn moved(&self, token: u64) {
+        self.card.say(token, CardDone::Moved);
+    }
+
+    /// It cannot do what it was asked for.
+    #[cfg(feature = "net")]
+    pub(super) fn fails(&self, token: u64, why: CardDone) {
+        self.card.say(token, why);
+    }
+
+    /// The next order, by a word: `create`, or `reset`.
+    #[cfg(feature = "net")]
+    pub(super) fn next(&self) -> (&'static str, u64) {
+        let CardOrder { token, work } = self.card.next();
+        match work {
+            CardWork::Pair { work: PairWork::Create { .. }, .. } => ("create", token),
+            CardWork::Pair { work: PairWork::Move { moves, .. }, .. }
+                if moves.last() == Some(&Move::Reset) =>
+            {
+                ("reset", token)
+            }
+            work => panic!("{work:?}"),
+        }
+    }
+
     /// Everybody has heard what was said before.
-    fn settled(&self, other: &Other) {
+    pub(super) fn settled(&self, other: &Other) {
         other.say(&Message::Call);
         assert_eq!(other.hear(), Some(Message::Here));
         serves(&self.engine);

@@ -3,6 +3,7 @@
 //! a time; what may hang is bounded by the number of sessions.
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -50,7 +51,7 @@ pub(super) enum Outcome {
     /// Of [`Jobs::receive`].
     Received(Result<Option<Received>, Errno>),
     /// Of [`Jobs::reach`].
-    Reached(Result<OwnedFd, Refusal>),
+    Reached(Result<(OwnedFd, Option<IpAddr>), Refusal>),
 }
 
 /// Memory that is ready for use.
@@ -121,13 +122,17 @@ impl Jobs {
     /// Connects to another engine's socket. A path may lead into a file system that hangs.
     pub(super) fn reach(&self, token: usize, path: PathBuf) {
         self.aside(token, move || {
-            Outcome::Reached(fds::reach(&path, REACH_TRIES).map_err(not_reached))
+            let reached = fds::reach(&path, REACH_TRIES);
+            Outcome::Reached(reached.map(|socket| (socket, None)).map_err(not_reached))
         });
     }
 
     /// Connects to the gate of another host's engine. A name may take long to resolve.
     pub(super) fn reach_host(&self, token: usize, gate: Gate, host: String, port: u16) {
-        self.aside(token, move || Outcome::Reached(gate.reach(&host, port).map_err(no_host)));
+        self.aside(token, move || {
+            let reached = gate.reach(&host, port).map(|it| (it.socket, Some(it.by)));
+            Outcome::Reached(reached.map_err(no_host))
+        });
     }
 
     /// Runs what may hang for as long as a stranger likes. Such jobs are not counted among those

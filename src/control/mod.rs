@@ -17,5 +17,6 @@ pub mod wire;
 pub(crate) use card::{
     Card, CardAnswer, CardDone, CardOrder, CardOrders, CardWork, PairWork, Registered,
 };
+pub(crate) use peers::paths::Address;
 pub(crate) use server::{Ask, Server};
 pub(crate) use telemetry::TelemetryMade;

@@ -25,7 +25,7 @@ use tracing::{debug, info, warn};
 use super::channel::Channel;
 use super::doorman::Doorman;
 use super::reach::reach;
-use super::{Arrived, Key, NotReached};
+use super::{Arrived, Key, NotReached, Reached};
 use crate::clock;
 use crate::control::fds;
 
@@ -58,7 +58,7 @@ pub(crate) struct Gate {
 #[derive(Debug)]
 struct Rope {
     /// Taken only by `drop`.
-    reached: Option<Sender<Reached>>,
+    reached: Option<Sender<Made>>,
     bell: Arc<EventFd>,
 }
 
@@ -71,7 +71,7 @@ impl Drop for Rope {
 
 /// A connection that this host has made.
 #[derive(Debug)]
-struct Reached {
+struct Made {
     tcp: TcpStream,
     to: SocketAddr,
     channel: Channel,
@@ -131,18 +131,19 @@ impl Gate {
     ///
     /// # Errors
     /// [`NotReached`].
-    pub(crate) fn reach(&self, host: &str, port: u16) -> Result<OwnedFd, NotReached> {
+    pub(crate) fn reach(&self, host: &str, port: u16) -> Result<Reached, NotReached> {
         let (tcp, to, channel) = reach(host, port, &self.key)?;
         let here = |what: &str, why: &dyn std::fmt::Display| {
             NotReached::Here(format!("{what} failed: {why}"))
         };
-        let (inner, ours) = fds::control_pair().map_err(|why| here("socketpair", &why))?;
+        let by = tcp.local_addr().map_err(|why| here("getsockname", &why))?.ip();
+        let (inner, socket) = fds::control_pair().map_err(|why| here("socketpair", &why))?;
         tcp.set_nonblocking(true).map_err(|why| here("fcntl", &why))?;
         let gone = || NotReached::Here("the engine is ending".to_string());
         let reached = self.rope.reached.as_ref().ok_or_else(gone)?;
-        reached.send(Reached { tcp, to, channel, inner }).map_err(|_| gone())?;
+        reached.send(Made { tcp, to, channel, inner }).map_err(|_| gone())?;
         let _ = self.rope.bell.write(1);
-        Ok(ours)
+        Ok(Reached { socket, by })
     }
 }
 
@@ -212,7 +213,7 @@ pub(crate) struct GateThread {
     /// Nobody is accepted for a moment: no descriptor was free.
     paused: bool,
     bell: Arc<EventFd>,
-    heard: Receiver<Reached>,
+    heard: Receiver<Made>,
     lines: Slab<Line>,
     /// Lines that have not shown the key, the first to come first, and until when they may; also
     /// some that have, or are gone since.
@@ -361,7 +362,7 @@ impl GateThread {
     fn take_reached(&mut self) {
         loop {
             match self.heard.try_recv() {
-                Ok(Reached { tcp, to, channel, inner }) => {
+                Ok(Made { tcp, to, channel, inner }) => {
                     info!(%to, "connected to another host's gate");
                     if let Some(key) = self.add(tcp, to, channel, Some(inner)) {
                         self.step(key);

@@ -33,7 +33,7 @@ mod reach;
 mod tests;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use thiserror::Error;
@@ -51,6 +51,15 @@ pub(crate) struct Arrived {
     pub(crate) from: SocketAddr,
     /// What it said first.
     pub(crate) first: Vec<u8>,
+}
+
+/// Another host's engine was reached.
+#[derive(Debug)]
+pub(crate) struct Reached {
+    /// Its datagrams, and ours to it.
+    pub(crate) socket: OwnedFd,
+    /// The address of this host that it was reached from.
+    pub(crate) by: IpAddr,
 }
 
 /// Why another host's engine was not reached.
@@ -103,7 +112,7 @@ pub(crate) enum Gate {}
 #[cfg(not(feature = "net"))]
 impl Gate {
     /// See the one of builds with feature `net`.
-    pub(crate) fn reach(&self, _host: &str, _port: u16) -> Result<OwnedFd, NotReached> {
+    pub(crate) fn reach(&self, _host: &str, _port: u16) -> Result<Reached, NotReached> {
         match *self {}
     }
 

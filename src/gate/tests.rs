@@ -35,7 +35,7 @@ impl House {
 
     fn reach(&self, other: &Self) -> Result<OwnedFd, NotReached> {
         let address = other.address();
-        self.gate.reach(&address.ip().to_string(), address.port())
+        self.gate.reach(&address.ip().to_string(), address.port()).map(|reached| reached.socket)
     }
 
     /// Someone's first words, in the clear.

@@ -37,7 +37,7 @@ use crate::client::{ConnectError, ControlError, Session};
 pub use verbs::{NoVerbs, Verbs};
 
 use crate::control::fds::control_pair;
-use crate::control::{Card, CardOrders, Server, TelemetryMade};
+use crate::control::{Address, Card, CardOrders, Server, TelemetryMade};
 use crate::engine;
 use crate::fabric::qp::provider::PathSettings;
 use crate::fabric::qp::{self, Rails};
@@ -176,12 +176,12 @@ impl Engine {
         let os = |call| move |errno: Errno| SpawnError::Os { call, source: errno.into() };
         let link = Arc::new(Link::new(config.rings_max).map_err(os("epoll_create"))?);
         let (verbs, rails, card) = match opened {
-            Some(Opened { provider, controls, rails, paths, verbs }) => {
+            Some(Opened { provider, controls, rails, paths, addresses, verbs }) => {
                 for channel in provider.channels() {
                     link.watch_completions(channel).map_err(os("epoll_ctl"))?;
                 }
                 let lease_ms = config.verbs_lease_ms;
-                let desk = desk(controls, paths, &rails, &verbs, lease_ms, &link);
+                let desk = desk(controls, (paths, addresses), &rails, &verbs, lease_ms, &link);
                 let desk = desk.map_err(os("eventfd"))?;
                 (verbs, Some(Rails::new(provider, rails)), Some(desk))
             }
@@ -416,7 +416,7 @@ impl Drop for Engine {
 /// What the control thread knows of open cards, and the cards' own thread.
 fn desk(
     controls: Vec<VerbsControl>,
-    paths: Vec<[PathSettings; 3]>,
+    (paths, addresses): (Vec<[PathSettings; 3]>, Vec<Vec<Address>>),
     rails: &qp::Config,
     verbs: &[Verbs],
     lease_ms: u32,
@@ -431,6 +431,7 @@ fn desk(
         orders: CardOrders::new(orders, Arc::clone(&bell)),
         answers,
         paths,
+        addresses,
         caps: rails.caps(),
         receives: rails.receives,
         rails_max: rails.rails_max,

@@ -119,6 +119,7 @@ fn played_over(
         paths: (1..=cards)
             .map(|port| [PathSettings { port, ..PathSettings::DEFAULT }; 3])
             .collect(),
+        addresses: Vec::new(),
         caps: CAPS,
         receives: 4,
         rails_max,

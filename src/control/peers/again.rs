@@ -5,7 +5,8 @@
 //! the peer can be asked, that is known soon; so it is asked, over a new connection:
 //!
 //! * It is the same engine. It knows its end of the lost connection by our boot id and the link's
-//!   name, moves the queue pairs of that to ERROR first, and welcomes us then: silent.
+//!   name, moves the queue pairs of that to ERROR first, and welcomes us then: silent. We come only
+//!   when ours are in ERROR, so that it need not wait for us, either.
 //! * It is another one, started since. What was sent to the one before can change nothing here or
 //!   there: what is still on the wire has the usual lease to get lost in.
 //! * It is not to be reached. Until it must have noticed by itself, and a lease, its ops wait.
@@ -17,6 +18,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use tracing::{debug, info};
 
+use super::connections::{failure, no_room};
 use super::message::{Hello, Message};
 use super::{Connection, Phase};
 use crate::clock;
@@ -37,19 +39,20 @@ pub(super) struct Again {
     until_ns: u64,
 }
 
-/// A connection that takes the place of one whose queue pairs still deliver.
+/// A connection that waits for the end of a lost one, whose queue pairs here still deliver.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Behind {
     old: usize,
-    rails: u8,
-    cards: u8,
+    then: Then,
 }
 
-impl Behind {
-    /// The one whose place it takes.
-    pub(super) fn old(&self) -> usize {
-        self.old
-    }
+/// What is done once they do not.
+#[derive(Clone, Copy, Debug)]
+enum Then {
+    /// We say HELLO.
+    Greet,
+    /// The other engine is welcomed, with at most so many rails a card, and cards.
+    LetIn { rails: u8, cards: u8 },
 }
 
 /// What a connection is called at both ends, as long as this engine lives; 0 is no name.
@@ -142,8 +145,8 @@ impl Server {
         }
     }
 
-    /// The connection whose place one that comes in takes, if there is one: it is lost.
-    pub(super) fn take_place(&mut self, key: usize, hello: &Hello) -> Option<Behind> {
+    /// The connection whose place one that comes in takes, if there is one.
+    pub(super) fn place_of(&self, key: usize, hello: &Hello) -> Option<usize> {
         if hello.link == 0 {
             return None;
         }
@@ -152,20 +155,68 @@ impl Server {
                 && connection.from.is_some()
         };
         let found = self.peers.connections.iter().find(|(other, it)| *other != key && same(it));
-        let old = found.map(|(old, _)| old)?;
-        self.lose_connection(old, "it has connected anew");
-        let Hello { rails, cards, .. } = *hello;
-        Some(Behind { old, rails, cards })
+        found.map(|(old, _)| old)
     }
 
-    /// Welcomes who waits for queue pairs of a lost connection, which deliver nothing any more.
-    pub(super) fn let_in_behind(&mut self, old: usize) {
+    /// One that comes in takes the place of another, which is lost. The other end of that is
+    /// silent, or nobody would have come.
+    pub(super) fn take_place(&mut self, key: usize, old: usize, rails: u8, cards: u8) {
+        if let Some(connection) = self.peers.connections.get_mut(key) {
+            connection.behind = Some(Behind { old, then: Then::LetIn { rails, cards } });
+        }
+        self.lose_connection(old, "it has connected anew");
+        self.peer_silent(old);
+    }
+
+    /// Says HELLO on a connection of ours, unless what was lost there still delivers.
+    pub(super) fn greet(&mut self, key: usize) {
+        let Some(connection) = self.peers.connections.get(key) else { return };
+        let led_to = connection.led_to.clone();
+        let old = self.peers.connections.iter().find(|(other, it)| {
+            *other != key && it.phase == Phase::Lost && it.led_to == led_to && led_to.is_some()
+        });
+        let old = old.map(|(old, _)| old).filter(|old| !self.rails_hushed(*old));
+        match (old, self.peers.connections.get_mut(key)) {
+            (Some(old), Some(connection)) => {
+                connection.behind = Some(Behind { old, then: Then::Greet });
+            }
+            _ => self.say_hello(key, led_to.as_ref().map_or(0, link_name)),
+        }
+    }
+
+    fn say_hello(&mut self, key: usize, link: u64) {
+        let rails = self.rails_wanted();
+        let cards = self.cards_for(rails, u8::MAX).max(1);
+        self.say(key, &Message::Hello(self.own_hello(rails, cards, link)));
+    }
+
+    /// A lost connection's queue pairs here deliver nothing any more, or it is gone: whoever
+    /// waits for that goes on.
+    pub(super) fn let_on_behind(&mut self, old: usize) {
         let behind = |connection: &Connection| connection.behind.is_some_and(|it| it.old == old);
         let found = self.peers.connections.iter().find(|(_, it)| behind(it));
         let Some(key) = found.map(|(key, _)| key) else { return };
         let Some(connection) = self.peers.connections.get_mut(key) else { return };
-        let Some(Behind { rails, cards, .. }) = connection.behind.take() else { return };
-        self.let_in(key, rails, cards);
+        let Some(behind) = connection.behind.take() else { return };
+        match behind.then {
+            Then::Greet => {
+                let link = connection.led_to.as_ref().map_or(0, link_name);
+                self.say_hello(key, link);
+            }
+            Then::LetIn { rails, cards } => {
+                let cards = self.cards_for(rails, cards);
+                let still = self.peers.connections.contains(old);
+                match self.peers.connections.get_mut(key) {
+                    // Its rails are what there is too little of.
+                    Some(connection) if cards == 0 && still => connection.behind = Some(behind),
+                    _ if cards == 0 => {
+                        self.say(key, &Message::Refuse(failure(&no_room())));
+                        self.lose_connection(key, "there is no rail for it");
+                    }
+                    _ => self.let_in(key, rails, cards),
+                }
+            }
+        }
     }
 
     /// Welcomes an engine that has come in.

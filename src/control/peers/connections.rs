@@ -1,7 +1,7 @@
 //! Connections to other engines: reaching them by a URL, being reached, greeting, reading and
 //! writing, and losing them in any way.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
@@ -10,7 +10,6 @@ use nix::sys::epoll::{EpollEvent, EpollFlags};
 use nix::sys::socket::{Shutdown, UnixAddr, getsockopt, shutdown, sockopt::PeerCredentials};
 use tracing::{debug, info, warn};
 
-use super::again::link_name;
 use super::joint::Say;
 use super::message::{Failure, Hello, Message, PeerError, RAILS_A_CARD_MAX};
 use super::patience::{Due, Pulse};
@@ -134,25 +133,27 @@ impl Server {
     }
 
     /// Rails on each card: one, or one a class where classes use their path in different ways.
-    fn rails_wanted(&self) -> u8 {
+    pub(super) fn rails_wanted(&self) -> u8 {
         if self.card.as_ref().is_some_and(Card::one_a_class) { RAILS_A_CARD_MAX } else { 1 }
     }
 
     /// Cards on which there are so many free rails each, at most `most`.
-    fn cards_for(&self, rails: u8, most: u8) -> u8 {
+    pub(super) fn cards_for(&self, rails: u8, most: u8) -> u8 {
         let own = self.card.as_ref().map_or(0, Card::count);
         let room = self.free_rails() / usize::from(rails);
         own.min(most).min(u8::try_from(room).unwrap_or(u8::MAX))
     }
 
     /// A job has come to a URL, or not.
-    pub(in crate::control) fn reached(&mut self, key: usize, came: Result<OwnedFd, Refusal>) {
+    pub(in crate::control) fn reached(
+        &mut self,
+        key: usize,
+        came: Result<(OwnedFd, Option<IpAddr>), Refusal>,
+    ) {
         self.peers.reaching -= 1;
-        let connection = self.peers.connections.get(key);
-        let phase = connection.map(|connection| connection.phase);
-        let abroad = matches!(connection, Some(Connection { url: Some(Url::Host { .. }), .. }));
-        let socket = match came {
-            Ok(socket) => socket,
+        let phase = self.peers.connections.get(key).map(|connection| connection.phase);
+        let (socket, by) = match came {
+            Ok(reached) => reached,
             Err(refusal) => {
                 self.give_up(key, &refusal);
                 return self.look_after(key);
@@ -162,21 +163,18 @@ impl Server {
             self.close_socket(Arc::new(socket));
             return self.look_after(key);
         }
-        let watched = match abroad {
-            true => self.watch_socket_of(key, socket),
-            false => self.watch_peer(key, socket),
+        let watched = match by {
+            Some(_) => self.watch_socket_of(key, socket),
+            None => self.watch_peer(key, socket),
         };
         if let Err(refusal) = watched {
             return self.give_up(key, &refusal);
         }
         if let Some(connection) = self.peers.connections.get_mut(key) {
             connection.phase = Phase::Greeting;
+            connection.by = by;
         }
-        let rails = self.rails_wanted();
-        let cards = self.cards_for(rails, u8::MAX).max(1);
-        let led_to = self.peers.connections.get(key).and_then(|it| it.led_to.as_ref());
-        let link = led_to.map_or(0, link_name);
-        self.say(key, &Message::Hello(self.own_hello(rails, cards, link)));
+        self.greet(key);
     }
 
     pub(super) fn own_hello(&self, rails: u8, cards: u8, link: u64) -> Hello {
@@ -269,6 +267,7 @@ impl Server {
         let rails = hello.rails.max(self.rails_wanted());
         let cards = self.cards_for(rails, hello.cards);
         let from = self.peers.connections.get(key).and_then(|connection| connection.from);
+        let old = from.and_then(|_| self.place_of(key, &hello));
         let judged = match (from, getsockopt(&socket, PeerCredentials)) {
             (Some(_), _) => Ok(()),
             (None, Ok(peer)) => judge_uid(peer.uid()),
@@ -283,11 +282,7 @@ impl Server {
                 let text = "verbs is not in use at the other engine";
                 return Err(refusal(errno::EOPNOTSUPP, Detail::Require, text));
             }
-            if cards == 0 {
-                let text = "all rails of the other engine are in use: raise its rails_max";
-                return Err(refusal(errno::EDQUOT, Detail::Quota, text));
-            }
-            Ok(())
+            if cards == 0 && old.is_none() { Err(no_room()) } else { Ok(()) }
         });
         if let Err(refusal) = judged {
             return Err((socket, refusal));
@@ -304,14 +299,12 @@ impl Server {
         let Hello { boot_id, pid, silence_ms, link, .. } = hello;
         let from = from.map(tracing::field::display);
         info!(connection = key, pid, from, rails, cards, "another engine has connected");
-        let behind = self.take_place(key, &Hello { rails, cards, ..hello });
         if let Some(connection) = self.peers.connections.get_mut(key) {
             connection.silence_ms = silence_ms;
             (connection.boot_id, connection.link) = (boot_id, link);
-            connection.behind = behind;
         }
-        match behind {
-            Some(behind) => self.look_after(behind.old()),
+        match old {
+            Some(old) => self.take_place(key, old, rails, hello.cards),
             None => self.let_in(key, rails, cards),
         }
         Ok(())
@@ -565,7 +558,7 @@ impl Server {
     fn part(&mut self, key: usize) {
         let hushed = self.rails_hushed(key);
         if hushed {
-            self.let_in_behind(key);
+            self.let_on_behind(key);
         }
         let Some(connection) = self.peers.connections.get_mut(key) else { return };
         if hushed
@@ -696,6 +689,7 @@ impl Server {
             self.drop_pidfd(key);
             self.peers.connections.remove(key);
             debug!(connection = key, "connection forgotten");
+            self.let_on_behind(key);
         }
     }
 
@@ -766,6 +760,12 @@ fn judge_uid(uid: u32) -> Result<(), Refusal> {
     }
     let text = format!("the other engine runs under uid {uid}, but must under {own} or as root");
     Err(refusal(errno::EACCES, Detail::Peer, text))
+}
+
+/// There is no rail for another engine.
+pub(super) fn no_room() -> Refusal {
+    let text = "all rails of the other engine are in use: raise its rails_max";
+    refusal(errno::EDQUOT, Detail::Quota, text)
 }
 
 /// A refusal, as it is said to a peer.

@@ -55,7 +55,7 @@ impl Far {
 
     fn reach(&self, stage: &Stage) -> Other {
         let address = stage.engine.listening().unwrap();
-        Other::behind(self.gate.reach(&address.ip().to_string(), address.port()).unwrap())
+        Other::behind(self.gate.reach(&address.ip().to_string(), address.port()).unwrap().socket)
     }
 
     /// An engine has come, and says what it should.
@@ -111,6 +111,9 @@ fn whoever_comes_anew_takes_the_place_of_what_it_has_lost_once_that_is_silent() 
     assert!(second.silent());
     stage.moved(token);
     assert_eq!(first.hear(), Some(Message::Bye));
+    // There is no other rail: it gets that of the lost one.
+    assert_eq!(stage.moves(0, true), [Move::Reset]);
+    stage.destroys();
     assert!(matches!(second.hear(), Some(Message::Welcome(_))));
     for other in [&apart, &stranger] {
         stage.settled(other);

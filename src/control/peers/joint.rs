@@ -6,7 +6,7 @@
 //! it says is said to itself.
 //!
 //! ```text
-//!  Connect wished -> endpoint from the card -> READY
+//!  Connect wished -> endpoint from the card -> READY       (who follows waits for READY: `paths`)
 //!  both READY     -> RTR, RTS               -> UP
 //!  both UP        -> the rail is told Connected
 //!  Quiesce wished -> ERROR                  -> QUIET       (the other's rail is told Broken)
@@ -41,6 +41,7 @@ use std::collections::VecDeque;
 
 use thiserror::Error;
 
+use super::paths::Paths;
 use crate::fabric::qp::provider::{Caps, Endpoint, Link, Move, PathSettings};
 use crate::fabric::qp::{Ask, News, RECEIVES_KEPT};
 use crate::plant::{Plant, planted};
@@ -145,6 +146,8 @@ pub(crate) struct Violation {
 #[derive(Clone, Copy, Debug, Default)]
 struct Own {
     connect_wished: bool,
+    /// The card was asked for the endpoint.
+    sought: bool,
     endpoint: Option<Endpoint>,
     moving: bool,
     up: bool,
@@ -194,7 +197,7 @@ enum Pair {
 /// A rail's state.
 #[derive(Debug)]
 pub(crate) struct Joint {
-    settings: PathSettings,
+    paths: Paths,
     pair: Pair,
     number: u32,
     /// Receives for notifications.
@@ -223,9 +226,14 @@ const FAILURES_MAX: u32 = 8;
 impl Joint {
     /// Starts with a queue pair to be made, with room for `receives` notifications.
     pub(crate) fn new(settings: PathSettings, caps: Caps, receives: u32) -> Self {
+        Self::by(Paths::only(settings), caps, receives)
+    }
+
+    /// As [`Joint::new`], where there are several ways to take.
+    pub(crate) fn by(paths: Paths, caps: Caps, receives: u32) -> Self {
         let create = Act::Card(Step::Create, Job::Create { caps });
         Self {
-            settings,
+            paths,
             pair: Pair::Creating,
             number: 0,
             credits: receives,
@@ -261,7 +269,7 @@ impl Joint {
 
     /// How its path is used.
     pub(crate) fn settings(&self) -> PathSettings {
-        self.settings
+        self.paths.settings()
     }
 
     /// It is lost: it comes to its end, or has come to it.
@@ -354,7 +362,7 @@ impl Joint {
                 self.card(Step::Quiet(life), Job::Move { number, moves });
             }
             Ask::Reset => {
-                let moves = vec![Move::Reset, Move::Init(self.settings)];
+                let moves = vec![Move::Reset, Move::Init(self.settings())];
                 self.card(Step::Reset(life), Job::Move { number, moves });
             }
             Ask::Connect => {
@@ -363,8 +371,7 @@ impl Joint {
                     // It failed before we came to it: this life is over before it began.
                     self.tell(News::Broken);
                 } else {
-                    let credits = self.credits;
-                    self.card(Step::Endpoint(life), Job::Endpoint { number, credits });
+                    self.seek_endpoint();
                 }
             }
         }
@@ -420,7 +427,10 @@ impl Joint {
 
     fn heed(&mut self, say: &Say) {
         match say {
-            Say::Ready { .. } => self.try_connect(),
+            Say::Ready { .. } => {
+                self.seek_endpoint();
+                self.try_connect();
+            }
             Say::Up { .. } => self.try_ready(),
             Say::Quiet { .. } if !self.peer().quiet => {}
             Say::Quiet { .. } if self.own.quiet => self.tell(News::Quiet),
@@ -430,6 +440,22 @@ impl Joint {
             }
             Say::Quiet { .. } => {}
         }
+    }
+
+    /// Asks for this end of it, once it is known which address to use, and once only.
+    fn seek_endpoint(&mut self) {
+        let own = self.own;
+        if !own.connect_wished || own.sought || own.quiesce_wished || self.end != End::No {
+            return;
+        }
+        let other = self.peer().endpoint.map(|endpoint| endpoint.gid);
+        if self.paths.follows() && other.is_none() {
+            return;
+        }
+        self.own.sought = true;
+        self.paths.choose(self.failures, other);
+        let (number, credits) = (self.number, self.credits);
+        self.card(Step::Endpoint(self.life), Job::Endpoint { number, credits });
     }
 
     /// This end, as the card gave it; `None` if it could not.
@@ -625,7 +651,7 @@ impl Joint {
             return;
         }
         self.own.moving = true;
-        let link = Link { own: near, peer: far, settings: self.settings };
+        let link = Link { own: near, peer: far, settings: self.settings() };
         let moves = vec![Move::ReadyToReceive(link), Move::ReadyToSend(link)];
         let number = self.number;
         self.card(Step::Up(self.life), Job::Move { number, moves });

@@ -179,7 +179,8 @@ macro_rules! layouts {
 layouts! {
     HeadWire = 16 { magic: u32, version: u16, kind: u16, bytes: u32, reserved: u32, }
     HelloWire = 56 {
-        head: HeadWire, boot_id: [u64; 2], pid: u32, rails: u32, cards: u32, silence_ms: u32, link: u64,
+        head: HeadWire, boot_id: [u64; 2], pid: u32, rails: u32, cards: u32, silence_ms: u32,
+        link: u64,
     }
     FailureWire = 272 {
         head: HeadWire, tag: u64, errno: i32, detail: u16, text_bytes: u16, text: [u8; 240],

@@ -10,6 +10,7 @@
 //! ```text
 //!  message   what is said                 connections  sockets: reaching, greeting, losing
 //!  joint     one rail, as values          rails        joints, the card and the engine thread
+//!  paths     which address a rail uses, as values
 //!  loans     what is lent, as values      exports      WANT and what becomes of it, at the owner
 //!  patience  how long one waits, as values
 //!  numbers   sessions' names for them     imports      IMPORT from a peer, until it is given back
@@ -38,6 +39,7 @@ pub(crate) mod joint;
 mod loans;
 pub(crate) mod message;
 mod numbers;
+pub(crate) mod paths;
 mod patience;
 mod rails;
 #[cfg(test)]
@@ -48,7 +50,7 @@ mod tests;
 mod two_cards;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -167,6 +169,8 @@ struct Connection {
     link: u64,
     /// It waits for the end of the one whose place it takes.
     behind: Option<Behind>,
+    /// The address of ours by which the other host was reached.
+    by: Option<IpAddr>,
     /// Where it comes from, if that is another host.
     from: Option<SocketAddr>,
     socket: Option<Arc<OwnedFd>>,
@@ -235,6 +239,7 @@ impl Connection {
             boot_id: [0; 2],
             link: 0,
             behind: None,
+            by: None,
             from: None,
             socket: None,
             pidfd: None,

@@ -6,6 +6,7 @@
 use tracing::{debug, error, info, warn};
 
 use super::joint::{Act, Job, Joint, Step};
+use super::paths::Paths;
 use super::patience::PutOff;
 use super::{CardFor, HOME, RailPlace, Whose};
 use crate::clock;
@@ -62,6 +63,7 @@ impl Server {
         let (caps, receives) = (card.caps, card.receives);
         let paths: Vec<[PathSettings; 3]> =
             card.paths.iter().copied().take(usize::from(cards)).collect();
+        let addresses = card.addresses.clone();
         let count = paths.len() * usize::from(a_card);
         let free = (HOME + 1..).zip(self.peers.rails.iter().skip(usize::from(HOME) + 1));
         let numbers: Vec<u16> = free
@@ -73,6 +75,7 @@ impl Server {
         if numbers.len() < count {
             return false;
         }
+        let (leads, by) = (entry.led_to.is_some(), entry.by);
         entry.rails.clone_from(&numbers);
         entry.rails_a_card = a_card;
         let all = (0..cards).flat_map(|card| (0..a_card).map(move |class| (card, class)));
@@ -80,7 +83,12 @@ impl Server {
             // A rail for all classes goes as medium ops do.
             let class = if a_card == 1 { 1 } else { class };
             let settings = paths[usize::from(card)][usize::from(class)];
-            let joint = Joint::new(settings, caps, receives);
+            let ways = addresses.get(usize::from(card)).cloned().unwrap_or_default();
+            let ways = match leads {
+                true => Paths::leading(settings, ways, by),
+                false => Paths::following(settings, ways),
+            };
+            let joint = Joint::by(ways, caps, receives);
             let joint = if cards > 1 { joint.with_siblings() } else { joint };
             self.join_rail(number, Whose::Connection(connection, at), card, joint);
         }
@@ -140,8 +148,8 @@ impl Server {
         if let News::Connected { .. } = news {
             place.put_off.connected();
             let rebuilt = std::mem::replace(&mut place.rebuilt, true);
-            let number = place.joint.number();
-            info!(rail, number, epoch, rebuilt, "rail connected");
+            let (number, gid) = (place.joint.number(), place.joint.settings().gid_index);
+            info!(rail, number, gid, epoch, rebuilt, "rail connected");
         } else {
             debug!(rail, epoch, ?news, "rail told");
         }

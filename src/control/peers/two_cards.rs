@@ -130,6 +130,14 @@ impl Stage {
         self.card.say(token, CardDone::Moved);
     }
 
+    /// The card is asked to destroy its queue pair, and does.
+    #[cfg(feature = "net")]
+    pub(super) fn destroys(&self) {
+        let (token, work) = self.pair_work(0);
+        assert!(matches!(work, PairWork::Destroy { number: NUMBER, .. }), "{work:?}");
+        self.card.say(token, CardDone::Destroyed);
+    }
+
     /// It cannot do what it was asked for.
     #[cfg(feature = "net")]
     pub(super) fn fails(&self, token: u64, why: CardDone) {

@@ -12,6 +12,7 @@ mod codes;
 mod completion;
 mod deadline;
 mod edges;
+mod edges_abroad;
 mod edges_limits;
 mod fate;
 mod fault;

@@ -683,7 +683,7 @@ struct vr_connect {
     struct vr_head head;
     uint32_t require; /* the VR_FABRIC_* that must carry its ops; 0: any */
     uint32_t reserved;
-    char url[VR_URL_BYTES]; /* unix:/path/of/the/other/engine's/socket */
+    char url[VR_URL_BYTES]; /* unix:/path/of/its/socket, or verbring://host:port */
 };
 VR_SIZE_(vr_connect, 152);
 VR_AT_(vr_connect, url, 24);
@@ -1711,9 +1711,10 @@ static inline int vr_import_from(const struct vr_peer *peer, uint32_t uid, const
 
 /* ===== Peers ===== */
 
-/* Connects our engine to the one at `url`, "unix:" and the absolute path of its socket; the peer
- * lasts as long as the session. require: the VR_FABRIC_* that must carry ops to it, 0 takes any.
- * 0 or -errno. */
+/* Connects our engine to the one at `url`, "unix:" and the absolute path of its socket on this
+ * host, or "verbring://HOST:PORT" on any, if both engines have the same key; the peer lasts as
+ * long as the session. require: the VR_FABRIC_* that must carry ops to it, 0 takes any. 0 or
+ * -errno. */
 static inline int vr_connect_peer(struct vr_session *session, const char *url, uint32_t require,
                                   struct vr_peer *peer)
 {

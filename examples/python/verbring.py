@@ -1019,8 +1019,9 @@ class Session:
     def connect_peer(self, url, require=0):
         """Connects our engine to the one at `url`; returns a Peer, which imports from there.
 
-        `url` is `unix:` and the absolute path of its socket, `require` the FABRIC_* that must carry
-        ops to it (0: any). Raises VerbringError: EOPNOTSUPP/REQUIRE if no such fabric is in use
+        `url` is `unix:` and the absolute path of its socket on this host, or `verbring://HOST:PORT`
+        on any, if both engines have the same key; `require` is the FABRIC_* that must carry ops to
+        it (0: any). Raises VerbringError: EOPNOTSUPP/REQUIRE if no such fabric is in use
         between the two, ENETUNREACH, ETIMEDOUT or EHOSTDOWN if nobody answers there.
         """
         reply, _ = self._call(

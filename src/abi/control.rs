@@ -345,7 +345,8 @@ layout! {
         require: u32,
         /// Zero.
         reserved: u32,
-        /// `unix:` and the absolute path of the other engine's socket; UTF-8, zero padded.
+        /// `unix:` and the absolute path of the other engine's socket, or `verbring://HOST:PORT`;
+        /// UTF-8, zero padded.
         url: [u8; URL_BYTES],
     }
 }

@@ -18,5 +18,5 @@ pub(crate) use card::{
     Card, CardAnswer, CardDone, CardOrder, CardOrders, CardWork, PairWork, Registered,
 };
 pub(crate) use peers::paths::Address;
-pub(crate) use server::{Ask, Server};
+pub(crate) use server::{Ask, Server, Ways};
 pub(crate) use telemetry::TelemetryMade;

@@ -161,6 +161,7 @@ pub(crate) enum Ask {
     /// Serve the other end of this socket.
     Attach(OwnedFd),
     /// Another host's engine has come in at the gate.
+    #[cfg_attr(not(feature = "net"), expect(dead_code, reason = "nobody comes in without net"))]
     Arrived(Arrived),
     /// Drain, then end.
     Shutdown,
@@ -208,6 +209,17 @@ enum Accepts {
     Later,
 }
 
+/// The ways in and out of an engine.
+#[derive(Debug)]
+pub(crate) struct Ways {
+    /// For sessions, and its path.
+    pub(crate) listener: Option<(OwnedFd, PathBuf)>,
+    /// To peers' memory.
+    pub(crate) card: Option<Card>,
+    /// To other hosts.
+    pub(crate) gate: Option<Gate>,
+}
+
 /// Peers turned away at a time; each has a thread, and may make it wait.
 const TURNED_AWAY_MAX: usize = 16;
 
@@ -217,11 +229,10 @@ impl Server {
         link: Arc<Link>,
         boot_id: [u64; 2],
         telemetry: TelemetryMade,
-        listener: Option<(OwnedFd, PathBuf)>,
         asks: std::sync::mpsc::Receiver<Ask>,
-        card: Option<Card>,
-        gate: Option<Gate>,
+        ways: Ways,
     ) -> Result<Self, Errno> {
+        let Ways { listener, card, gate } = ways;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let interest = EpollFlags::EPOLLIN;
         epoll.add(&link.control_bell, EpollEvent::new(interest, Mark::Bell.pack()))?;

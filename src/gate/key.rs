@@ -136,6 +136,7 @@ impl Drop for Key {
 
 /// A key for tests.
 #[cfg(test)]
+#[cfg(feature = "net")]
 pub(super) fn tests_key(byte: u8) -> Key {
     Key([byte; KEY_BYTES])
 }

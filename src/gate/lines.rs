@@ -19,6 +19,7 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::socket::{Backlog, listen as listen_at};
 use slab::Slab;
 use tracing::{debug, info, warn};
 
@@ -39,6 +40,8 @@ const UNPROVED_MAX: usize = 256;
 const LINES_MAX: usize = 2_048;
 /// Connections accepted, and reads of one of them, before others are looked at.
 const BUDGET: usize = 32;
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 1_024;
 /// Bytes read at a time.
 const READ_BYTES: usize = 4_096;
 /// Bytes that wait for the other host, above which the control thread is not read.
@@ -94,6 +97,10 @@ impl Gate {
     ) -> std::io::Result<(Self, GateThread)> {
         let key = Arc::new(key);
         let listener = listen.map(TcpListener::bind).transpose()?;
+        if let Some(listener) = &listener {
+            // More than the 128 of the standard library: whoever finds the queue full waits a second.
+            listen_at(listener, Backlog::new(BACKLOG)?)?;
+        }
         let listening = listener.as_ref().map(TcpListener::local_addr).transpose()?;
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let bell = Arc::new(bell);

@@ -37,7 +37,7 @@ use crate::client::{ConnectError, ControlError, Session};
 pub use verbs::{NoVerbs, Verbs};
 
 use crate::control::fds::control_pair;
-use crate::control::{Address, Card, CardOrders, Server, TelemetryMade};
+use crate::control::{Address, Card, CardOrders, Server, TelemetryMade, Ways};
 use crate::engine;
 use crate::fabric::qp::provider::PathSettings;
 use crate::fabric::qp::{self, Rails};
@@ -219,8 +219,9 @@ impl Engine {
         self.listening = gate.as_ref().and_then(Gate::listening);
         let config = self.config.clone();
         let pin = config.pin;
-        let server = Server::new(config, link, boot_id, telemetry, listener, heard, card, gate)
-            .map_err(os("epoll_ctl"))?;
+        let ways = Ways { listener, card, gate };
+        let server =
+            Server::new(config, link, boot_id, telemetry, heard, ways).map_err(os("epoll_ctl"))?;
         self.start_thread("engine", move || {
             pin_to(pin);
             thread.run();

@@ -2,6 +2,7 @@
 //! depends on what is under way goes out behind it, without waiting for the answer; and where one
 //! of them fails, those behind it do, and nobody else does.
 
+use std::ops::RangeInclusive;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,8 @@ use super::wire::{ROUND_TRIP, Wire};
 const LENGTH: u64 = 8;
 const BYTES: u64 = 64;
 const ROUNDS: usize = 9;
+/// How often all rounds are made anew on a machine that is busy with something else.
+const TRIES: usize = 4;
 
 /// A session of the near engine, and what it has of the far one.
 struct Client {
@@ -88,7 +91,20 @@ fn median(mut times: [Duration; ROUNDS]) -> Duration {
     times[ROUNDS / 2]
 }
 
-/// Each round has all three, so that whatever slows the machine down slows all of them down.
+/// Medians of one WRITE, a chain, and as many WRITEs one after another. Each round has all three, so
+/// that whatever slows the machine down slows all of them down.
+fn measure(client: &mut Client) -> [Duration; 3] {
+    let [mut one, mut chain, mut apart] = [[Duration::ZERO; ROUNDS]; 3];
+    for round in 0..ROUNDS {
+        one[round] = client.time(1);
+        chain[round] = client.time(LENGTH);
+        apart[round] = (0..LENGTH).map(|_| client.time(1)).sum();
+    }
+    [one, chain, apart].map(median)
+}
+
+/// What the wire takes must be most of what one WRITE takes: else it is not the wire that is
+/// compared, and all is measured again. Which try counts is for one WRITE alone to say.
 #[test]
 #[ignore = "needs two RDMA ports: tests/run vm"]
 fn a_rings_chain_of_eight_writes_takes_hardly_longer_than_one() {
@@ -99,17 +115,19 @@ fn a_rings_chain_of_eight_writes_takes_hardly_longer_than_one() {
     let mut client = Client::new(&near, &far, &secret);
     client.time(LENGTH);
     let wire = Wire::long([&first, &second]);
-    let [mut one, mut chain, mut apart] = [[Duration::ZERO; ROUNDS]; 3];
-    for round in 0..ROUNDS {
-        one[round] = client.time(1);
-        chain[round] = client.time(LENGTH);
-        apart[round] = (0..LENGTH).map(|_| client.time(1)).sum();
+    let mut least = measure(&mut client);
+    for _ in 1..TRIES {
+        if least[0] < 2 * ROUND_TRIP {
+            break;
+        }
+        println!("one WRITE {:?}: the machine is busy, and is given another try", least[0]);
+        least = least.min(measure(&mut client));
     }
+    let [one, chain, apart] = least;
     drop(wire);
     for place in 0..LENGTH {
         assert!(read(&far.region, place * BYTES, BYTES) == pattern(BYTES, place), "{place}");
     }
-    let [one, chain, apart] = [one, chain, apart].map(median);
     let times = |took: Duration| took.as_secs_f64() / one.as_secs_f64();
     println!(
         "one WRITE of a ring {one:?}, a chain of {LENGTH} {chain:?} ({:.2} times), \
@@ -185,23 +203,7 @@ fn a_failure_in_a_rings_chain_ends_the_rest_and_costs_no_innocent_of_its_queue_p
     let bad_end = ends.iter().find(|done| done.ticket == bad).expect("it has ended");
     println!("the verdict came {:?} after the post", bad_end.service);
     assert_eq!((ends.len(), others.len()), (11, 4));
-    for done in &ends {
-        match &done.result {
-            Ok(bytes) => {
-                assert!(done.ticket == head || beside.contains(&done.ticket), "{done:?}");
-                assert_eq!((*bytes, done.fabric), (64, FABRIC_VERBS));
-            }
-            Err(error) if done.ticket == bad => {
-                assert!(error.maybe_done && !error.retryable && !error.dep_failed, "{error:?}");
-                assert!([errno::EIO, errno::ETIMEDOUT].contains(&error.errno), "{error:?}");
-            }
-            Err(error) => {
-                assert!(done.ticket > bad && done.ticket <= last, "{done:?}");
-                assert_eq!(error.errno, errno::ECANCELED, "{error:?}");
-                assert!(error.dep_failed && error.retryable && !error.maybe_done, "{error:?}");
-            }
-        }
-    }
+    judge(&ends, head, &beside, bad..=last);
     assert_eq!(ends.iter().filter(|done| done.result.is_ok()).count(), 1 + beside.len());
     assert!(others.iter().all(|done| done.result == Ok(64)), "{others:?}");
 
@@ -214,6 +216,27 @@ fn a_failure_in_a_rings_chain_ends_the_rest_and_costs_no_innocent_of_its_queue_p
     drop((ends, others));
     guilty.time(LENGTH);
     assert!((0..LENGTH).all(there));
+}
+
+/// The first of a range fails, the rest inherit that, and all else goes well.
+fn judge(ends: &[Completion], head: Ticket, beside: &[Ticket], fails: RangeInclusive<Ticket>) {
+    for done in ends {
+        match &done.result {
+            Ok(bytes) => {
+                assert!(done.ticket == head || beside.contains(&done.ticket), "{done:?}");
+                assert_eq!((*bytes, done.fabric), (64, FABRIC_VERBS));
+            }
+            Err(error) if done.ticket == *fails.start() => {
+                assert!(error.maybe_done && !error.retryable && !error.dep_failed, "{error:?}");
+                assert!([errno::EIO, errno::ETIMEDOUT].contains(&error.errno), "{error:?}");
+            }
+            Err(error) => {
+                assert!(fails.contains(&done.ticket), "{done:?}");
+                assert_eq!(error.errno, errno::ECANCELED, "{error:?}");
+                assert!(error.dep_failed && error.retryable && !error.maybe_done, "{error:?}");
+            }
+        }
+    }
 }
 
 /// Waits until an op that rides is with the queue pair, though none of those before it is over. A

@@ -32,7 +32,8 @@
 mod again;
 mod connections;
 mod exports;
-#[cfg(all(test, feature = "net"))]
+#[cfg(test)]
+#[cfg(feature = "net")]
 mod hosts;
 mod imports;
 pub(crate) mod joint;

@@ -63,6 +63,8 @@ pub mod edges;
 pub mod engine;
 pub mod fabric;
 pub mod fold;
+#[cfg(fuzzing)]
+pub mod fuzz;
 #[cfg(not(verbring_loom))]
 pub mod gate;
 #[cfg(not(verbring_loom))]

@@ -94,6 +94,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
     ("cli", &[]),
     ("lib", &[]),
+    ("fuzz", &["control", "gate"]),
     ("tidy", &[]),
 ];
 

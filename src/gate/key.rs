@@ -113,6 +113,12 @@ impl Key {
         Some(Self(key))
     }
 
+    /// One that no stranger guesses.
+    #[cfg(fuzzing)]
+    pub(super) fn fuzz() -> Self {
+        Self([0x5a; KEY_BYTES])
+    }
+
     /// Its bytes, for the handshake.
     #[cfg(feature = "net")]
     pub(super) fn bytes(&self) -> &[u8; KEY_BYTES] {

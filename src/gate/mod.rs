@@ -48,6 +48,24 @@ pub use key::{Key, KeyError};
 #[cfg(feature = "net")]
 pub(crate) use lines::{Gate, GateThread};
 
+/// What a stranger says, at both ends, cut into pieces: never a message.
+#[cfg(all(fuzzing, feature = "net"))]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let key = Key::fuzz();
+    for initiator in [false, true] {
+        let Some((cut, bytes)) = bytes.split_first() else { return };
+        let made = match initiator {
+            true => channel::Channel::initiator(&key),
+            false => channel::Channel::responder(&key),
+        };
+        let (Ok(mut end), mut messages) = (made, Vec::new()) else { return };
+        for piece in bytes.chunks(usize::from(*cut) + 1) {
+            let _ = end.hear(piece, &mut messages);
+        }
+        assert!(messages.is_empty());
+    }
+}
+
 /// Another host's engine has come in, has shown the key, and has said something.
 #[derive(Debug)]
 pub(crate) struct Arrived {

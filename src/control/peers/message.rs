@@ -317,6 +317,14 @@ impl Message {
     }
 }
 
+/// Any datagram: what is parsed says the same once more.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(datagram: &[u8]) {
+    if let Ok(message) = Message::parse(datagram) {
+        assert_eq!(Message::parse(&message.to_bytes()), Ok(message));
+    }
+}
+
 /// True if a datagram's first word is a peer's, not a client's.
 pub(crate) fn is_peers(datagram: &[u8]) -> bool {
     datagram.starts_with(&MAGIC.to_le_bytes())

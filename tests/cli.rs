@@ -433,8 +433,9 @@ fn a_key_is_made_once_and_told_to_nobody() {
     assert_eq!(std::fs::read_to_string(&file).unwrap(), key);
     let (code, _, errors) = output(verbring().arg("key").arg(dir.0.join("no/where")));
     assert!(code == Some(1) && errors.contains("cannot make a key"), "{errors}");
-    let told = printed(verbring().args(["key", "--json"]).arg(dir.0.join("other")));
-    assert_eq!(told["key_file"], dir.0.join("other").to_str().unwrap());
+    let (code, out, errors) = output(verbring().args(["key", "--json"]).arg(dir.0.join("other")));
+    assert_eq!((code, errors.as_str()), (Some(0), ""));
+    assert_eq!(json(&out)["key_file"], dir.0.join("other").to_str().unwrap());
 
     let socket = dir.0.join("socket");
     let with_key = ["--listen", "127.0.0.1:0", "--psk-file", file.to_str().unwrap(), "--json"];

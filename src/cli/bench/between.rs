@@ -2,8 +2,8 @@
 //!
 //! One side listens on TCP. For each point of a sweep the other connects, both say which queue
 //! pair and which memory is theirs, and from then on the listening side does nothing: WRITE and
-//! READ are one-sided. It has memory for this alone, with nothing in it, and no key guards it: it is
-//! for a quick look, and not to be left running.
+//! READ are one-sided. It has memory for this alone, with nothing in it, and no key guards it: it
+//! is for a quick look, and not to be left running.
 //! **Tests**: here, what is said over TCP; `tests/verbs/hosts.rs` between two cards.
 
 use std::io::{BufRead, BufReader, Read, Write};

@@ -227,7 +227,7 @@ impl Stage {
 }
 
 /// As many rounds as the time allows, and no fewer than make enough slices.
-pub(super) fn rounds(terms: &Terms, contestants: usize) -> usize {
+fn rounds(terms: &Terms, contestants: usize) -> usize {
     let least = SLICES_MIN.div_ceil(contestants.max(1));
     let slices = terms.time.as_secs_f64() / terms.slice.as_secs_f64();
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a bounded count")]

@@ -1,7 +1,8 @@
 //! A bench between two hosts: a ring through the engine of each.
 //!
 //! One side offers memory and does nothing more but wait for the other to end; what is measured is
-//! measured by the other side, in slices as everywhere in the bench, with one contestant.
+//! measured by the other side, in slices as everywhere in the bench, with one contestant. Since it
+//! takes turns with none, its slices may be as long as the way to the other host needs.
 //! **Tests**: `tests/cli.rs` for what is refused, `tests/verbs/hosts.rs` between two engines.
 
 use std::path::Path;
@@ -11,7 +12,7 @@ use serde_json::json;
 use verbring::Rights;
 use verbring::abi::FABRIC_VERBS;
 
-use super::conductor::{Measured, Terms, Track, WARM_PART, rate, rounds};
+use super::conductor::{Measured, Terms, Track, WARM_PART, rate};
 use super::cores::Cores;
 use super::quiet::Watch;
 use super::rows::{Row, head, rows};
@@ -156,17 +157,36 @@ pub(super) fn play(
     // An engine in another container may not be seen from here.
     let seen = |pid: &u32| Path::new(&format!("/proc/{pid}/stat")).exists();
     let watch = Watch::start(engine.into_iter().filter(seen).collect(), false)?;
-    let whole_ns = u64::try_from(terms.slice.as_nanos()).unwrap_or(u64::MAX);
-    let warm_ns = whole_ns / WARM_PART;
-    let rounds = rounds(terms, 1);
+    let slice = long_enough(rig, shape, terms.slice)?;
+    let rounds = terms.time.div_duration_f64(slice);
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a bounded count")]
+    let rounds = (rounds as u32).max(SLICES_MIN);
     for _ in 0..rounds {
-        let span = Span { start_ns: now_ns(), warm_ns, count_ns: whole_ns - warm_ns };
-        let counted = slice::run(rig, shape, span, false, &mut track.latencies)?;
+        let counted = slice::run(rig, shape, span(slice), false, &mut track.latencies)?;
         track.ops += counted.ops;
         track.rates.push(rate(&counted));
     }
-    let disturbance = watch.end(rounds as u64)?;
+    let disturbance = watch.end(rounds.into())?;
     Ok(Measured { tracks: vec![track], disturbance })
+}
+
+/// How long a slice must be so that many ops begin and end in it, and a rate means something.
+fn long_enough(rig: &mut impl Rig, shape: &Shape, least: Duration) -> Result<Duration, Failure> {
+    let mut slice = least;
+    let ops_min = u64::from(shape.depth.max(8)) * 4;
+    loop {
+        let counted = slice::run(rig, shape, span(slice), false, &mut histogram())?;
+        if counted.ops >= ops_min || slice >= SLICE_MAX {
+            return Ok(slice);
+        }
+        slice *= 2;
+    }
+}
+
+fn span(slice: Duration) -> Span {
+    let whole_ns = u64::try_from(slice.as_nanos()).unwrap_or(u64::MAX);
+    let warm_ns = whole_ns / WARM_PART;
+    Span { start_ns: now_ns(), warm_ns, count_ns: whole_ns - warm_ns }
 }
 
 /// What rows are made with: nothing here starts an engine or a process.
@@ -193,5 +213,69 @@ const OFFERED_BYTES: u64 = 16 << 20;
 /// More memory than this says nothing that less would not say.
 const OFFERED_MAX: u64 = 4 << 30;
 const PAGE_BYTES: u64 = 4096;
+/// A slice gets no longer by itself.
+const SLICE_MAX: Duration = Duration::from_secs(1);
+/// Fewer slices say too little.
+const SLICES_MIN: u32 = 10;
 /// Signals are noticed within this time; the other bench's end at once.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use verbring::abi::Class;
+
+    use super::*;
+    use crate::cli::bench::shape::{OpKind, Wish};
+
+    /// Completes one op in so many looks: with the clock of the bench, slowly.
+    struct Slow {
+        out: u32,
+        since_ns: u64,
+    }
+
+    impl Rig for Slow {
+        fn submit(&mut self, count: u32, _: u64) -> Result<(), Failure> {
+            self.out += count;
+            self.since_ns = now_ns();
+            Ok(())
+        }
+
+        fn reap(&mut self) -> Result<(u32, u32), Failure> {
+            if self.out == 0 || now_ns() - self.since_ns < 1_000_000 {
+                return Ok((0, 0));
+            }
+            self.out -= 1;
+            Ok((1, 1))
+        }
+
+        fn check(&mut self) -> Result<(), Failure> {
+            Ok(())
+        }
+
+        fn at_rest(&mut self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn a_slice_grows_until_ops_fit_into_it() {
+        let wish = Wish {
+            op: OpKind::Write,
+            size_bytes: 64,
+            pages: 1,
+            batch: 1,
+            depth: 1,
+            class: Class::Medium,
+            working_set_bytes: None,
+        };
+        let shape = Shape::settle(wish).unwrap();
+        let mut rig = Slow { out: 0, since_ns: 0 };
+        // An op takes a millisecond: 32 of them, after the first fifth, need 40 ms at the least.
+        let slice = long_enough(&mut rig, &shape, Duration::from_millis(1)).unwrap();
+        assert!((Duration::from_millis(40)..=SLICE_MAX).contains(&slice), "{slice:?}");
+        // What is long enough as it is stays.
+        let mut rig = Slow { out: 0, since_ns: 0 };
+        let slice = long_enough(&mut rig, &shape, SLICE_MAX).unwrap();
+        assert_eq!(slice, SLICE_MAX);
+    }
+}

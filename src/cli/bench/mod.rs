@@ -109,10 +109,11 @@ pub(crate) struct Bench {
     /// of what is offered, which they must fit in [default: 16M].
     #[arg(long, value_name = "BYTES", value_parser = read_bytes)]
     working_set: Option<u64>,
-    /// Seconds of slices for each point; there are 200 slices at least.
+    /// Seconds of slices for each point; there are 200 slices at least, or 10 with --peer or --to.
     #[arg(long, default_value = "3", value_parser = read_seconds)]
     seconds: Duration,
-    /// Milliseconds of a slice, of which the first fifth is not counted.
+    /// Milliseconds of a slice, of which the first fifth is not counted; with --peer or --to at
+    /// least so many, and up to a second if few ops fit into that.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     slice_ms: u32,
     /// Cores: the engine's, then the clients' [default: all that are allowed, in order].
@@ -146,8 +147,8 @@ pub(crate) struct Bench {
     peer: Option<String>,
     #[command(flatten)]
     far: FarArgs,
-    /// Lets a bench on another host measure its way to a card of this one (--devices, or the best),
-    /// without an engine, until SIGINT: for a quick look, since no key guards it.
+    /// Lets a bench on another host measure its way to a card of this one (--devices, or the
+    /// best), without an engine, until SIGINT: for a quick look, since no key guards it.
     #[arg(long, value_name = "ADDRESS:PORT", conflicts_with_all = RAW_HAS_NO,
         conflicts_with_all = ["to", "size", "op", "depth", "batch", "working_set", "plot"])]
     listen: Option<SocketAddr>,
@@ -269,13 +270,13 @@ impl Bench {
 
     /// Every point between here and another host.
     fn shapes_afar(&self, there: &str) -> Result<Vec<Shape>, Failure> {
-        let ops = self.op.map_or(vec![OpKind::Write, OpKind::Read], |op| vec![op]);
+        let ops = self.op.map_or_else(|| vec![OpKind::Write, OpKind::Read], |op| vec![op]);
         if ops.contains(&OpKind::Nop) {
             let text = format!("--op is nop, but must be one that moves bytes {there}");
             return Err(Failure::Usage(text));
         }
-        let size = self.size.clone().unwrap_or(Sweep(far::SIZES.to_vec()));
-        let depth = self.depth.clone().unwrap_or(Sweep(far::DEPTHS.to_vec()));
+        let size = self.size.clone().unwrap_or_else(|| Sweep(far::SIZES.to_vec()));
+        let depth = self.depth.clone().unwrap_or_else(|| Sweep(far::DEPTHS.to_vec()));
         let shapes = ops.into_iter().map(|op| self.shapes_of(op, &size, Some(&depth)));
         shapes.collect::<Result<Vec<_>, _>>().map(|shapes| shapes.concat())
     }
@@ -316,7 +317,7 @@ impl Bench {
 
     /// Every combination of the swept parameters, checked before anything is started.
     fn shapes(&self) -> Result<Vec<Shape>, Failure> {
-        let size = self.size.clone().unwrap_or(Sweep(vec![SIZE_BYTES]));
+        let size = self.size.clone().unwrap_or_else(|| Sweep(vec![SIZE_BYTES]));
         self.shapes_of(self.op(), &size, self.depth.as_ref())
     }
 

@@ -1,4 +1,4 @@
-//! The sender of a demo, on one host or between two: it sends the file, reads it back, and measures.
+//! The sender of a demo, on one host or between two: it sends the file, reads it back, measures.
 //!
 //! Whom it tells how that goes is a [`Partner`]: the parent by pipes, or the far end by a mailbox.
 //!

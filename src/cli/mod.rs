@@ -5,10 +5,13 @@
 //! results go to standard output, all else to standard error. Exit codes: 0 for success, 1 for
 //! failure, 2 for a command line or setting that cannot be used.
 
+mod afar;
 mod bench;
+mod carried;
 mod demo;
 mod devices;
 mod failover;
+mod key;
 mod ledger;
 mod place;
 mod probe;
@@ -30,6 +33,7 @@ use verbring::abi::Class;
 use bench::{Bench, BenchWorker};
 use demo::{Demo, DemoClient};
 use devices::Devices;
+use key::MakeKey;
 use ledger::Ledger;
 use probe::ProbeEngine;
 use qos::Qos;
@@ -76,8 +80,10 @@ struct CommandLine {
 enum Verb {
     /// Runs an engine that listens on a socket, until SIGTERM or SIGINT drains it.
     Serve(Box<Serve>),
-    /// Sends a real file from one process to another and back, and tells how that went.
-    Demo(Demo),
+    /// Makes a key file, with which engines of several hosts let each other in.
+    Key(MakeKey),
+    /// Sends a real file from one process or host to another and back, and tells how that went.
+    Demo(Box<Demo>),
     /// Measures the engine's ring beside its limits, in alternating slices.
     Bench(Box<Bench>),
     /// Prints an engine's counters.
@@ -110,6 +116,7 @@ impl Verb {
     fn run(self) -> Result<(), Failure> {
         match self {
             Self::Serve(serve) => serve.run(),
+            Self::Key(key) => key.run(),
             Self::Demo(demo) => demo.run(),
             Self::Stat(stat) => stat.run(),
             Self::Ledger(ledger) => ledger.run(),

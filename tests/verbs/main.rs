@@ -8,6 +8,9 @@
 //! Whole engines, alone and joined, are in `engine` and `engines`, chains of their rings in
 //! `ring_chains`; `two_rails` joins them by two cables, the second of which `VERBRING_TEST_SECOND`
 //! names in the same way.
+//! Whole engines, alone and joined, are in `engine` and `engines`; `two_rails` joins them by two
+//! cables, the second of which `VERBRING_TEST_SECOND` names in the same way; and `hosts` joins them
+//! as on two hosts, by TCP and a key.
 
 #[cfg(feature = "sim")]
 mod chains;
@@ -18,6 +21,8 @@ mod engine;
 mod engines;
 mod errors;
 mod files;
+#[cfg(feature = "cli")]
+mod hosts;
 mod rights;
 mod ring_chains;
 mod side;

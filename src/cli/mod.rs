@@ -10,6 +10,7 @@ mod demo;
 mod devices;
 mod failover;
 mod ledger;
+mod peers;
 mod place;
 mod probe;
 mod qos;
@@ -31,6 +32,7 @@ use bench::{Bench, BenchWorker};
 use demo::{Demo, DemoClient};
 use devices::Devices;
 use ledger::Ledger;
+use peers::Peers;
 use probe::ProbeEngine;
 use qos::Qos;
 use serve::Serve;
@@ -82,6 +84,8 @@ enum Verb {
     Bench(Box<Bench>),
     /// Prints an engine's counters.
     Stat(Stat),
+    /// Prints the other engines that one knows: state, rails, rates, last error.
+    Peers(Peers),
     /// Prints what became of ops: of a live engine, or of a dead one through a client.
     Ledger(Ledger),
     /// Prints what one op waits for, or why it waited.
@@ -112,6 +116,7 @@ impl Verb {
             Self::Serve(serve) => serve.run(),
             Self::Demo(demo) => demo.run(),
             Self::Stat(stat) => stat.run(),
+            Self::Peers(peers) => peers.run(),
             Self::Ledger(ledger) => ledger.run(),
             Self::Why(why) => why.run(),
             Self::Probe(probe) => probe.run(),

@@ -169,7 +169,8 @@ impl Server {
             return self.give_up(key, &refusal);
         }
         if let Some(connection) = self.peers.connections.get_mut(key) {
-            connection.phase = Phase::Greeting;
+            connection.enter(Phase::Greeting);
+            info!(connection = key, peer = connection.place(), "greeting another engine");
         }
         let rails = self.rails_wanted();
         let cards = self.cards_for(rails, u8::MAX).max(1);
@@ -301,6 +302,7 @@ impl Server {
         let Hello { pid, silence_ms, .. } = hello;
         if let Some(connection) = self.peers.connections.get_mut(key) {
             connection.silence_ms = silence_ms;
+            connection.story.met(&hello);
         }
         let from = from.map(tracing::field::display);
         info!(connection = key, pid, from, rails, cards, "another engine has connected");
@@ -355,6 +357,7 @@ impl Server {
         };
         debug!(connection = key, kind = message.name(), "heard");
         let Some(connection) = self.peers.connections.get_mut(key) else { return };
+        connection.story.heard();
         let up = matches!(connection.phase, Phase::Joining | Phase::Up);
         match message {
             Message::Welcome(hello) if connection.phase == Phase::Greeting => {
@@ -414,10 +417,11 @@ impl Server {
             return self.lose_connection(key, "it welcomes more cards than there are");
         }
         if let Some(connection) = self.peers.connections.get_mut(key) {
-            connection.phase = Phase::Joining;
+            connection.enter(Phase::Joining);
             connection.silence_ms = silence_ms;
+            connection.story.met(&hello);
+            info!(connection = key, peer = connection.place(), pid, rails, cards, "joining rails");
         }
-        info!(connection = key, pid, rails, cards, "joining rails");
         if !self.join_rails(key, rails, cards) {
             let text = "all rails are in use by connections: disconnect, or raise rails_max";
             self.give_up(key, &refusal(errno::EDQUOT, Detail::Quota, text));
@@ -503,11 +507,13 @@ impl Server {
         if connection.phase == Phase::Lost {
             return;
         }
-        let was = std::mem::replace(&mut connection.phase, Phase::Lost);
+        let was = connection.enter(Phase::Lost);
+        self.peers.failures.note(connection, why, clock::now_ns());
         let had_rails = matches!(was, Phase::Joining | Phase::Up);
         let lease_ns = self.card.as_ref().map_or(0, |card| card.lease_ns) + connection.unaware_ns();
         connection.parting.begin(had_rails, clock::now_ns().saturating_add(lease_ns));
-        info!(connection = key, pid = connection.pid, phase = ?was, why, "connection lost");
+        let (peer, pid) = (connection.place(), connection.pid);
+        info!(connection = key, peer, pid, phase = ?was, why, "connection lost");
         connection.url = None;
         connection.until_ns = None;
         connection.withdrawn.forget();
@@ -540,7 +546,9 @@ impl Server {
     /// Nothing that was sent to a lost peer can still be delivered.
     fn peer_silent(&mut self, key: usize) {
         let Some(connection) = self.peers.connections.get_mut(key) else { return };
-        debug!(connection = key, "silent");
+        if !connection.parting.silent {
+            debug!(connection = key, peer = connection.place(), "a lost peer is silent");
+        }
         connection.parting.hush();
         self.each_rail(key, super::joint::Joint::silent);
         self.look_after(key);
@@ -600,15 +608,21 @@ impl Server {
         let Some(connection) = self.peers.connections.get_mut(key) else { return };
         match connection.phase {
             Phase::Joining if ready => {
-                connection.phase = Phase::Up;
+                connection.enter(Phase::Up);
                 connection.until_ns = None;
                 connection.pulse = Some(Pulse::new(clock::now_ns(), self.config.peer_silence_ms));
-                info!(connection = key, rails = ?connection.rails, "connection up");
+                let (peer, rails) = (connection.place(), &connection.rails);
+                info!(connection = key, peer, ?rails, "connection up");
             }
-            Phase::Up if ready => connection.until_ns = None,
+            Phase::Up if ready => {
+                if connection.until_ns.take().is_some() {
+                    info!(connection = key, peer = connection.place(), "connection whole again");
+                }
+            }
             // A rail is being rebuilt, for which the other engine is needed.
-            Phase::Up => {
-                connection.until_ns.get_or_insert_with(|| clock::now_ns() + AGAIN_WITHIN_NS);
+            Phase::Up if connection.until_ns.is_none() => {
+                connection.until_ns = Some(clock::now_ns() + AGAIN_WITHIN_NS);
+                warn!(connection = key, peer = connection.place(), "connection interrupted");
             }
             _ => {}
         }
@@ -677,8 +691,8 @@ impl Server {
         if !self.jobs_for.iter().any(|(_, job)| reaching(job)) {
             self.drop_socket(key);
             self.drop_pidfd(key);
-            self.peers.connections.remove(key);
-            debug!(connection = key, "connection forgotten");
+            let connection = self.peers.connections.remove(key);
+            info!(connection = key, peer = connection.place(), "connection forgotten");
         }
     }
 

@@ -181,6 +181,19 @@ enum End {
     Over,
 }
 
+/// How far a rail has come, for those who look on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// It is being connected.
+    Connecting,
+    /// Both ends are connected, as far as this one knows.
+    Up,
+    /// It is in doubt: both ends are brought to rest, and begin anew.
+    Quiescing,
+    /// It is lost.
+    Lost,
+}
+
 /// Where the queue pair is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pair {
@@ -214,6 +227,8 @@ pub(crate) struct Joint {
     siblings: bool,
     /// It is lost, and the connection is not.
     leaves: bool,
+    /// Why the rail was told that it is broken, in this life.
+    doubt: Option<&'static str>,
     acts: VecDeque<Act>,
 }
 
@@ -239,6 +254,7 @@ impl Joint {
             failures: 0,
             siblings: false,
             leaves: false,
+            doubt: None,
             acts: VecDeque::from([create]),
         }
     }
@@ -262,6 +278,21 @@ impl Joint {
     /// How its path is used.
     pub(crate) fn settings(&self) -> PathSettings {
         self.settings
+    }
+
+    /// How far it has come.
+    pub(crate) fn stage(&self) -> Stage {
+        match (self.end, self.ready()) {
+            (End::No, true) => Stage::Up,
+            (End::No, false) if self.own.quiesce_wished => Stage::Quiescing,
+            (End::No, false) => Stage::Connecting,
+            _ => Stage::Lost,
+        }
+    }
+
+    /// Why the rail was told that it is broken, if it was.
+    pub(crate) fn doubt(&self) -> Option<&'static str> {
+        self.doubt
     }
 
     /// It is lost: it comes to its end, or has come to it.
@@ -342,6 +373,7 @@ impl Joint {
             self.failures = if self.own.connected { 0 } else { self.failures + 1 };
             self.life = life;
             self.own = Own::default();
+            self.doubt = None;
             if self.failures >= FAILURES_MAX && !self.siblings {
                 return self.fail("a queue pair cannot be connected");
             }
@@ -361,7 +393,7 @@ impl Joint {
                 self.own.connect_wished = true;
                 if self.peer().quiet {
                     // It failed before we came to it: this life is over before it began.
-                    self.tell(News::Broken);
+                    self.tell_broken("its other end has failed");
                 } else {
                     let credits = self.credits;
                     self.card(Step::Endpoint(life), Job::Endpoint { number, credits });
@@ -426,7 +458,7 @@ impl Joint {
             Say::Quiet { .. } if self.own.quiet => self.tell(News::Quiet),
             // Before it has wished anything, it is told when it does.
             Say::Quiet { .. } if self.own.connect_wished && !self.own.quiesce_wished => {
-                self.tell(News::Broken);
+                self.tell_broken("its other end has failed");
             }
             Say::Quiet { .. } => {}
         }
@@ -437,7 +469,9 @@ impl Joint {
         if !self.heeds(life) {
             return;
         }
-        let Some(endpoint) = endpoint else { return self.tell(News::Broken) };
+        let Some(endpoint) = endpoint else {
+            return self.tell_broken("its card does not tell where it is");
+        };
         self.own.endpoint = Some(endpoint);
         self.acts.push_back(Act::Send(Say::Ready { life, endpoint }));
         self.try_connect();
@@ -448,7 +482,7 @@ impl Joint {
         match step {
             Step::Up(life) if self.heeds(life) => {
                 if !well {
-                    return self.tell(News::Broken);
+                    return self.tell_broken("its queue pair cannot be connected");
                 }
                 self.own.up = true;
                 self.acts.push_back(Act::Send(Say::Up { life }));
@@ -499,10 +533,10 @@ impl Joint {
         }
     }
 
-    /// The device says that the queue pair has failed.
-    pub(crate) fn broken(&mut self) {
+    /// The device says that the queue pair has failed, or is of no use, and why.
+    pub(crate) fn broken(&mut self, why: &'static str) {
         if self.end == End::No && self.first_epoch.is_some() {
-            self.tell(News::Broken);
+            self.tell_broken(why);
         }
     }
 
@@ -523,7 +557,7 @@ impl Joint {
 
     fn hush(&mut self) {
         self.end = End::Hushing;
-        self.tell(News::Broken);
+        self.tell_broken("it is lost");
         if !self.own.quiet {
             let (number, moves) = (self.number, vec![Move::Error]);
             self.card(Step::Hush, Job::Move { number, moves });
@@ -643,6 +677,11 @@ impl Joint {
 
     fn fail(&mut self, why: &'static str) {
         self.acts.push_back(Act::Fail(why));
+    }
+
+    fn tell_broken(&mut self, why: &'static str) {
+        self.doubt.get_or_insert(why);
+        self.tell(News::Broken);
     }
 
     fn tell(&mut self, news: News) {

@@ -13,6 +13,7 @@
 //!  loans     what is lent, as values      exports      WANT and what becomes of it, at the owner
 //!  patience  how long one waits, as values
 //!  numbers   sessions' names for them     imports      IMPORT from a peer, until it is given back
+//!  report    what operators are told      events       what the log says of rails
 //! ```
 //!
 //! **Cards are paired by place**: card 0 here with card 0 there, as many as both have. A connection
@@ -28,6 +29,7 @@
 //! what peers may use atomics on, since a card's atomics and a CPU's do not exclude each other.
 
 mod connections;
+mod events;
 mod exports;
 mod imports;
 pub(crate) mod joint;
@@ -36,6 +38,9 @@ pub(crate) mod message;
 mod numbers;
 mod patience;
 mod rails;
+mod report;
+#[cfg(test)]
+mod reported;
 #[cfg(test)]
 mod scripted;
 #[cfg(test)]
@@ -55,6 +60,7 @@ use self::joint::{Joint, Step};
 use self::loans::Loans;
 use self::numbers::Numbers;
 use self::patience::{Parting, Pulse, PutOff, Withdrawals};
+use self::report::{Failures, Story};
 use super::card::Card;
 use super::wire::Url;
 use crate::abi::Export;
@@ -103,6 +109,8 @@ pub(super) struct Peers {
     last_tag: u64,
     /// Jobs that are on their way to a URL.
     reaching: usize,
+    /// What became of connections of late.
+    failures: Failures,
 }
 
 /// Whose a rail is.
@@ -123,8 +131,8 @@ struct RailPlace {
     joint: Joint,
     /// Kept here while the fabric does not have it.
     pair: Option<VerbsPair>,
-    /// It was connected before.
-    rebuilt: bool,
+    /// How often it was connected.
+    connected: u32,
     /// It could not be connected, and others carry what it would.
     put_off: PutOff,
     /// Until when the peer's end must be quiet, as this one is.
@@ -150,6 +158,8 @@ enum Phase {
 #[derive(Debug)]
 struct Connection {
     phase: Phase,
+    /// What is told of it.
+    story: Story,
     /// Where it leads, if it is ours.
     url: Option<Url>,
     /// Where it comes from, if that is another host.
@@ -206,6 +216,7 @@ impl Peers {
             numbers: Numbers::default(),
             last_tag: 0,
             reaching: 0,
+            failures: Failures::default(),
         }
     }
 }
@@ -214,6 +225,7 @@ impl Connection {
     fn new(phase: Phase, url: Option<Url>, until_ns: u64) -> Self {
         Self {
             phase,
+            story: Story::new(url.as_ref()),
             url,
             from: None,
             socket: None,

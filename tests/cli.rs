@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::FileExt;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -377,6 +377,57 @@ fn counters_are_watched_until_the_engine_ends() {
     assert!(errors.contains("the engine is gone"), "{errors}");
 }
 
+/// Without a card there is nothing to tell, and that is told: why, and what to do.
+#[test]
+fn an_engine_without_peers_says_so() {
+    let dir = Dir::new();
+    let socket = dir.0.join("socket");
+    let (mut daemon, _) = serve(&socket, &["--verbs", "off"]);
+    let (code, out, errors) = output(verbring().args(["peers", "--socket"]).arg(&socket));
+    assert_eq!((code, errors.as_str()), (Some(0), ""));
+    assert!(out.starts_with("no peers: verbs is not in use here"), "{out}");
+    assert!(out.contains("verbring devices --why"), "{out}");
+    let (code, out, _) = output(verbring().args(["peers", "--json", "--socket"]).arg(&socket));
+    assert_eq!(code, Some(0));
+    let told = json(&out);
+    assert_eq!((&told["verbs"], &told["peers"]), (&false.into(), &Value::Array(Vec::new())));
+
+    let mut watch = verbring();
+    watch.args(["peers", "--json", "--watch=0.01", "--socket"]).arg(&socket);
+    let child = watch.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut watch = Running(child);
+    let mut lines = BufReader::new(watch.0.stdout.take().unwrap()).lines();
+    assert_eq!(json(&lines.next().unwrap().unwrap())["seconds"], Value::Null);
+    assert!(json(&lines.next().unwrap().unwrap())["seconds"].as_f64().unwrap() > 0.0);
+    daemon.signal(Signal::SIGTERM);
+    assert!(daemon.end().0.success());
+    let (status, errors) = watch.end();
+    assert_eq!(status.code(), Some(1));
+    assert!(errors.contains("the engine is gone"), "{errors}");
+}
+
+/// What is known of other engines is for whoever runs this one. Only root can try that.
+#[test]
+fn another_uid_is_told_nothing_of_peers() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("not tried: it takes root to be somebody else");
+        return;
+    }
+    let dir = Dir::new();
+    let socket = dir.0.join("socket");
+    let _daemon = serve(&socket, &["--verbs", "off", "--socket-mode", "0666"]);
+    // The command itself must be where the other uid can run it. `cp` writes it, not this process:
+    // what another test's thread forks meanwhile would hold it open for writing (ETXTBSY).
+    let command = dir.0.join("verbring");
+    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_verbring")).arg(&command).status();
+    assert!(copied.unwrap().success());
+    let mut command = Command::new(&command);
+    command.env_clear().args(["peers", "--socket"]).arg(&socket).uid(65_534).gid(65_534);
+    let (code, out, errors) = output(&mut command);
+    assert_eq!((code, out.as_str()), (Some(1), ""));
+    assert!(errors.contains("is for uid 0 and root: ask as one of them"), "{errors}");
+}
+
 #[test]
 fn a_second_engine_takes_a_dead_ones_socket_and_no_live_ones() {
     let dir = Dir::new();
@@ -405,7 +456,7 @@ fn a_second_engine_takes_a_dead_ones_socket_and_no_live_ones() {
 fn nobody_there_is_said_plainly() {
     let dir = Dir::new();
     let socket = dir.0.join("socket");
-    for verb in ["stat", "probe"] {
+    for verb in ["stat", "probe", "peers"] {
         let (code, out, errors) = output(verbring().args([verb, "--socket"]).arg(&socket));
         assert_eq!((code, out.as_str()), (Some(1), ""));
         assert!(errors.contains("no engine at") && errors.contains("No such file"), "{errors}");

@@ -13,6 +13,7 @@ mod devices;
 mod failover;
 mod key;
 mod ledger;
+mod peers;
 mod place;
 mod probe;
 mod qos;
@@ -35,6 +36,7 @@ use demo::{Demo, DemoClient};
 use devices::Devices;
 use key::MakeKey;
 use ledger::Ledger;
+use peers::Peers;
 use probe::ProbeEngine;
 use qos::Qos;
 use serve::Serve;
@@ -88,6 +90,8 @@ enum Verb {
     Bench(Box<Bench>),
     /// Prints an engine's counters.
     Stat(Stat),
+    /// Prints the other engines that one knows: state, rails, rates, last error.
+    Peers(Peers),
     /// Prints what became of ops: of a live engine, or of a dead one through a client.
     Ledger(Ledger),
     /// Prints what one op waits for, or why it waited.
@@ -119,6 +123,7 @@ impl Verb {
             Self::Key(key) => key.run(),
             Self::Demo(demo) => demo.run(),
             Self::Stat(stat) => stat.run(),
+            Self::Peers(peers) => peers.run(),
             Self::Ledger(ledger) => ledger.run(),
             Self::Why(why) => why.run(),
             Self::Probe(probe) => probe.run(),

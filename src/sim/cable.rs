@@ -265,7 +265,7 @@ impl Cable {
     pub(super) fn device_failed(&mut self, node: usize, card: usize) {
         let of = |end: &&mut End| end.node == node && usize::from(end.on) == card && !end.over;
         for end in self.ends.iter_mut().filter(of) {
-            end.joint.broken();
+            end.joint.broken("its device says so");
         }
     }
 
@@ -295,7 +295,7 @@ impl Cable {
             if let Some(number) = end.joint.number().filter(|_| end.breaks(now_ns)) {
                 end.breaks_at_ns = None;
                 chance.net.break_pair(number);
-                end.joint.broken();
+                end.joint.broken("its device says so");
             }
             while self.ends[at].heard.front().is_some_and(|(due, _)| *due <= now_ns) {
                 let Some((_, say)) = self.ends[at].heard.pop_front() else { break };

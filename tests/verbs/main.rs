@@ -7,10 +7,7 @@
 //! devices stand for two engines; nothing but keys, addresses and endpoints passes between them.
 //! Whole engines, alone and joined, are in `engine` and `engines`, chains of their rings in
 //! `ring_chains`; `two_rails` joins them by two cables, the second of which `VERBRING_TEST_SECOND`
-//! names in the same way.
-//! Whole engines, alone and joined, are in `engine` and `engines`; `two_rails` joins them by two
-//! cables, the second of which `VERBRING_TEST_SECOND` names in the same way; and `hosts` joins them
-//! as on two hosts, by TCP and a key.
+//! names in the same way; and `hosts` joins them as on two hosts, by TCP and a key.
 
 #[cfg(feature = "sim")]
 mod chains;

@@ -171,8 +171,9 @@ impl Server {
             return self.give_up(key, &refusal);
         }
         if let Some(connection) = self.peers.connections.get_mut(key) {
-            connection.phase = Phase::Greeting;
+            connection.enter(Phase::Greeting);
             connection.by = by;
+            info!(connection = key, peer = connection.place(), "greeting another engine");
         }
         self.greet(key);
     }
@@ -302,6 +303,7 @@ impl Server {
         if let Some(connection) = self.peers.connections.get_mut(key) {
             connection.silence_ms = silence_ms;
             (connection.boot_id, connection.link) = (boot_id, link);
+            connection.story.met(&hello);
         }
         match old {
             Some(old) => self.take_place(key, old, rails, hello.cards),
@@ -356,6 +358,7 @@ impl Server {
         };
         debug!(connection = key, kind = message.name(), "heard");
         let Some(connection) = self.peers.connections.get_mut(key) else { return };
+        connection.story.heard();
         let up = matches!(connection.phase, Phase::Joining | Phase::Up);
         match message {
             Message::Welcome(hello) if connection.phase == Phase::Greeting => {
@@ -415,11 +418,12 @@ impl Server {
             return self.lose_connection(key, "it welcomes more cards than there are");
         }
         if let Some(connection) = self.peers.connections.get_mut(key) {
-            connection.phase = Phase::Joining;
+            connection.enter(Phase::Joining);
             connection.silence_ms = silence_ms;
+            connection.story.met(&hello);
+            info!(connection = key, peer = connection.place(), pid, rails, cards, "joining rails");
         }
         self.met_again(key, &hello);
-        info!(connection = key, pid, rails, cards, "joining rails");
         if !self.join_rails(key, rails, cards) {
             let text = "all rails are in use by connections: disconnect, or raise rails_max";
             self.give_up(key, &refusal(errno::EDQUOT, Detail::Quota, text));
@@ -505,11 +509,13 @@ impl Server {
         if connection.phase == Phase::Lost {
             return;
         }
-        let was = std::mem::replace(&mut connection.phase, Phase::Lost);
+        let was = connection.enter(Phase::Lost);
+        self.peers.failures.note(connection, why, clock::now_ns());
         let had_rails = matches!(was, Phase::Joining | Phase::Up);
         let lease_ns = self.card.as_ref().map_or(0, |card| card.lease_ns) + connection.unaware_ns();
         connection.parting.begin(had_rails, clock::now_ns().saturating_add(lease_ns));
-        info!(connection = key, pid = connection.pid, phase = ?was, why, "connection lost");
+        let (peer, pid) = (connection.place(), connection.pid);
+        info!(connection = key, peer, pid, phase = ?was, why, "connection lost");
         let used = !connection.imports.is_empty() || self.peers.numbers.names(key);
         let until_ns = connection.parting.due_ns().filter(|_| was == Phase::Up && used);
         let again = connection.url.take().zip(until_ns);
@@ -547,7 +553,9 @@ impl Server {
     /// Nothing that was sent to a lost peer can still be delivered.
     pub(super) fn peer_silent(&mut self, key: usize) {
         let Some(connection) = self.peers.connections.get_mut(key) else { return };
-        debug!(connection = key, "silent");
+        if !connection.parting.silent {
+            debug!(connection = key, peer = connection.place(), "a lost peer is silent");
+        }
         connection.parting.hush();
         self.each_rail(key, super::joint::Joint::silent);
         self.look_after(key);
@@ -610,15 +618,21 @@ impl Server {
         let Some(connection) = self.peers.connections.get_mut(key) else { return };
         match connection.phase {
             Phase::Joining if ready => {
-                connection.phase = Phase::Up;
+                connection.enter(Phase::Up);
                 connection.until_ns = None;
                 connection.pulse = Some(Pulse::new(clock::now_ns(), self.config.peer_silence_ms));
-                info!(connection = key, rails = ?connection.rails, "connection up");
+                let (peer, rails) = (connection.place(), &connection.rails);
+                info!(connection = key, peer, ?rails, "connection up");
             }
-            Phase::Up if ready => connection.until_ns = None,
+            Phase::Up if ready => {
+                if connection.until_ns.take().is_some() {
+                    info!(connection = key, peer = connection.place(), "connection whole again");
+                }
+            }
             // A rail is being rebuilt, for which the other engine is needed.
-            Phase::Up => {
-                connection.until_ns.get_or_insert_with(|| clock::now_ns() + AGAIN_WITHIN_NS);
+            Phase::Up if connection.until_ns.is_none() => {
+                connection.until_ns = Some(clock::now_ns() + AGAIN_WITHIN_NS);
+                warn!(connection = key, peer = connection.place(), "connection interrupted");
             }
             _ => {}
         }
@@ -687,8 +701,8 @@ impl Server {
         if !self.jobs_for.iter().any(|(_, job)| reaching(job)) {
             self.drop_socket(key);
             self.drop_pidfd(key);
-            self.peers.connections.remove(key);
-            debug!(connection = key, "connection forgotten");
+            let connection = self.peers.connections.remove(key);
+            info!(connection = key, peer = connection.place(), "connection forgotten");
             self.let_on_behind(key);
         }
     }

@@ -184,6 +184,19 @@ enum End {
     Over,
 }
 
+/// How far a rail has come, for those who look on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// It is being connected.
+    Connecting,
+    /// Both ends are connected, as far as this one knows.
+    Up,
+    /// It is in doubt: both ends are brought to rest, and begin anew.
+    Quiescing,
+    /// It is lost.
+    Lost,
+}
+
 /// Where the queue pair is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pair {
@@ -217,6 +230,8 @@ pub(crate) struct Joint {
     siblings: bool,
     /// It is lost, and the connection is not.
     leaves: bool,
+    /// Why the rail was told that it is broken, in this life.
+    doubt: Option<&'static str>,
     acts: VecDeque<Act>,
 }
 
@@ -247,6 +262,7 @@ impl Joint {
             failures: 0,
             siblings: false,
             leaves: false,
+            doubt: None,
             acts: VecDeque::from([create]),
         }
     }
@@ -270,6 +286,21 @@ impl Joint {
     /// How its path is used.
     pub(crate) fn settings(&self) -> PathSettings {
         self.paths.settings()
+    }
+
+    /// How far it has come.
+    pub(crate) fn stage(&self) -> Stage {
+        match (self.end, self.ready()) {
+            (End::No, true) => Stage::Up,
+            (End::No, false) if self.own.quiesce_wished => Stage::Quiescing,
+            (End::No, false) => Stage::Connecting,
+            _ => Stage::Lost,
+        }
+    }
+
+    /// Why the rail was told that it is broken, if it was.
+    pub(crate) fn doubt(&self) -> Option<&'static str> {
+        self.doubt
     }
 
     /// It is lost: it comes to its end, or has come to it.
@@ -350,6 +381,7 @@ impl Joint {
             self.failures = if self.own.connected { 0 } else { self.failures + 1 };
             self.life = life;
             self.own = Own::default();
+            self.doubt = None;
             if self.failures >= FAILURES_MAX && !self.siblings {
                 return self.fail("a queue pair cannot be connected");
             }
@@ -369,7 +401,7 @@ impl Joint {
                 self.own.connect_wished = true;
                 if self.peer().quiet {
                     // It failed before we came to it: this life is over before it began.
-                    self.tell(News::Broken);
+                    self.tell_broken("its other end has failed");
                 } else {
                     self.seek_endpoint();
                 }
@@ -436,7 +468,7 @@ impl Joint {
             Say::Quiet { .. } if self.own.quiet => self.tell(News::Quiet),
             // Before it has wished anything, it is told when it does.
             Say::Quiet { .. } if self.own.connect_wished && !self.own.quiesce_wished => {
-                self.tell(News::Broken);
+                self.tell_broken("its other end has failed");
             }
             Say::Quiet { .. } => {}
         }
@@ -463,7 +495,9 @@ impl Joint {
         if !self.heeds(life) {
             return;
         }
-        let Some(endpoint) = endpoint else { return self.tell(News::Broken) };
+        let Some(endpoint) = endpoint else {
+            return self.tell_broken("its card does not tell where it is");
+        };
         self.own.endpoint = Some(endpoint);
         self.acts.push_back(Act::Send(Say::Ready { life, endpoint }));
         self.try_connect();
@@ -474,7 +508,7 @@ impl Joint {
         match step {
             Step::Up(life) if self.heeds(life) => {
                 if !well {
-                    return self.tell(News::Broken);
+                    return self.tell_broken("its queue pair cannot be connected");
                 }
                 self.own.up = true;
                 self.acts.push_back(Act::Send(Say::Up { life }));
@@ -525,10 +559,10 @@ impl Joint {
         }
     }
 
-    /// The device says that the queue pair has failed.
-    pub(crate) fn broken(&mut self) {
+    /// The device says that the queue pair has failed, or is of no use, and why.
+    pub(crate) fn broken(&mut self, why: &'static str) {
         if self.end == End::No && self.first_epoch.is_some() {
-            self.tell(News::Broken);
+            self.tell_broken(why);
         }
     }
 
@@ -549,7 +583,7 @@ impl Joint {
 
     fn hush(&mut self) {
         self.end = End::Hushing;
-        self.tell(News::Broken);
+        self.tell_broken("it is lost");
         if !self.own.quiet {
             let (number, moves) = (self.number, vec![Move::Error]);
             self.card(Step::Hush, Job::Move { number, moves });
@@ -669,6 +703,11 @@ impl Joint {
 
     fn fail(&mut self, why: &'static str) {
         self.acts.push_back(Act::Fail(why));
+    }
+
+    fn tell_broken(&mut self, why: &'static str) {
+        self.doubt.get_or_insert(why);
+        self.tell(News::Broken);
     }
 
     fn tell(&mut self, news: News) {

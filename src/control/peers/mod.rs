@@ -15,6 +15,7 @@
 //!  patience  how long one waits, as values
 //!  numbers   sessions' names for them     imports      IMPORT from a peer, until it is given back
 //!                                         again        those to other hosts, when they are lost
+//!  report    what operators are told      events       what the log says of rails
 //! ```
 //!
 //! **Cards are paired by place**: card 0 here with card 0 there, as many as both have. A connection
@@ -31,6 +32,7 @@
 
 mod again;
 mod connections;
+mod events;
 mod exports;
 #[cfg(test)]
 #[cfg(feature = "net")]
@@ -43,6 +45,9 @@ mod numbers;
 pub(crate) mod paths;
 mod patience;
 mod rails;
+mod report;
+#[cfg(test)]
+mod reported;
 #[cfg(test)]
 mod scripted;
 #[cfg(test)]
@@ -63,6 +68,7 @@ use self::joint::{Joint, Step};
 use self::loans::Loans;
 use self::numbers::Numbers;
 use self::patience::{Parting, Pulse, PutOff, Withdrawals};
+use self::report::{Failures, Story};
 use super::card::Card;
 use super::wire::Url;
 use crate::abi::Export;
@@ -113,6 +119,8 @@ pub(super) struct Peers {
     reaching: usize,
     /// Lost connections to other hosts that are to be made anew.
     again: Vec<Again>,
+    /// What became of connections of late.
+    failures: Failures,
 }
 
 /// Whose a rail is.
@@ -133,8 +141,8 @@ struct RailPlace {
     joint: Joint,
     /// Kept here while the fabric does not have it.
     pair: Option<VerbsPair>,
-    /// It was connected before.
-    rebuilt: bool,
+    /// How often it was connected.
+    connected: u32,
     /// It could not be connected, and others carry what it would.
     put_off: PutOff,
     /// Until when the peer's end must be quiet, as this one is.
@@ -160,6 +168,8 @@ enum Phase {
 #[derive(Debug)]
 struct Connection {
     phase: Phase,
+    /// What is told of it.
+    story: Story,
     /// Where it leads, if it is ours and not lost.
     url: Option<Url>,
     /// Where it leads, or led.
@@ -227,6 +237,7 @@ impl Peers {
             last_tag: 0,
             reaching: 0,
             again: Vec::new(),
+            failures: Failures::default(),
         }
     }
 }
@@ -236,6 +247,7 @@ impl Connection {
         Self {
             phase,
             led_to: url.clone(),
+            story: Story::new(url.as_ref()),
             url,
             boot_id: [0; 2],
             link: 0,

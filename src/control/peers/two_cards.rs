@@ -23,7 +23,7 @@ use crate::{Flush, Region, Rights, RingOptions, Session};
 /// An engine with cards, and all that the test plays for it. The cards end first, so that an engine
 /// whose test has failed does not wait for them.
 pub(super) struct Stage {
-    card: Played,
+    pub(super) card: Played,
     pub(super) session: Session,
     pub(super) engine: Engine,
     hollow: Hollow,
@@ -60,7 +60,7 @@ impl Stage {
 
     /// The other engine has come, and is welcomed with so many cards; each has been asked for a
     /// queue pair, under these tokens.
-    fn greet(&self, asks: u8, gets: u8) -> (Other, Vec<u64>) {
+    pub(super) fn greet(&self, asks: u8, gets: u8) -> (Other, Vec<u64>) {
         let other = Other::reach(&self.socket);
         other.say(&Message::Hello(Hello { cards: asks, ..HELLO }));
         let Some(Message::Welcome(hello)) = other.hear() else { panic!("no welcome") };
@@ -167,7 +167,7 @@ impl Stage {
     }
 
     /// The other engine has an export; the keys are those of both cards, or of one.
-    fn lends(&self, other: &Other, want: Want, cards: &[u8]) -> u32 {
+    pub(super) fn lends(&self, other: &Other, want: Want, cards: &[u8]) -> u32 {
         other.say(&Message::Want(want));
         let CardOrder { token, work } = self.card.next();
         let CardWork::Register { memory, .. } = work else { panic!("{work:?}") };
@@ -182,19 +182,19 @@ impl Stage {
     }
 
     /// A region that is not released by a test that fails: nobody would play the card for it.
-    fn export(&self) -> (ManuallyDrop<Region>, Want) {
+    pub(super) fn export(&self) -> (ManuallyDrop<Region>, Want) {
         let region = alloc(&self.session, &self.card);
         let secret = region.export("there", Rights::READ | Rights::WRITE).unwrap();
         (ManuallyDrop::new(region), want(1, 0, "there", *secret.as_bytes()))
     }
 
-    fn let_go(self, region: ManuallyDrop<Region>) {
+    pub(super) fn let_go(self, region: ManuallyDrop<Region>) {
         let_go(ManuallyDrop::into_inner(region), &self.card);
     }
 }
 
 /// What the device calls a queue pair.
-const NUMBER: u32 = 5;
+pub(super) const NUMBER: u32 = 5;
 
 fn endpoint(card: u8) -> Endpoint {
     Endpoint {

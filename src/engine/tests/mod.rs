@@ -34,6 +34,7 @@ mod partial;
 mod peers;
 mod record;
 mod rise;
+mod rise_bound;
 mod room;
 mod script;
 mod sets;

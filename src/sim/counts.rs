@@ -68,6 +68,8 @@ counts! {
     WorkLost = "work_lost" Fault;
     /// A work request takes effect, and its acknowledgement is lost.
     AnswerLost = "answer_lost" Fault;
+    /// A packet is held up until its sender has given it up.
+    WorkHeldUp = "work_held_up" Fault;
     /// A work request is refused by the responder.
     WorkRefused = "work_refused" Fault;
     /// A queue pair goes to ERROR by itself.
@@ -165,6 +167,8 @@ counts! {
     StaleCompletions = "stale_completions" Passage;
     /// Packets that took effect after their sender had given them up.
     LandedLate = "landed_late" Passage;
+    /// Of these, those that their sender had waited for until it ran out of patience.
+    LandedGivenUp = "landed_after_timeout" Passage;
     /// Markers posted behind unsignalled work.
     Markers = "markers" Passage;
     /// Messages that only return credit.

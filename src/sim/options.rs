@@ -25,6 +25,7 @@ pub(super) struct Rates {
     pub(super) devices: u64,
     pub(super) ports: u64,
     pub(super) cards: u64,
+    pub(super) holds: u64,
 }
 
 impl Rates {
@@ -44,6 +45,7 @@ impl Rates {
             devices: rate(2),
             ports: rate(6),
             cards: rate(60),
+            holds: rate(8),
         }
     }
 }

@@ -471,6 +471,7 @@ impl World {
             self.count(at);
         }
         self.counts.many(Count::LandedLate, self.net.landed_late());
+        self.counts.many(Count::LandedGivenUp, self.net.landed_held());
     }
 
     /// Counts what an engine's rails went through.

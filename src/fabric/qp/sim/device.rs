@@ -87,6 +87,7 @@ impl SimProvider {
                 ranges,
                 payload,
                 phase: Phase::Waiting(now_ns),
+                number: 0,
                 took: false,
             });
         }
@@ -247,6 +248,9 @@ impl ProviderControl for SimControl {
             occupied_most: 0,
             last_start_ns: 0,
             dead: false,
+            started: 0,
+            expected: 0,
+            hold_up_ns: None,
             cut: false,
             destroyed: false,
             rnr_count: 0,
@@ -303,6 +307,7 @@ impl ProviderControl for SimControl {
                 pair.receives.clear();
                 pair.occupied.clear();
                 pair.rnr_count = 0;
+                (pair.started, pair.expected) = (0, 0);
                 let completions = &mut world.devices[self.device].completions;
                 completions.retain(|wc| wc.number != number);
             }

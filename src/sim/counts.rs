@@ -115,6 +115,8 @@ counts! {
     VerdictNotStarted = "verdict_not_started" Passage;
     /// Ops of which nobody knows, since their engine died.
     VerdictIndeterminate = "verdict_indeterminate" Passage;
+    /// Engines that came back after they had died.
+    EngineReturned = "engine_returned" Passage;
     /// Engines that were joined anew.
     Rejoined = "rejoined" Passage;
     /// Ops that were taken back.

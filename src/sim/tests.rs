@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use super::{Count, Counts, Kind, failover, run};
+use super::{Count, Counts, Kind, failover, run, run_crowd};
 use crate::seeds::each_seed;
 
 #[test]
@@ -21,6 +21,34 @@ fn whatever_goes_wrong_every_world_comes_to_its_end() {
     let never = |count: &&Count| count.kind() != Kind::Sum && sums.of(**count) == 0;
     let never: Vec<_> = Count::ALL.iter().filter(never).map(|count| count.name()).collect();
     assert!(never.is_empty() || worlds < 2_000, "never happened: {never:?}");
+}
+
+/// `VERBRING_CROWDS=n` runs more of them.
+#[test]
+fn of_32_engines_joined_to_all_some_die_and_come_back_and_nothing_breaks() {
+    let worlds = std::env::var("VERBRING_CROWDS").map_or(2, |text| text.parse().unwrap());
+    let sums = RefCell::new(Counts::default());
+    each_seed(worlds, |seed| match run_crowd(seed, 32) {
+        Ok(report) => sums.borrow_mut().merge(&report.counts),
+        Err(broken) => panic!("{broken}\nreplay: {}", broken.replay()),
+    });
+    let sums = sums.into_inner();
+    let of = |count| sums.of(count);
+    assert!(of(Count::EngineDied) >= worlds, "{sums:?}");
+    assert_eq!(of(Count::EngineReturned), of(Count::EngineDied));
+    // Each that came back was joined to all the others, but for those that were away, too.
+    assert!(of(Count::Rejoined) > 25 * of(Count::EngineReturned), "{sums:?}");
+    assert!(of(Count::DoneVerbs) > 1_000 * worlds && of(Count::HostDown) > 0, "{sums:?}");
+}
+
+#[test]
+fn a_crowd_of_any_size_gives_the_same_trace_each_time() {
+    each_seed(1, |seed| {
+        for engines in [2, 5, 11] {
+            let report = run_crowd(seed, engines).unwrap_or_else(|broken| panic!("{broken}"));
+            assert_eq!(report, run_crowd(seed, engines).unwrap(), "{engines} engines");
+        }
+    });
 }
 
 #[test]

@@ -24,6 +24,7 @@ mod draw;
 mod failover;
 mod faults;
 mod ground;
+mod idle;
 mod lives;
 mod loans;
 mod node;
@@ -37,6 +38,7 @@ mod world;
 pub use check::{Broken, Invariant};
 pub use counts::{Count, Counts, Kind};
 pub use failover::{Failover, Phase, failover};
+pub use idle::{Asked, Idle};
 pub use options::ENGINES_MAX;
 
 pub use crate::plant::Plant;

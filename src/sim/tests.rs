@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use super::{Count, Counts, Kind, failover, run, run_crowd};
+use super::{Asked, Count, Counts, Idle, Kind, failover, run, run_crowd};
 use crate::seeds::each_seed;
 
 #[test]
@@ -49,6 +49,28 @@ fn a_crowd_of_any_size_gives_the_same_trace_each_time() {
             assert_eq!(report, run_crowd(seed, engines).unwrap(), "{engines} engines");
         }
     });
+}
+
+#[test]
+fn a_turn_does_the_same_whatever_the_number_of_idle_peers() {
+    let (turns, ops) = (1_000, 4);
+    let asked = |idle| {
+        let mut hub = Idle::new(idle);
+        let begun = hub.asked();
+        (0..turns).for_each(|_| hub.turn());
+        let rest = hub.asked() - begun;
+        for _ in 0..200 {
+            hub.push(ops);
+            hub.finish(ops);
+        }
+        (rest, hub.asked() - begun - rest)
+    };
+    let (rest, work) = asked(0);
+    assert_eq!(rest, Asked { turns, polls: turns, doorbells: 0, rails: 0 });
+    assert!(work.doorbells >= 200 && work.rails >= 200, "{work:?}");
+    for idle in [1, 8, 31, 61] {
+        assert_eq!(asked(idle), (rest, work), "{idle} idle peers");
+    }
 }
 
 #[test]

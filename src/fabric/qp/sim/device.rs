@@ -153,6 +153,7 @@ impl Provider for SimProvider {
         let mut world = self.net.world();
         let mut broken = None;
         for (&device, card) in self.devices.iter().zip(0..) {
+            world.devices[device].polls += 1;
             if world.devices[device].overrun {
                 broken = Some(Broken { card, errno: super::super::EIO });
                 continue;
@@ -201,6 +202,12 @@ impl SimControl {
     /// on the device goes on.
     pub fn set_port(&self, up: bool) {
         self.net.world().set_port(self.device, up);
+    }
+
+    /// How often its completion queue was looked at.
+    #[must_use]
+    pub fn polls(&self) -> u64 {
+        self.net.look().devices[self.device].polls
     }
 
     fn known(&self, number: u32) -> Result<usize, ProviderError> {

@@ -151,6 +151,7 @@ struct Device {
     completions_max: usize,
     overrun: bool,
     armed: bool,
+    polls: u64,
     /// Its port is down.
     down: bool,
     /// Until then no queue pair can be connected.
@@ -262,6 +263,7 @@ impl Net {
             completions_max: completions as usize,
             overrun: false,
             armed: false,
+            polls: 0,
             down: false,
             fails_until_ns: 0,
         });

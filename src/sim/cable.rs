@@ -164,6 +164,11 @@ impl Cable {
         !self.lost && self.ends.iter().all(|end| end.joint.ready())
     }
 
+    /// It is between two engines, and there is no other in its place: it is connected, or will be.
+    pub(super) fn awaited(&self) -> bool {
+        self.sides.len() == 2 && !self.mended && !self.ready()
+    }
+
     /// Nothing is left of it.
     pub(super) fn over(&self) -> bool {
         self.ends.iter().all(|end| end.over)
@@ -284,6 +289,9 @@ impl Cable {
 
     /// Lets both ends do what is due.
     pub(super) fn step(&mut self, now_ns: u64, nodes: &mut [Node], chance: &mut Chance<'_>) {
+        if self.mended {
+            return;
+        }
         if self.lost {
             self.part(now_ns, chance.random);
         }

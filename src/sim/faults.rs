@@ -28,6 +28,7 @@ pub(super) fn plant(
     let mut now = |rate: u64| random.below(1_000) < rate;
     let struck = [now(rates.posts), now(rates.work), now(rates.pairs), now(rates.delays)];
     let (repeat, lose) = (now(rates.completions), now(rates.losses));
+    let held = now(rates.holds);
     if struck[0] {
         let errno = random.pick(&[errno::ENOMEM, errno::EINVAL]);
         let taken = random.below32(6);
@@ -68,6 +69,12 @@ pub(super) fn plant(
         let most = random.pick(&[8_000, 8_000, 8_000, 60_000]);
         net.delay(number, 100 + random.below(most));
         counts.add(Count::Delayed);
+    }
+    if held {
+        // Mostly for no longer than the other end needs to fall quiet.
+        let most = random.pick(&[10_000, 50_000, 50_000, 500_000]);
+        net.hold_up(number, random.below(most));
+        counts.add(Count::WorkHeldUp);
     }
     if lose {
         miscount(number, net, cables, random, counts);

@@ -624,7 +624,8 @@ impl Joint {
     }
 
     fn try_end(&mut self) {
-        if self.end == End::Hushing && self.own.quiet && self.silent {
+        let silent = self.silent || planted(Plant::GoneEarly);
+        if self.end == End::Hushing && self.own.quiet && silent {
             self.reset_for_good();
         }
     }

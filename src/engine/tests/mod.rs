@@ -22,6 +22,7 @@ mod fold;
 mod fold_abroad;
 mod fold_model;
 mod garbage;
+mod ghosts;
 mod graphs;
 mod graphs_large;
 mod lists;

@@ -429,7 +429,8 @@ mod tests {
     fn of_several_failures_the_first_named_or_the_first_in_time_is_inherited() {
         let cause = |detail| Cause { errno: 5, detail };
         // What fails in turn 1 and in turn 3, in order; when SQE 3 was taken; what it inherits.
-        let cases: [(&[u16], &[u16], u64, &[u16]); 12] = [
+        type Case = (&'static [u16], &'static [u16], u64, &'static [u16]);
+        let cases: [Case; 12] = [
             (&[2, 1, 0], &[], 2, &[0]),
             (&[2, 1], &[], 2, &[1]),
             (&[2, 1], &[0], 2, &[1]),

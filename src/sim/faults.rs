@@ -80,15 +80,20 @@ pub(super) fn plant(
         miscount(number, net, cables, random, counts);
     }
     if repeat {
-        let posted = net.posted(number);
-        if posted.len() > 64 {
-            let wr_id = posted[random.index(posted.len() - 40)].wr_id;
-            let status = random.pick(&[WcStatus::Success, WcStatus::Flushed]);
-            let kind = WcKind::Work;
-            let (bytes, message, vendor_error) = (0, [0; 2], 0);
-            net.inject(number, Wc { wr_id, number, status, kind, bytes, message, vendor_error });
-            counts.add(Count::Repeated);
-        }
+        repeat_one(number, net, random, counts);
+    }
+}
+
+/// A completion of long ago comes once more.
+fn repeat_one(number: u32, net: &Net, random: &mut Random, counts: &mut Counts) {
+    let posted = net.posted(number);
+    if posted.len() > 64 {
+        let wr_id = posted[random.index(posted.len() - 40)].wr_id;
+        let status = random.pick(&[WcStatus::Success, WcStatus::Flushed]);
+        let kind = WcKind::Work;
+        let (bytes, message, vendor_error) = (0, [0; 2], 0);
+        net.inject(number, Wc { wr_id, number, status, kind, bytes, message, vendor_error });
+        counts.add(Count::Repeated);
     }
 }
 

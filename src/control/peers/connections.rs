@@ -624,11 +624,10 @@ impl Server {
                 let (peer, rails) = (connection.place(), &connection.rails);
                 info!(connection = key, peer, ?rails, "connection up");
             }
-            Phase::Up if ready => {
-                if connection.until_ns.take().is_some() {
-                    info!(connection = key, peer = connection.place(), "connection whole again");
-                }
+            Phase::Up if ready && connection.until_ns.take().is_some() => {
+                info!(connection = key, peer = connection.place(), "connection whole again");
             }
+            Phase::Up if ready => {}
             // A rail is being rebuilt, for which the other engine is needed.
             Phase::Up if connection.until_ns.is_none() => {
                 connection.until_ns = Some(clock::now_ns() + AGAIN_WITHIN_NS);

@@ -27,7 +27,8 @@
 //! 3. A [`Region`] is memory that both sides have mapped and sealed; it is named by id and offset.
 //! 4. An export offers a region under a name, with [`Rights`] and a [`Secret`].
 //! 5. An [`Import`] is a region of another session, as far as its rights go; a [`Peer`] is another
-//!    engine, of this host or another, whose sessions' regions are imported through it and reached by RDMA.
+//!    engine, of this host or another, whose sessions' regions are imported through it and reached
+//!    by RDMA.
 //! 6. A [`Ring`] carries ops from one thread: it is `Send`, not `Sync`.
 //! 7. A [`Lease`] lends a range of a region to an op and comes back in its [`Completion`].
 //! 8. An op has a class; more urgent ones go first. Without edges nothing is ordered.

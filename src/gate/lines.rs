@@ -98,7 +98,7 @@ impl Gate {
         let key = Arc::new(key);
         let listener = listen.map(TcpListener::bind).transpose()?;
         if let Some(listener) = &listener {
-            // More than the 128 of the standard library: whoever finds the queue full waits a second.
+            // More than the standard library asks for: who finds the queue full waits a second.
             listen_at(listener, Backlog::new(BACKLOG)?)?;
         }
         let listening = listener.as_ref().map(TcpListener::local_addr).transpose()?;

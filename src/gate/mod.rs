@@ -34,8 +34,8 @@ mod key;
 mod lines;
 #[cfg(feature = "net")]
 mod reach;
-#[cfg(test)]
 #[cfg(feature = "net")]
+#[cfg(test)]
 mod tests;
 
 use std::io;

@@ -139,7 +139,11 @@ pub(crate) struct Bench {
     idle_rings: u32,
     /// Offers memory to a bench on another host, at the engine that runs here (--socket), until the
     /// bench over there has ended, or SIGINT.
-    #[arg(long, conflicts_with_all = FAR_HAS_NO, conflicts_with_all = ["peer", "size", "op", "plot"])]
+    #[arg(
+        long,
+        conflicts_with_all = FAR_HAS_NO,
+        conflicts_with_all = ["peer", "size", "op", "plot"]
+    )]
     offer: bool,
     /// Measures a ring through the engine that runs here (--socket), to what a bench offers on
     /// another host, whose engine is at this URL.

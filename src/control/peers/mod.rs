@@ -34,8 +34,8 @@ mod again;
 mod connections;
 mod events;
 mod exports;
-#[cfg(test)]
 #[cfg(feature = "net")]
+#[cfg(test)]
 mod hosts;
 mod imports;
 pub(crate) mod joint;

@@ -222,8 +222,8 @@ const MEDIUM: u8 = 2;
 const LENT_BYTES: u64 = 16 << 20;
 /// More of a line is no hello.
 const LINE_BYTES_MAX: u64 = 1_024;
-/// One step of the meeting takes no longer, unless something hangs.
-const WITHIN: Duration = Duration::from_secs(10);
+/// One step of the meeting, which may register memory, takes no longer unless something hangs.
+const WITHIN: Duration = Duration::from_secs(30);
 /// A point of a sweep takes no longer: 3,600 s of slices and as much again for what lies between.
 const SLICES_MAX: Duration = Duration::from_secs(7_200);
 

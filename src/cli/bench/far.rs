@@ -157,7 +157,10 @@ pub(super) fn play(
     // An engine in another container may not be seen from here.
     let seen = |pid: &u32| Path::new(&format!("/proc/{pid}/stat")).exists();
     let watch = Watch::start(engine.into_iter().filter(seen).collect(), false)?;
-    let slice = long_enough(rig, shape, terms.slice)?;
+    let slice = long_enough(shape.depth, terms.slice, |slice| {
+        let counted = slice::run(rig, shape, span(slice), false, &mut histogram())?;
+        Ok(counted.ops)
+    })?;
     let rounds = terms.time.div_duration_f64(slice);
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a bounded count")]
     let rounds = (rounds as u32).max(SLICES_MIN);
@@ -170,17 +173,19 @@ pub(super) fn play(
     Ok(Measured { tracks: vec![track], disturbance })
 }
 
-/// How long a slice must be so that many ops begin and end in it, and a rate means something.
-fn long_enough(rig: &mut impl Rig, shape: &Shape, least: Duration) -> Result<Duration, Failure> {
+/// How long a slice must be so that many ops begin and end in it, and a rate means something;
+/// `ops_in` tries one.
+fn long_enough(
+    depth: u32,
+    least: Duration,
+    mut ops_in: impl FnMut(Duration) -> Result<u64, Failure>,
+) -> Result<Duration, Failure> {
+    let ops_min = u64::from(depth.max(8)) * 4;
     let mut slice = least;
-    let ops_min = u64::from(shape.depth.max(8)) * 4;
-    loop {
-        let counted = slice::run(rig, shape, span(slice), false, &mut histogram())?;
-        if counted.ops >= ops_min || slice >= SLICE_MAX {
-            return Ok(slice);
-        }
-        slice *= 2;
+    while ops_in(slice)? < ops_min && slice < SLICE_MAX {
+        slice = (slice * 2).min(SLICE_MAX);
     }
+    Ok(slice)
 }
 
 fn span(slice: Duration) -> Span {
@@ -222,60 +227,22 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests {
-    use verbring::abi::Class;
-
     use super::*;
-    use crate::cli::bench::shape::{OpKind, Wish};
-
-    /// Completes one op in so many looks: with the clock of the bench, slowly.
-    struct Slow {
-        out: u32,
-        since_ns: u64,
-    }
-
-    impl Rig for Slow {
-        fn submit(&mut self, count: u32, _: u64) -> Result<(), Failure> {
-            self.out += count;
-            self.since_ns = now_ns();
-            Ok(())
-        }
-
-        fn reap(&mut self) -> Result<(u32, u32), Failure> {
-            if self.out == 0 || now_ns() - self.since_ns < 1_000_000 {
-                return Ok((0, 0));
-            }
-            self.out -= 1;
-            Ok((1, 1))
-        }
-
-        fn check(&mut self) -> Result<(), Failure> {
-            Ok(())
-        }
-
-        fn at_rest(&mut self) -> bool {
-            true
-        }
-    }
 
     #[test]
-    fn a_slice_grows_until_ops_fit_into_it() {
-        let wish = Wish {
-            op: OpKind::Write,
-            size_bytes: 64,
-            pages: 1,
-            batch: 1,
-            depth: 1,
-            class: Class::Medium,
-            working_set_bytes: None,
+    fn a_slice_grows_until_ops_fit_into_it_and_no_longer_than_a_second() {
+        // One op takes so many milliseconds.
+        let grown = |depth, least, op_ms| {
+            let ops_in = |slice: Duration| Ok(u64::try_from(slice.as_millis()).unwrap() / op_ms);
+            let least = Duration::from_millis(least);
+            long_enough(depth, least, ops_in).unwrap().as_millis()
         };
-        let shape = Shape::settle(wish).unwrap();
-        let mut rig = Slow { out: 0, since_ns: 0 };
-        // An op takes a millisecond: 32 of them, after the first fifth, need 40 ms at the least.
-        let slice = long_enough(&mut rig, &shape, Duration::from_millis(1)).unwrap();
-        assert!((Duration::from_millis(40)..=SLICE_MAX).contains(&slice), "{slice:?}");
-        // What is long enough as it is stays.
-        let mut rig = Slow { out: 0, since_ns: 0 };
-        let slice = long_enough(&mut rig, &shape, SLICE_MAX).unwrap();
-        assert_eq!(slice, SLICE_MAX);
+        assert_eq!(grown(1, 10, 1), 40, "32 ops");
+        assert_eq!(grown(64, 10, 1), 320, "256 ops");
+        assert_eq!(grown(1, 50, 1), 50, "long enough as it is");
+        assert_eq!(grown(1, 10, 500), 1_000);
+        assert_eq!(grown(1, 3_000, 500), 3_000, "what was asked for stays");
+        let fails = |_| Err(Failure::Failed("gone".to_string()));
+        assert!(long_enough(1, Duration::from_millis(1), fails).is_err());
     }
 }

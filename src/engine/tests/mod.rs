@@ -31,6 +31,8 @@ mod model;
 mod notify;
 mod order;
 mod outage;
+mod overlaps;
+mod overlaps_model;
 mod partial;
 mod peers;
 mod record;

@@ -91,8 +91,8 @@ fn median(mut times: [Duration; ROUNDS]) -> Duration {
     times[ROUNDS / 2]
 }
 
-/// Medians of one WRITE, a chain, and as many WRITEs one after another. Each round has all three, so
-/// that whatever slows the machine down slows all of them down.
+/// Medians of one WRITE, a chain, and as many WRITEs one after another. Each round has all three,
+/// so that whatever slows the machine down slows all of them down.
 fn measure(client: &mut Client) -> [Duration; 3] {
     let [mut one, mut chain, mut apart] = [[Duration::ZERO; ROUNDS]; 3];
     for round in 0..ROUNDS {

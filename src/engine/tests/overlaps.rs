@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 
+use super::merging::merged;
 use super::overlaps_model::{MOVES_MAX, Move, Moves};
 use super::two::{CONFIG, ME, Two};
 use super::world::LIMITS;
@@ -419,7 +420,7 @@ fn run(seed: u64) -> Tally {
         round.compare(&before);
     }
     bench.two.expect_rest();
-    bench.tally.merged = bench.counted(Counter::Merged);
+    bench.tally.merged = merged(&mut bench.two);
     bench.tally.folded = bench.counted(Counter::FoldHit);
     bench.tally.superseded = bench.counted(Counter::Superseded);
     bench.tally

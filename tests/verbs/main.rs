@@ -6,7 +6,8 @@
 //! in a virtual machine. Each is tried from a port to itself and to the other. Two openings of
 //! devices stand for two engines; nothing but keys, addresses and endpoints passes between them.
 //! Whole engines, alone and joined, are in `engine` and `engines`; `two_rails` joins them by two
-//! cables, the second of which `VERBRING_TEST_SECOND` names in the same way.
+//! cables, the second of which `VERBRING_TEST_SECOND` names in the same way. `hosts` starts engines
+//! as two hosts have them, joined by TCP; `restarts` kills them.
 
 #[cfg(feature = "sim")]
 mod chains;
@@ -17,6 +18,8 @@ mod engine;
 mod engines;
 mod errors;
 mod files;
+mod hosts;
+mod restarts;
 mod rights;
 mod side;
 mod sizes;

@@ -7,7 +7,7 @@
 //! devices stand for two engines; nothing but keys, addresses and endpoints passes between them.
 //! Whole engines, alone and joined, are in `engine` and `engines`; `two_rails` joins them by two
 //! cables, the second of which `VERBRING_TEST_SECOND` names in the same way. `hosts` starts engines
-//! as two hosts have them, joined by TCP; `restarts` kills them.
+//! as two hosts have them, joined by TCP; `restarts` kills them, `losses` takes their packets.
 
 #[cfg(feature = "sim")]
 mod chains;
@@ -19,6 +19,7 @@ mod engines;
 mod errors;
 mod files;
 mod hosts;
+mod losses;
 mod restarts;
 mod rights;
 mod side;
@@ -26,3 +27,4 @@ mod sizes;
 #[cfg(feature = "sim")]
 mod small;
 mod two_rails;
+mod wire;

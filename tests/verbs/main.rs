@@ -7,7 +7,8 @@
 //! devices stand for two engines; nothing but keys, addresses and endpoints passes between them.
 //! Whole engines, alone and joined, are in `engine` and `engines`; `two_rails` joins them by two
 //! cables, the second of which `VERBRING_TEST_SECOND` names in the same way. `hosts` starts engines
-//! as two hosts have them, joined by TCP; `restarts` kills them, `losses` takes their packets.
+//! as two hosts have them, joined by TCP; `restarts` kills them, `losses` takes their packets,
+//! `rails_of_hosts` one of their cables.
 
 #[cfg(feature = "sim")]
 mod chains;
@@ -20,6 +21,7 @@ mod errors;
 mod files;
 mod hosts;
 mod losses;
+mod rails_of_hosts;
 mod restarts;
 mod rights;
 mod side;

@@ -1,258 +1,358 @@
-//! Two engines joined as on two hosts: by TCP and a key that `verbring key` made, and by the
-//! commands that people use for it. Each listens at the address of its own card.
-//!
-//! `VERBRING_TEST_BINARY` is the command `verbring`.
+//! Engines as they are on two hosts: each in a process of its own, with a key that both have,
+//! joined by TCP; and a load from one to the other that outlives what befalls them.
 
-use std::env;
-use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use verbring::abi::{FABRIC_VERBS, errno};
+use verbring::{
+    Completion, FetchAdd, Import, Region, Rights, Ring, RingOptions, Secret, Session, Ticket, Write,
+};
 
-use super::engine::{Served, settle};
-use super::side::{Place, places};
+use super::engine::{PATIENCE, Served};
+use super::side::{Place, noise};
 
-/// Of the file: taken from the command itself.
-const BYTES: usize = 8 << 20;
-/// Packets that a file of so many bytes takes at the least: one carries 4 KiB at the most.
-const PACKETS: u64 = (BYTES / 4096) as u64;
+/// Bytes of one WRITE, of which the first are new in each, and places that WRITEs go to.
+const BYTES: u64 = 4096;
+const NEW: usize = 64;
+const PLACES: u64 = 32;
+/// Where the counter is, and where its old values come to.
+const COUNTER: u64 = PLACES * BYTES;
+const OLD: u64 = COUNTER + BYTES;
+const REGION_BYTES: u64 = OLD + BYTES;
+/// Atomics under way at a time.
+const ADDS: u64 = 4;
 
-fn verbring() -> Command {
-    let mut command = Command::new(env::var("VERBRING_TEST_BINARY").expect("VERBRING_TEST_BINARY"));
-    for (name, _) in env::vars_os() {
-        if name.to_string_lossy().starts_with("VERBRING_") {
-            command.env_remove(name);
-        }
-    }
-    command.stdin(Stdio::null());
-    command
-}
+/// A file with a key, which goes with the value.
+pub(crate) struct KeyFile(PathBuf);
 
-/// A directory with a file and a key in it, which goes with the value.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Self {
-        let path = env::temp_dir().join(format!("verbring-hosts-{}", std::process::id()));
-        fs::create_dir_all(&path).expect("a directory");
-        let made = verbring().arg("key").arg(path.join("key")).output().expect("verbring key");
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+impl KeyFile {
+    pub(crate) fn new() -> Self {
+        let path = std::env::temp_dir().join(format!("verbring-{}-key", std::process::id()));
+        let _ = fs::remove_file(&path);
+        let mut options = OpenOptions::new();
+        let mut file = options.write(true).create_new(true).mode(0o600).open(&path).expect("it");
+        let seed = u64::from(std::process::id());
+        let digits: String = noise(32, seed).iter().map(|byte| format!("{byte:02x}")).collect();
+        file.write_all(digits.as_bytes()).expect("written");
         Self(path)
     }
-
-    fn path(&self, name: &str) -> String {
-        self.0.join(name).to_str().expect("UTF-8").to_string()
-    }
 }
 
-impl Drop for Folder {
+impl Drop for KeyFile {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+        let _ = fs::remove_file(&self.0);
     }
 }
 
-/// A command whose standard output is read line by line; it dies with the value.
-struct Running {
-    child: Child,
-    lines: BufReader<ChildStdout>,
+/// An engine that those of other hosts reach at an address.
+pub(crate) struct Host {
+    pub(crate) served: Served,
+    pub(crate) url: String,
 }
 
-impl Running {
-    fn start(command: &mut Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).spawn().expect("verbring");
-        let lines = BufReader::new(child.stdout.take().expect("its output"));
-        Self { child, lines }
+impl Host {
+    /// It takes a peer for lost that is silent for so long; a card for silent after 0.3 s.
+    pub(crate) fn start(
+        name: &str,
+        place: &Place,
+        at: &str,
+        silence_ms: u32,
+        key: &KeyFile,
+    ) -> Self {
+        Self::with_cards(name, &[place], at, silence_ms, key)
     }
 
-    /// The next object that it prints.
-    fn told(&mut self) -> Value {
-        let mut line = String::new();
-        self.lines.read_line(&mut line).expect("a line");
-        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line:?}: {error}"))
+    /// It has several cards.
+    pub(crate) fn with_cards(
+        name: &str,
+        cards: &[&Place],
+        at: &str,
+        silence_ms: u32,
+        key: &KeyFile,
+    ) -> Self {
+        let (key, silence_ms) = (key.0.to_str().expect("a path"), silence_ms.to_string());
+        let settings = [
+            ["--listen", at],
+            ["--psk-file", key],
+            ["--peer-silence-ms", &silence_ms],
+            ["--verbs-lease-ms", "500"],
+            ["--verbs-timeout", "14"],
+            // 7 is without end on Soft-RoCE.
+            ["--verbs-retry", "3"],
+            ["--log", "warn"],
+        ];
+        let served = Served::with_cards(name, cards, "exec", settings.as_flattened());
+        Self { served, url: format!("verbring://{at}") }
     }
 
-    /// All objects up to its end, which must be a good one.
-    fn rest(mut self) -> Vec<Value> {
-        let mut text = String::new();
-        self.lines.read_to_string(&mut text).expect("text");
-        assert!(self.child.wait().expect("its end").success(), "{text}");
-        let each = text.lines().map(|line| serde_json::from_str(line).expect("an object"));
-        each.collect()
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// The two engines, and where the far one is reached.
-struct Hosts {
-    near: Served,
-    far: Served,
-    url: String,
-    folder: Folder,
-}
-
-impl Hosts {
-    fn start([first, second]: &[Place; 2]) -> Self {
-        let folder = Folder::new();
-        let key = folder.path("key");
-        let serve = |name, place, at: &str| {
-            Served::start(
-                name,
-                place,
-                "exec",
-                &["--listen", at, "--psk-file", &key, "--log", "warn"],
-            )
-        };
-        let near = serve("near-host", first, "10.99.0.1:7471");
-        let far = serve("far-host", second, "10.99.1.1:7472");
-        Self { near, far, url: "verbring://10.99.1.1:7472".to_string(), folder }
-    }
-
-    /// A command at the far engine that offers memory, and what it tells.
-    fn offer(&self, verb: &str, more: &[&str]) -> (Running, Value) {
-        let mut command = verbring();
-        command.args([verb, "--offer", "--json", "--socket"]).arg(&self.far.socket).args(more);
-        let mut offering = Running::start(&mut command);
-        let told = offering.told();
-        (offering, told)
-    }
-
-    /// A command at the near engine that uses an offer; the secret goes by the environment.
-    fn peer(&self, verb: &str, offered: &Value, more: &[&str]) -> Running {
-        let secret = offered["secret"].as_str().expect("a secret");
-        let mut command = verbring();
-        command.args([verb, "--json", "--peer", &self.url, "--socket"]).arg(&self.near.socket);
-        Running::start(command.env("VERBRING_SECRET", secret).args(more))
+    /// It is the process that was started, and runs.
+    pub(crate) fn lives(&mut self) -> bool {
+        self.served.child.try_wait().expect("a child").is_none()
     }
 }
 
-fn packets(device: &str) -> u64 {
-    let path = format!("/sys/class/infiniband/{device}/ports/1/hw_counters/sent_pkts");
-    fs::read_to_string(path).expect("Soft-RoCE's counters").trim().parse().expect("a number")
+/// A region of a host's client, exported as "there".
+pub(crate) struct Target {
+    pub(crate) region: Region,
+    pub(crate) secret: Secret,
+    _session: Session,
 }
 
-fn digest(path: &str) -> String {
-    let output = Command::new("sha256sum").arg(path).output().expect("sha256sum");
-    let text = String::from_utf8(output.stdout).expect("hex");
-    text.split(' ').next().expect("a digest").to_string()
-}
-
-/// Every op by verbs, on rails that lead to a peer.
-fn check_carried(told: &Value) -> u64 {
-    let carried = told["carried"].as_array().expect("a list");
-    assert!(!carried.is_empty(), "{told}");
-    let each = carried.iter().map(|share| {
-        assert_eq!(share["fabric"], "verbs", "{told}");
-        assert!(share["rail"].as_u64().expect("a rail") >= 2, "{told}");
-        share["ops"].as_u64().expect("a count")
-    });
-    each.sum()
-}
-
-#[test]
-#[ignore = "needs two RDMA ports: tests/run vm"]
-fn the_demo_moves_a_file_from_host_to_host_and_back() {
-    let places = places();
-    places.iter().for_each(|place| settle(&place.device));
-    let hosts = Hosts::start(&places);
-    let file = hosts.folder.path("file");
-    let mut content = fs::read(env::var("VERBRING_TEST_BINARY").expect("a binary")).expect("it");
-    content.truncate(BYTES);
-    assert_eq!(content.len(), BYTES, "a file of 8 MiB");
-    fs::write(&file, &content).expect("written");
-    let devices = places.each_ref().map(|place| place.device.as_str());
-    let before = devices.map(packets);
-
-    let (offering, offered) = hosts.offer("demo", &[]);
-    let mut told = hosts.peer("demo", &offered, &["--file", &file]).rest();
-    let told = told.pop().expect("an object");
-    for side in ["sha256_sent", "sha256_received", "sha256_read_back"] {
-        assert_eq!(told[side], digest(&file), "{side}");
+impl Target {
+    pub(crate) fn at(host: &Host) -> Self {
+        let session = host.served.session();
+        let region = session.alloc(REGION_BYTES).expect("a region");
+        let secret = region.export("there", Rights::ALL).expect("an export");
+        Self { region, secret, _session: session }
     }
-    assert_eq!((&told["fabric"], &told["peer"]), (&"verbs".into(), &hosts.url.clone().into()));
-    assert_eq!((&told["bytes"], &told["passes"]), (&BYTES.into(), &1.into()));
-    let ops = |name: &str| told[name].as_u64().expect("a count");
-    assert_eq!(check_carried(&told), ops("ops") + ops("mailbox_ops"));
-    let received = offering.rest().pop().expect("what came");
-    assert_eq!((&received["ended"], &received["passes"]), (&"done".into(), &1.into()));
-    assert_eq!(received["sha256_received"], told["sha256_sent"]);
-    let moved = [0, 1].map(|at| packets(devices[at]) - before[at]);
-    assert!(moved.iter().all(|moved| *moved >= PACKETS), "{moved:?} packets");
-    eprintln!("8 MiB there and back: {moved:?} packets, {told}");
-
-    // A secret of another offer is none of this one, and the offer goes on.
-    let (mut offering, offered) = hosts.offer("demo", &[]);
-    let mut wrong = offered.clone();
-    wrong["secret"] = "00".repeat(32).into();
-    let mut refused = hosts.peer("demo", &wrong, &["--file", &file]);
-    assert_eq!(refused.child.wait().expect("its end").code(), Some(1));
-    assert!(offering.child.try_wait().expect("a look").is_none(), "the offer ended");
-    let told = hosts.peer("demo", &offered, &["--file", &file, "--seconds", "1"]).rest();
-    assert_eq!(told[0]["sha256_received"], digest(&file), "{told:?}");
-    assert_eq!(offering.rest()[0]["passes"], told[0]["passes"]);
 }
 
-#[test]
-#[ignore = "needs two RDMA ports: tests/run vm"]
-fn the_bench_measures_a_ring_from_host_to_host() {
-    let places = places();
-    let hosts = Hosts::start(&places);
-    let (offering, offered) = hosts.offer("bench", &["--working-set", "1M"]);
-    let few = ["--size", "64,4K", "--depth", "1,8", "--seconds", "0.1", "--slice-ms", "2"];
-    let rows = hosts.peer("bench", &offered, &few).rest();
-    assert_eq!(rows.len(), 8, "two ops, two sizes, two depths");
-    for (at, row) in rows.iter().enumerate() {
-        eprintln!("{row}");
-        let field = |name: &str| row[name].as_u64().expect("a count");
-        assert_eq!(row["op"], if at < 4 { "write" } else { "read" });
-        assert_eq!((field("depth"), field("size_bytes")), ([1, 8][at % 2], [64, 4096][at / 2 % 2]));
-        assert_eq!((&row["fabric"], &row["peer"]), (&"verbs".into(), &hosts.url.clone().into()));
-        assert!(field("ops") > 0 && field("p50_ns") > 0, "{row}");
-        assert!(row["ops_per_s"].as_f64() > Some(0.0), "{row}");
-        let rails = row["rails"].as_array().expect("a list");
-        assert!(!rails.is_empty() && rails.iter().all(|rail| rail.as_u64() >= Some(2)), "{row}");
+/// Connects and imports anew, as often as it takes; returns how long that was.
+pub(crate) fn reach(session: &Session, url: &str, secret: &Secret) -> (Import, Duration) {
+    let begun = Instant::now();
+    loop {
+        let made = session
+            .connect_peer_over(url, FABRIC_VERBS)
+            .and_then(|peer| peer.import("there", None, secret));
+        match made {
+            Ok(import) => return (import, begun.elapsed()),
+            Err(error) => assert!(begun.elapsed() < PATIENCE, "not reached again: {error}"),
+        }
+        sleep(Duration::from_millis(50));
     }
-    assert_eq!(offering.rest()[0]["ended"], "done");
-
-    // What does not fit into what is offered is told with what would.
-    let (mut offering, offered) = hosts.offer("bench", &["--working-set", "64K"]);
-    let mut refused = hosts.peer("bench", &offered, &["--size", "1M", "--op", "write"]);
-    assert_eq!(refused.child.wait().expect("its end").code(), Some(1));
-    assert!(offering.child.try_wait().expect("a look").is_none(), "the offer ended");
 }
 
-#[test]
-#[ignore = "needs two RDMA ports: tests/run vm"]
-fn bare_queue_pairs_of_two_hosts_are_measured_without_an_engine() {
-    let places = places();
-    let ports = places.each_ref().map(|Place { device, settings }| {
-        format!("{device}:{}:{}", settings.port, settings.gid_index)
-    });
-    let mut command = verbring();
-    command.args(["bench", "--listen", "10.99.1.1:0", "--json", "--devices", &ports[1]]);
-    let mut listening = Running::start(&mut command);
-    let at = listening.told()["listening"].as_str().expect("an address").to_string();
-    let bench = |more: &[&str]| {
-        let mut command = verbring();
-        command.args(["bench", "--json", "--to", &at, "--devices", &ports[0]]);
-        Running::start(command.args(["--seconds", "0.1", "--slice-ms", "2"]).args(more))
-    };
-    let rows = bench(&["--size", "64", "--depth", "1,8"]).rest();
-    assert_eq!(rows.len(), 4, "two ops, two depths");
-    for row in rows {
-        eprintln!("{row}");
-        assert_eq!((&row["who"], &row["peer"]), (&"verbs".into(), &at.clone().into()));
-        assert!(row["ops_per_s"].as_f64() > Some(0.0), "{row}");
+/// What is under way.
+#[derive(Clone, Copy, Debug)]
+enum Op {
+    Write { place: usize, version: u64 },
+    Add,
+}
+
+/// What one place of the target may hold.
+#[derive(Clone, Debug, Default)]
+struct Held {
+    busy: bool,
+    /// What was written last for certain.
+    written: u64,
+    /// Since then, what may have been.
+    perhaps: Vec<u64>,
+}
+
+/// How ops have ended.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tally {
+    /// WRITEs and ADDs that were done.
+    pub(crate) writes: u64,
+    pub(crate) adds: u64,
+    /// WRITEs that failed.
+    pub(crate) failed_writes: u64,
+    /// ADDs that may have been done, and that were not.
+    pub(crate) unknown_adds: u64,
+    pub(crate) refused_adds: u64,
+}
+
+impl Tally {
+    pub(crate) fn failed(&self) -> u64 {
+        self.failed_writes + self.unknown_adds + self.refused_adds
     }
-    let mut large = bench(&["--size", "16M", "--op", "write"]);
-    assert_eq!(large.child.wait().expect("its end").code(), Some(2), "no room there");
-    // Whoever asks for too much is gone, and the next is served.
-    assert_eq!(bench(&["--size", "64", "--depth", "1", "--op", "read"]).rest().len(), 1);
+}
+
+/// WRITEs of ever new bytes and ADDs to a counter, from a client of one host.
+pub(crate) struct Load {
+    ring: Ring,
+    near: Region,
+    under_way: VecDeque<(Ticket, Op)>,
+    held: Vec<Held>,
+    adding: u64,
+    version: u64,
+    /// Since the target was last a new one.
+    pub(crate) tally: Tally,
+    /// WRITEs that were done, by rail, since somebody began to look.
+    by_rail: [u64; 64],
+    /// How ops have failed, ever, and how many so.
+    pub(crate) failures: BTreeMap<String, u64>,
+}
+
+fn content(place: usize, version: u64) -> Vec<u8> {
+    noise(NEW, (place as u64) << 32 | version << 1)
+}
+
+impl Load {
+    pub(crate) fn new(session: &Session) -> Self {
+        Self {
+            ring: session.ring(RingOptions::new(64, 128)).expect("a ring"),
+            near: session.alloc(REGION_BYTES).expect("a region"),
+            under_way: VecDeque::new(),
+            held: vec![Held::default(); usize::try_from(PLACES).expect("small")],
+            adding: 0,
+            version: 0,
+            tally: Tally::default(),
+            by_rail: [0; 64],
+            failures: BTreeMap::new(),
+        }
+    }
+
+    /// The target is another one, in which nothing was written.
+    pub(crate) fn begin_anew(&mut self) {
+        assert!(self.under_way.is_empty(), "{:?}", self.under_way);
+        self.held.fill(Held::default());
+        self.tally = Tally::default();
+    }
+
+    /// Pushes as much as there is room for.
+    pub(crate) fn push(&mut self, import: &Import) {
+        for (place, at) in (0..PLACES).enumerate() {
+            if self.held[place].busy {
+                continue;
+            }
+            let mut lease = self.near.lend(at * BYTES..(at + 1) * BYTES).expect("free");
+            let version = self.version + 1;
+            lease.write(0, &content(place, version));
+            let Ok(ticket) = self.ring.push(Write::new(lease, import.at(at * BYTES))) else {
+                break;
+            };
+            self.version = version;
+            self.held[place].busy = true;
+            self.under_way.push_back((ticket, Op::Write { place, version }));
+        }
+        while self.adding < ADDS {
+            let free = (0..ADDS).find_map(|at| self.near.lend(OLD + 8 * at..OLD + 8 * at + 8).ok());
+            let Some(lease) = free else { break };
+            let op = FetchAdd::new(lease, import.at(COUNTER), 1).expect("a word");
+            let Ok(ticket) = self.ring.push(op) else { break };
+            self.adding += 1;
+            self.under_way.push_back((ticket, Op::Add));
+        }
+        self.ring.submit();
+    }
+
+    /// Takes what has ended; waits a moment if nothing has.
+    pub(crate) fn take(&mut self) {
+        self.ring.submit_and_wait(1, Some(Duration::from_millis(50))).expect("a wait");
+        while let Some(done) = self.ring.reap().expect("a sound ring") {
+            self.ended(&done);
+        }
+    }
+
+    fn ended(&mut self, done: &Completion) {
+        let at = self.under_way.iter().position(|(ticket, _)| *ticket == done.ticket);
+        let (_, op) = self.under_way.remove(at.expect("an op of ours, once")).expect("it is there");
+        match &done.result {
+            Ok(_) => assert_eq!(done.fabric, FABRIC_VERBS, "{done:?}"),
+            Err(error) => {
+                let documented = [errno::EHOSTDOWN, errno::ESTALE, errno::ETIMEDOUT, errno::EIO];
+                assert!(documented.contains(&error.errno), "{error:?}");
+                // One of them is said of each that ends by its peer or on the wire.
+                let flags = u8::from(error.maybe_done) + u8::from(error.retryable);
+                assert!(flags == 1 || error.errno == errno::ESTALE, "{error:?}");
+            }
+        }
+        if let Err(error) = &done.result {
+            let kind = if matches!(op, Op::Add) { "ADD" } else { "WRITE" };
+            *self.failures.entry(format!("{kind}: {error}")).or_default() += 1;
+        }
+        match op {
+            Op::Write { place, version } => {
+                let held = &mut self.held[place];
+                held.busy = false;
+                if let Err(error) = &done.result {
+                    assert!(!error.maybe_done, "a WRITE may be repeated: {error:?}");
+                    held.perhaps.push(version);
+                    self.tally.failed_writes += 1;
+                } else {
+                    (held.written, held.perhaps) = (version, Vec::new());
+                    self.tally.writes += 1;
+                    self.by_rail[usize::from(done.rail)] += 1;
+                }
+            }
+            Op::Add => {
+                self.adding -= 1;
+                match &done.result {
+                    Ok(_) => self.tally.adds += 1,
+                    Err(error) if error.maybe_done => self.tally.unknown_adds += 1,
+                    Err(_) => self.tally.refused_adds += 1,
+                }
+            }
+        }
+    }
+
+    /// Runs until so many more WRITEs are done, or one op fails.
+    pub(crate) fn run_writes(&mut self, import: &Import, writes: u64) {
+        let (until, failed) = (self.tally.writes + writes, self.tally.failed());
+        let begun = Instant::now();
+        while self.tally.writes < until && self.tally.failed() == failed {
+            self.push(import);
+            self.take();
+            assert!(begun.elapsed() < PATIENCE, "it stands still: {:?}", self.under_way);
+        }
+    }
+
+    /// Runs for so long, or until an op fails.
+    pub(crate) fn run_for(&mut self, import: &Import, span: Duration) {
+        let (begun, failed) = (Instant::now(), self.tally.failed());
+        while begun.elapsed() < span && self.tally.failed() == failed {
+            self.push(import);
+            self.take();
+        }
+    }
+
+    /// Runs for so long, whatever fails.
+    pub(crate) fn keep_on(&mut self, import: &Import, span: Duration) {
+        let begun = Instant::now();
+        while begun.elapsed() < span {
+            self.push(import);
+            self.take();
+        }
+    }
+
+    /// Looks at rails from now on, and runs until so many were used; returns how long that was.
+    pub(crate) fn run_until_rails(&mut self, import: &Import, rails: usize) -> Duration {
+        self.by_rail.fill(0);
+        let begun = Instant::now();
+        while self.rails_used() < rails {
+            self.push(import);
+            self.take();
+            assert!(begun.elapsed() < PATIENCE, "not {rails} rails in time");
+        }
+        begun.elapsed()
+    }
+
+    /// Rails by which WRITEs went since they were looked at.
+    pub(crate) fn rails_used(&self) -> usize {
+        self.by_rail.iter().filter(|writes| **writes > 0).count()
+    }
+
+    /// Waits for the end of all; returns how long that was.
+    pub(crate) fn drain(&mut self, within: Duration) -> Duration {
+        let begun = Instant::now();
+        while !self.under_way.is_empty() {
+            self.take();
+            assert!(begun.elapsed() < within, "it hangs: {:?}", self.under_way);
+        }
+        begun.elapsed()
+    }
+
+    /// What arrived is what was said to have; nothing is under way.
+    pub(crate) fn compare(&self, target: &Region) {
+        for (place, (at, held)) in (0..PLACES).zip(&self.held).enumerate() {
+            let mut found = vec![0; NEW];
+            target.lend(at * BYTES..(at + 1) * BYTES).expect("free").read(0, &mut found);
+            let mut versions = held.perhaps.iter().chain([&held.written]);
+            let holds = |version: &u64| match version {
+                0 => found == [0; NEW],
+                _ => found == content(place, *version),
+            };
+            assert!(versions.any(holds), "place {place} does not hold any of {held:?}");
+        }
+        let counter = target.lend(COUNTER..COUNTER + 8).expect("free").u64(0);
+        let known = self.tally.adds..=self.tally.adds + self.tally.unknown_adds;
+        assert!(known.contains(&counter), "{counter} was counted, {known:?} were told");
+    }
 }

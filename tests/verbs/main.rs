@@ -7,10 +7,14 @@
 //! devices stand for two engines; nothing but keys, addresses and endpoints passes between them.
 //! Whole engines, alone and joined, are in `engine` and `engines`, chains of their rings in
 //! `ring_chains`; `two_rails` joins them by two cables, the second of which `VERBRING_TEST_SECOND`
-//! names in the same way; and `hosts` joins them as on two hosts, by TCP and a key.
+//! names in the same way. `hosts` starts engines as two hosts have them, joined by TCP; `restarts`
+//! kills them, `losses` takes their packets, `rails_of_hosts` one of their cables, and `commands`
+//! tries the commands that people use between hosts.
 
 #[cfg(feature = "sim")]
 mod chains;
+#[cfg(feature = "cli")]
+mod commands;
 #[cfg(feature = "sim")]
 mod conformance;
 mod data;
@@ -18,8 +22,10 @@ mod engine;
 mod engines;
 mod errors;
 mod files;
-#[cfg(feature = "cli")]
 mod hosts;
+mod losses;
+mod rails_of_hosts;
+mod restarts;
 mod rights;
 mod ring_chains;
 mod side;

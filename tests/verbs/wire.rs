@@ -1,4 +1,4 @@
-//! What is done to a cable: it becomes long, or swallows what it is given.
+//! What is done to a cable: it becomes long, or swallows some or all of what it is given.
 
 use std::fs;
 use std::process::Command;
@@ -10,6 +10,25 @@ use super::side::Place;
 /// itself adds.
 pub(crate) const ROUND_TRIP: Duration = Duration::from_millis(10);
 
+/// Runs `ip`, which must do it.
+pub(crate) fn ip(arguments: &str) -> String {
+    let done = Command::new("ip").args(arguments.split_whitespace()).output().expect("ip");
+    assert!(done.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&done.stderr));
+    String::from_utf8_lossy(&done.stdout).into_owned()
+}
+
+/// The network device of a port.
+pub(crate) fn netdev(place: &Place) -> String {
+    let parent = format!("/sys/class/infiniband/{}/parent", place.device);
+    fs::read_to_string(parent).expect("a Soft-RoCE device").trim().to_string()
+}
+
+/// Packets that a network device has sent.
+pub(crate) fn sent(netdev: &str) -> u64 {
+    let path = format!("/sys/class/net/{netdev}/statistics/tx_packets");
+    fs::read_to_string(path).expect("a counter").trim().parse().expect("a number")
+}
+
 /// Both ends of a cable that is not as it was, until this is dropped.
 pub(crate) struct Wire([String; 2]);
 
@@ -19,18 +38,18 @@ impl Wire {
         Self::between(ends, &["delay", &format!("{}us", ROUND_TRIP.as_micros() / 2)])
     }
 
+    /// A cable that loses this share of the packets, such as "1%", each way.
+    pub(crate) fn losing(ends: [&Place; 2], share: &str) -> Self {
+        Self::between(ends, &["loss", share])
+    }
+
     /// A cable on which nothing arrives, though both ports stay up.
     pub(crate) fn silent(ends: [&Place; 2]) -> Self {
         Self::between(ends, &["loss", "100%"])
     }
 
     fn between(ends: [&Place; 2], how: &[&str]) -> Self {
-        let netdevs = ends.map(|place| {
-            let parent = format!("/sys/class/infiniband/{}/parent", place.device);
-            let netdev = fs::read_to_string(parent).expect("a Soft-RoCE device");
-            netdev.trim().to_string()
-        });
-        let wire = Self(netdevs);
+        let wire = Self(ends.map(netdev));
         for netdev in &wire.0 {
             let status = Command::new("tc")
                 .args(["qdisc", "add", "dev", netdev, "root", "netem"])

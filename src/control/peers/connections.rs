@@ -614,16 +614,18 @@ impl Server {
                 let (peer, rails) = (connection.place(), &connection.rails);
                 info!(connection = key, peer, ?rails, "connection up");
             }
-            Phase::Up if ready => {
-                if connection.until_ns.take().is_some() {
+            Phase::Up => match (ready, connection.until_ns) {
+                (true, Some(_)) => {
+                    connection.until_ns = None;
                     info!(connection = key, peer = connection.place(), "connection whole again");
                 }
-            }
-            // A rail is being rebuilt, for which the other engine is needed.
-            Phase::Up if connection.until_ns.is_none() => {
-                connection.until_ns = Some(clock::now_ns() + AGAIN_WITHIN_NS);
-                warn!(connection = key, peer = connection.place(), "connection interrupted");
-            }
+                // A rail is being rebuilt, for which the other engine is needed.
+                (false, None) => {
+                    connection.until_ns = Some(clock::now_ns() + AGAIN_WITHIN_NS);
+                    warn!(connection = key, peer = connection.place(), "connection interrupted");
+                }
+                _ => {}
+            },
             _ => {}
         }
         let phase = self.peers.connections.get(key).map(|connection| connection.phase);

@@ -286,7 +286,7 @@ mod tests {
         up.rails[1] =
             abi::PeerRail { rail: 2, card: 1, class: 1, put_off_ms: 30, state, ..up.rails[1] };
         let gone = PeersReply {
-            phase: abi::PHASE_GONE,
+            phase: PHASE_GONE,
             direction: abi::PEER_THEIRS,
             pid: 78,
             heard_ms: abi::UNHEARD,

@@ -359,6 +359,7 @@ VR_AT_(vr_record, retries, 63);
 #define VR_TELEMETRY_LANES 6u
 #define VR_WAIT_REASONS 16u      /* counted apart, VR_WAIT_* from 0 */
 #define VR_FEATURE_TELEMETRY 2u  /* PROBE: TELEMETRY is served */
+#define VR_FEATURE_PEERS 4u      /* PROBE: PEERS is served */
 
 struct vr_telemetry_header {
     uint64_t magic;
@@ -468,7 +469,8 @@ enum vr_kind {
     VR_KIND_CANCEL = 12,
     VR_KIND_WHY = 13,
     VR_KIND_RECORDER = 14,
-    VR_KIND_TELEMETRY = 15
+    VR_KIND_TELEMETRY = 15,
+    VR_KIND_PEERS = 16
 };
 
 /* Places in a STATS reply; those not named are 0. */
@@ -683,7 +685,7 @@ struct vr_connect {
     struct vr_head head;
     uint32_t require; /* the VR_FABRIC_* that must carry its ops; 0: any */
     uint32_t reserved;
-    char url[VR_URL_BYTES]; /* unix:/path/of/the/other/engine's/socket */
+    char url[VR_URL_BYTES]; /* unix:/path/of/its/socket, or verbring://host:port */
 };
 VR_SIZE_(vr_connect, 152);
 VR_AT_(vr_connect, url, 24);
@@ -828,6 +830,70 @@ struct vr_telemetry_reply { /* with 1 descriptor: the memfd, to be mapped for re
     uint64_t bytes;
 };
 VR_SIZE_(vr_telemetry_reply, 32);
+
+/* PEERS. Of a rail also: VR_JOINT_*, how far it has come. */
+#define VR_PEER_RAILS_MAX 12u
+#define VR_PEER_ERROR_BYTES 152u
+#define VR_UNHEARD 0xffffffffu /* heard_ms: never */
+#define VR_PEER_OURS 1u        /* sessions here asked for it */
+#define VR_PEER_THEIRS 2u      /* the other engine came */
+#define VR_PHASE_REACHING 1u   /* on the way to the URL */
+#define VR_PHASE_GREETING 2u   /* greeted, not answered yet */
+#define VR_PHASE_JOINING 3u    /* rails are being joined */
+#define VR_PHASE_UP 4u
+#define VR_PHASE_LOST 5u       /* being forgotten */
+#define VR_PHASE_GONE 6u       /* no such connection: `error` tells what became of the last */
+#define VR_JOINT_CONNECTING 1u /* for the first time */
+#define VR_JOINT_UP 2u
+#define VR_JOINT_QUIESCING 3u  /* in doubt: both ends are brought to rest */
+#define VR_JOINT_REBUILDING 4u /* being connected anew */
+#define VR_JOINT_PUT_OFF 5u    /* could not be connected; tried again in put_off_ms */
+#define VR_JOINT_LOST 6u
+
+struct vr_peers_request { /* its own uid and root only */
+    struct vr_head head;
+    uint32_t at; /* the first place asked for: 0, then the last reply's `at` and one */
+    uint32_t reserved;
+};
+VR_SIZE_(vr_peers_request, 24);
+
+struct vr_peer_rail {
+    uint32_t queue_pair; /* its number on its device; 0: none */
+    uint8_t rail;        /* its number, as in CQEs and the telemetry page */
+    uint8_t card;
+    uint8_t class_; /* that goes by it; 0: all */
+    uint8_t state;  /* VR_JOINT_* */
+    uint16_t rebuilt;
+    uint16_t put_off_ms;
+};
+VR_SIZE_(vr_peer_rail, 12);
+
+struct vr_peers_reply {
+    struct vr_reply_head reply;
+    uint32_t at;
+    uint32_t count; /* of all connections, and of failures that are remembered */
+    uint64_t phase_ms;
+    uint64_t boot_id[2]; /* the other engine's; zeros until it has told */
+    uint32_t pid;        /* the other engine's, on its host; 0 likewise */
+    uint32_t heard_ms;   /* since anything was heard of it; VR_UNHEARD */
+    uint32_t imports;    /* theirs, that sessions here have */
+    uint32_t loans;      /* ours, that they have */
+    uint32_t sessions;   /* here, that have a number for it */
+    uint32_t error_ms;   /* since what `error` tells */
+    uint8_t phase;       /* VR_PHASE_* */
+    uint8_t direction;   /* VR_PEER_OURS or VR_PEER_THEIRS */
+    uint8_t rails_count; /* of `rails`; the others are zeros */
+    uint8_t reserved[5];
+    char place[VR_URL_BYTES]; /* the URL, or where they came from; empty: this host */
+    struct vr_peer_rail rails[VR_PEER_RAILS_MAX];
+    char error[VR_PEER_ERROR_BYTES]; /* why the last connection to or from there was lost */
+};
+VR_SIZE_(vr_peers_reply, 512);
+VR_AT_(vr_peers_reply, phase_ms, 32);
+VR_AT_(vr_peers_reply, phase, 80);
+VR_AT_(vr_peers_reply, place, 88);
+VR_AT_(vr_peers_reply, rails, 216);
+VR_AT_(vr_peers_reply, error, 360);
 
 /* ===== The client's own types ===== */
 
@@ -1711,9 +1777,10 @@ static inline int vr_import_from(const struct vr_peer *peer, uint32_t uid, const
 
 /* ===== Peers ===== */
 
-/* Connects our engine to the one at `url`, "unix:" and the absolute path of its socket; the peer
- * lasts as long as the session. require: the VR_FABRIC_* that must carry ops to it, 0 takes any.
- * 0 or -errno. */
+/* Connects our engine to the one at `url`, "unix:" and the absolute path of its socket on this
+ * host, or "verbring://HOST:PORT" on any, if both engines have the same key; the peer lasts as
+ * long as the session. require: the VR_FABRIC_* that must carry ops to it, 0 takes any. 0 or
+ * -errno. */
 static inline int vr_connect_peer(struct vr_session *session, const char *url, uint32_t require,
                                   struct vr_peer *peer)
 {
@@ -1737,6 +1804,49 @@ static inline int vr_connect_peer(struct vr_session *session, const char *url, u
     peer->number = reply.peer;
     peer->fabric = reply.fabric;
     peer->rail = reply.rail;
+    return 0;
+}
+
+/* 1 if a field holds text that ends in zeros, or fills it. */
+static inline int vr_padded_(const char *field, size_t bytes)
+{
+    size_t end = 0;
+    while (end < bytes && field[end] != '\0')
+        end++;
+    while (end < bytes && field[end] == '\0')
+        end++;
+    return end == bytes;
+}
+
+/* Asks for the connection to another engine at place `at` or behind it, for root and the engine's
+ * own uid: begin with 0, go on with peer->at + 1. Texts in it are not ended by a zero where they
+ * fill their field, and may hold what others wrote. 0; -ENOENT behind the last, all zeros;
+ * -EOPNOTSUPP if this engine does not tell; or another -errno. */
+static inline int vr_peers(struct vr_session *session, uint32_t at, struct vr_peers_reply *peer)
+{
+    struct vr_peers_request request;
+    struct vr_probe_reply probe;
+    int status;
+    memset(peer, 0, sizeof *peer);
+    if (at == 0) {
+        status = vr_probe(session, &probe);
+        if (status != 0)
+            return status;
+        if ((probe.features & VR_FEATURE_PEERS) == 0)
+            return vr_fail_(session, -EOPNOTSUPP, "this engine does not tell of other engines");
+    }
+    memset(&request, 0, sizeof request);
+    request.at = at;
+    status = vr_call_(session, VR_KIND_PEERS, &request, sizeof request, -1, peer, sizeof *peer,
+                      NULL, 0);
+    if (status != 0)
+        return status;
+    if (peer->at < at || peer->rails_count > VR_PEER_RAILS_MAX ||
+        !vr_padded_(peer->place, sizeof peer->place) ||
+        !vr_padded_(peer->error, sizeof peer->error)) {
+        memset(peer, 0, sizeof *peer);
+        return vr_fail_(session, -EPROTO, "a peer that cannot be");
+    }
     return 0;
 }
 

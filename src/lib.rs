@@ -27,7 +27,8 @@
 //! 3. A [`Region`] is memory that both sides have mapped and sealed; it is named by id and offset.
 //! 4. An export offers a region under a name, with [`Rights`] and a [`Secret`].
 //! 5. An [`Import`] is a region of another session, as far as its rights go; a [`Peer`] is another
-//!    engine of this host, whose sessions' regions are imported through it and reached by RDMA.
+//!    engine, of this host or another, whose sessions' regions are imported through it and reached
+//!    by RDMA.
 //! 6. A [`Ring`] carries ops from one thread: it is `Send`, not `Sync`.
 //! 7. A [`Lease`] lends a range of a region to an op and comes back in its [`Completion`].
 //! 8. An op has a class; more urgent ones go first. Without edges nothing is ordered.
@@ -42,6 +43,8 @@
 //!
 //! `ibverbs`: libibverbs through the crates `ibverbs` and `ibverbs-sys`, linked instead of loaded
 //! at run time. It takes cmake, pkg-config, libclang and the headers of libnl and libibverbs.
+//!
+//! `net`: engines of other hosts, by TCP and a pre-shared key (`listen`, `verbring://host:port`).
 //!
 //! `sim`: a simulated queue pair provider, worlds of engines over it, and the tests that every
 //! fabric must pass. For `verbring sim`, and for those who write a fabric or a provider.
@@ -61,6 +64,10 @@ pub mod edges;
 pub mod engine;
 pub mod fabric;
 pub mod fold;
+#[cfg(fuzzing)]
+pub mod fuzz;
+#[cfg(not(verbring_loom))]
+pub mod gate;
 #[cfg(not(verbring_loom))]
 pub mod host;
 pub mod ids;

@@ -41,6 +41,10 @@ pub enum Plant {
     CqeBeforeQuiet,
     /// A rail is told that both ends are quiet when its own is.
     RetryBeforeQuiet,
+    /// A rail that shares its work takes its own flush alone as enough to hand it back.
+    RetryEarly,
+    /// A rail whose connection is lost waits neither for its peer's BYE nor for the lease.
+    GoneEarly,
     /// Atomics of a failed queue pair are repeated.
     AtomicAgain,
     /// Notifications of a failed queue pair are repeated.

@@ -41,9 +41,22 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("client", &["abi", "sync", "ring", "shm", "telemetry", "control::fds"]),
     ("control::fds", &["abi"]),
     ("control::wire", &["abi"]),
+    ("gate", &["abi", "clock", "control::fds"]),
     (
         "control",
-        &["abi", "ids", "clock", "shm", "ring", "fabric", "engine", "telemetry", "host", "plant"],
+        &[
+            "abi",
+            "ids",
+            "clock",
+            "shm",
+            "ring",
+            "fabric",
+            "engine",
+            "telemetry",
+            "gate",
+            "host",
+            "plant",
+        ],
     ),
     (
         "host",
@@ -58,6 +71,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "engine",
             "telemetry",
             "control",
+            "gate",
             "client",
         ],
     ),
@@ -80,6 +94,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
     ("cli", &[]),
     ("lib", &[]),
+    ("fuzz", &["control", "gate"]),
     ("tidy", &[]),
 ];
 

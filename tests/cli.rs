@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::FileExt;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -377,6 +377,57 @@ fn counters_are_watched_until_the_engine_ends() {
     assert!(errors.contains("the engine is gone"), "{errors}");
 }
 
+/// Without a card there is nothing to tell, and that is told: why, and what to do.
+#[test]
+fn an_engine_without_peers_says_so() {
+    let dir = Dir::new();
+    let socket = dir.0.join("socket");
+    let (mut daemon, _) = serve(&socket, &["--verbs", "off"]);
+    let (code, out, errors) = output(verbring().args(["peers", "--socket"]).arg(&socket));
+    assert_eq!((code, errors.as_str()), (Some(0), ""));
+    assert!(out.starts_with("no peers: verbs is not in use here"), "{out}");
+    assert!(out.contains("verbring devices --why"), "{out}");
+    let (code, out, _) = output(verbring().args(["peers", "--json", "--socket"]).arg(&socket));
+    assert_eq!(code, Some(0));
+    let told = json(&out);
+    assert_eq!((&told["verbs"], &told["peers"]), (&false.into(), &Value::Array(Vec::new())));
+
+    let mut watch = verbring();
+    watch.args(["peers", "--json", "--watch=0.01", "--socket"]).arg(&socket);
+    let child = watch.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut watch = Running(child);
+    let mut lines = BufReader::new(watch.0.stdout.take().unwrap()).lines();
+    assert_eq!(json(&lines.next().unwrap().unwrap())["seconds"], Value::Null);
+    assert!(json(&lines.next().unwrap().unwrap())["seconds"].as_f64().unwrap() > 0.0);
+    daemon.signal(Signal::SIGTERM);
+    assert!(daemon.end().0.success());
+    let (status, errors) = watch.end();
+    assert_eq!(status.code(), Some(1));
+    assert!(errors.contains("the engine is gone"), "{errors}");
+}
+
+/// What is known of other engines is for whoever runs this one. Only root can try that.
+#[test]
+fn another_uid_is_told_nothing_of_peers() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("not tried: it takes root to be somebody else");
+        return;
+    }
+    let dir = Dir::new();
+    let socket = dir.0.join("socket");
+    let _daemon = serve(&socket, &["--verbs", "off", "--socket-mode", "0666"]);
+    // The command itself must be where the other uid can run it. `cp` writes it, not this process:
+    // what another test's thread forks meanwhile would hold it open for writing (ETXTBSY).
+    let command = dir.0.join("verbring");
+    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_verbring")).arg(&command).status();
+    assert!(copied.unwrap().success());
+    let mut command = Command::new(&command);
+    command.env_clear().args(["peers", "--socket"]).arg(&socket).uid(65_534).gid(65_534);
+    let (code, out, errors) = output(&mut command);
+    assert_eq!((code, out.as_str()), (Some(1), ""));
+    assert!(errors.contains("is for uid 0 and root: ask as one of them"), "{errors}");
+}
+
 #[test]
 fn a_second_engine_takes_a_dead_ones_socket_and_no_live_ones() {
     let dir = Dir::new();
@@ -405,11 +456,119 @@ fn a_second_engine_takes_a_dead_ones_socket_and_no_live_ones() {
 fn nobody_there_is_said_plainly() {
     let dir = Dir::new();
     let socket = dir.0.join("socket");
-    for verb in ["stat", "probe"] {
+    for verb in ["stat", "probe", "peers"] {
         let (code, out, errors) = output(verbring().args([verb, "--socket"]).arg(&socket));
         assert_eq!((code, out.as_str()), (Some(1), ""));
         assert!(errors.contains("no engine at") && errors.contains("No such file"), "{errors}");
     }
+}
+
+#[test]
+fn a_key_is_made_once_and_told_to_nobody() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = Dir::new();
+    let file = dir.0.join("key");
+    let (code, out, errors) = output(verbring().arg("key").arg(&file));
+    assert_eq!((code, errors.as_str()), (Some(0), ""));
+    let key = std::fs::read_to_string(&file).unwrap();
+    let digits = key.trim_end();
+    assert!(digits.len() == 64 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()), "{key}");
+    assert_eq!(file.metadata().unwrap().permissions().mode() & 0o7777, 0o600);
+    assert!(out.contains("--psk-file FILE") && out.contains("every host"), "{out}");
+    assert!(!out.contains(digits), "the key is in the file alone");
+    // A second one would lock out whoever has the first.
+    let (code, out, errors) = output(verbring().args(["key", "--json"]).arg(&file));
+    assert_eq!((code, out.as_str()), (Some(1), ""));
+    let named = format!("FILE is {}, which exists and stays as it is: give", file.display());
+    assert!(errors.contains(&named), "{errors}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), key);
+    let (code, _, errors) = output(verbring().arg("key").arg(dir.0.join("no/where")));
+    assert!(code == Some(1) && errors.contains("cannot make a key"), "{errors}");
+    let (code, out, errors) = output(verbring().args(["key", "--json"]).arg(dir.0.join("other")));
+    assert_eq!((code, errors.as_str()), (Some(0), ""));
+    assert_eq!(json(&out)["key_file"], dir.0.join("other").to_str().unwrap());
+
+    let socket = dir.0.join("socket");
+    let with_key = ["--listen", "127.0.0.1:0", "--psk-file", file.to_str().unwrap(), "--json"];
+    let (daemon, line) = serve(&socket, &with_key);
+    assert!(json(&line)["listen"].as_str().unwrap().starts_with("127.0.0.1:"), "{line}");
+    drop(daemon);
+}
+
+#[test]
+fn what_cannot_be_between_hosts_is_refused_before_anything_starts() {
+    let url = "verbring://127.0.0.1:1";
+    let digits = "ab".repeat(32);
+    let own = "is for --offer and --peer: without them";
+    for (arguments, expected) in [
+        (vec!["--offer"], "--socket is missing: give the path"),
+        (vec!["--peer", url], "--socket is missing: give the path"),
+        (vec!["--socket", "/s"], own),
+        (vec!["--secret", &digits], own),
+        (vec!["--uid", "7"], own),
+        (vec!["--offer", "--peer", url], "cannot be used with"),
+        (vec!["--offer", "--socket", "/s", "--secret", &digits], "--secret is for --peer"),
+        (vec!["--offer", "--socket", "/s", "--uid", "7"], "--uid is for --peer"),
+        (vec!["--peer", url, "--socket", "/s"], "--secret is missing: give what --offer printed"),
+        (vec!["--peer", url, "--socket", "/s", "--secret", "beef"], "--secret has 4 characters"),
+        (vec!["--peer", url, "--socket", "/s", "--secret", "-"], "from standard input, has 0"),
+    ] {
+        for verb in ["demo", "bench"] {
+            let (code, out, errors) = output(verbring().arg(verb).args(&arguments));
+            assert_eq!((code, out.as_str()), (Some(2), ""), "{verb} {arguments:?}: {errors}");
+            assert!(errors.contains(expected), "{verb} {arguments:?}: {errors}");
+        }
+    }
+    for (arguments, expected) in [
+        (vec!["--peer", url, "--op", "nop"], "--op is nop, but must be one that moves bytes"),
+        (vec!["--peer", url, "--fabric", "verbs"], "cannot be used with"),
+        (vec!["--offer", "--size", "64"], "cannot be used with"),
+        (vec!["--offer", "--working-set", "5"], "--working-set is 5, but must be a multiple of"),
+        (vec!["--offer", "--working-set", "5G"], "up to 4294967296 with --offer"),
+    ] {
+        let (code, out, errors) = output(verbring().arg("bench").args(&arguments));
+        assert_eq!((code, out.as_str()), (Some(2), ""), "{arguments:?}: {errors}");
+        assert!(errors.contains(expected), "{arguments:?}: {errors}");
+    }
+    let (code, _, errors) = output(verbring().args(["demo", "--offer", "--file", "/f"]));
+    assert!(code == Some(2) && errors.contains("cannot be used with"), "{errors}");
+}
+
+#[test]
+fn an_engine_without_a_card_says_that_it_reaches_no_other_host() {
+    let dir = Dir::new();
+    let socket = dir.0.join("socket");
+    let path = socket.to_str().unwrap();
+    let digits = dir.file("secret", "ab".repeat(32));
+    let ends = [vec!["--offer"], vec!["--peer", "verbring://127.0.0.1:1", "--secret", "-"]];
+    let run = |verb: &str, end: &[&str]| {
+        let secret = std::fs::File::open(&digits).unwrap();
+        output(verbring().arg(verb).args(end).args(["--socket", path]).stdin(secret))
+    };
+    for (verb, end) in
+        ["demo", "bench"].into_iter().flat_map(|verb| ends.iter().map(move |end| (verb, end)))
+    {
+        let (code, _, errors) = run(verb, end);
+        assert_eq!(code, Some(1), "{errors}");
+        assert!(errors.contains("no engine at") && errors.contains(path), "{errors}");
+    }
+    let (daemon, _) = serve(&socket, &["--verbs", "off"]);
+    for (verb, end) in
+        ["demo", "bench"].into_iter().flat_map(|verb| ends.iter().map(move |end| (verb, end)))
+    {
+        let (code, _, errors) = run(verb, end);
+        assert_eq!(code, Some(1), "{errors}");
+        let named = format!("--socket is {path}, whose engine does not use verbs");
+        assert!(errors.contains(&named) && errors.contains("--verbs require"), "{errors}");
+        // By the environment, which other users of a machine do not see.
+        let (code, _, errors) =
+            output(verbring().arg(verb).args(&end[..end.len().min(2)]).envs([
+                ("VERBRING_SOCKET", path.to_string()),
+                ("VERBRING_SECRET", "cd".repeat(32)),
+            ]));
+        assert!(code == Some(1) && errors.contains(&named), "{errors}");
+    }
+    drop(daemon);
 }
 
 /// Every op that was submitted ends with exactly one completion, although SIGTERM comes while most
@@ -487,6 +646,11 @@ fn check_demo(told: &Value, expected: &[u8]) {
         assert_eq!(told[side], sha256(expected), "{side}");
     }
     assert_eq!(told["fabric"], "local");
+    assert_eq!(
+        told["carried"],
+        serde_json::json!([{ "fabric": "local", "rail": 0, "ops": told["ops"] }])
+    );
+    assert_eq!((&told["peer"], &told["mailbox_ops"]), (&Value::Null, &Value::Null));
     let record = |key: &str| {
         let text = told[key].as_str().unwrap();
         u64::from_str_radix(text.strip_prefix("0x").unwrap(), 16).unwrap()

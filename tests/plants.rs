@@ -36,6 +36,8 @@ planted! {
     a_posted_prefix_that_is_forgotten: PrefixForgotten breaks Entries;
     a_cqe_before_its_queue_pair_is_quiet: CqeBeforeQuiet breaks Untouched;
     a_retry_before_the_old_queue_pair_is_dead: RetryBeforeQuiet breaks Untouched;
+    a_retry_by_another_rail_after_our_own_flush_alone: RetryEarly breaks Untouched;
+    an_end_before_the_lease_is_over: GoneEarly breaks Untouched;
     an_atomic_that_is_repeated: AtomicAgain breaks Effects;
     a_notification_that_is_repeated: NotifyAgain breaks Effects;
     a_wait_with_nothing_signalled: NeverSignalled breaks Ends;

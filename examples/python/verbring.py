@@ -759,6 +759,34 @@ class Peer:
         return self._session.import_region(name, secret, rights, uid, self)
 
 
+class PeerReport:
+    """What our engine knows of a connection to another one, or of one that failed.
+
+    `phase` is a PHASE_* and `direction` PEER_OURS or PEER_THEIRS; `place` is the URL, or the
+    address that the other engine came from (empty: this host). `heard_ms` is None if nothing was
+    heard of it. `rails` are named tuples, each `state` a JOINT_*; rates are in the telemetry page,
+    under a rail's number. `error` tells why the last connection to or from there was lost,
+    `error_ms` ago; it may hold another engine's words.
+    """
+
+    def __init__(self, reply):
+        self.at, self.phase, self.direction = reply.at, reply.phase, reply.direction
+        self.phase_ms, self.boot_id, self.pid = reply.phase_ms, reply.boot_id, reply.pid
+        self.heard_ms = None if reply.heard_ms == UNHEARD else reply.heard_ms
+        self.imports, self.loans, self.sessions = reply.imports, reply.loans, reply.sessions
+        self.place, self.error = _unpadded(reply.place), _unpadded(reply.error)
+        self.error_ms = reply.error_ms
+        size = PEER_RAIL.size
+        self.rails = [PEER_RAIL.unpack(reply.rails[at * size:(at + 1) * size])
+                      for at in range(reply.rails_count)]
+
+
+def _unpadded(field):
+    """Returns a zero-padded field's text, with nothing that steers a terminal."""
+    text = field.rstrip(b"\0").decode("utf-8", "replace")
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
 # A dying process closes its sockets a moment before its pidfd tells.
 _DEATH_WAIT_MS = 1000
 
@@ -1019,8 +1047,9 @@ class Session:
     def connect_peer(self, url, require=0):
         """Connects our engine to the one at `url`; returns a Peer, which imports from there.
 
-        `url` is `unix:` and the absolute path of its socket, `require` the FABRIC_* that must carry
-        ops to it (0: any). Raises VerbringError: EOPNOTSUPP/REQUIRE if no such fabric is in use
+        `url` is `unix:` and the absolute path of its socket on this host, or `verbring://HOST:PORT`
+        on any, if both engines have the same key; `require` is the FABRIC_* that must carry ops to
+        it (0: any). Raises VerbringError: EOPNOTSUPP/REQUIRE if no such fabric is in use
         between the two, ENETUNREACH, ETIMEDOUT or EHOSTDOWN if nobody answers there.
         """
         reply, _ = self._call(
@@ -1103,6 +1132,30 @@ class Session:
             telemetry.close()
             raise _protocol(Detail.NONE, "another engine's telemetry page")
         return telemetry
+
+    def peers(self):
+        """Returns a PeerReport each of our engine's connections, and of the last that failed.
+
+        For root and the engine's own uid.
+        """
+        if not self.probe().features & FEATURE_PEERS:
+            raise VerbringError(
+                Errno.EOPNOTSUPP, Detail.MESSAGE, "this engine does not tell of other engines")
+        found, at = [], 0
+        while at <= 0xFFFF_FFFF:
+            try:
+                reply, _ = self._call(Kind.PEERS, PEERS_REQUEST, PEERS_REPLY, at=at)
+            except (EngineGone, SessionEnded):
+                raise
+            except VerbringError as error:
+                if error.errno == Errno.ENOENT:
+                    break
+                raise
+            if reply.at < at or reply.rails_count > PEER_RAILS_MAX:
+                raise _protocol(Detail.PEER, "a peer that cannot be")
+            found.append(PeerReport(reply))
+            at = reply.at + 1
+        return found
 
     def fileno(self):
         """Returns the engine's pidfd: readable once the engine is dead."""

@@ -58,6 +58,11 @@ TELEMETRY_MAGIC = int.from_bytes(b"VRMETERS", "little")
 TELEMETRY_HEADER_BYTES, BLOCK_STRIDE, BLOCK_COUNTERS = 4096, 4096, 32
 HISTOGRAM_BUCKETS, HISTOGRAM_UNIT_NS, HISTOGRAM_STEPS = 240, 16, 8
 TELEMETRY_LANES, WAIT_REASONS, FEATURE_TELEMETRY = 6, 16, 2
+FEATURE_PEERS, UNHEARD, PEER_OURS, PEER_THEIRS = 4, 0xFFFF_FFFF, 1, 2
+PHASE_REACHING, PHASE_GREETING, PHASE_JOINING, PHASE_UP, PHASE_LOST, PHASE_GONE = 1, 2, 3, 4, 5, 6
+JOINT_CONNECTING, JOINT_UP, JOINT_QUIESCING, JOINT_REBUILDING = 1, 2, 3, 4
+JOINT_PUT_OFF, JOINT_LOST = 5, 6
+PEER_RAILS_MAX, PEER_ERROR_BYTES = 12, 152
 SECRET_BYTES, NAME_BYTES, URL_BYTES = 32, 64, 128
 ERROR_TEXT_MAX, MESSAGE_BYTES_MAX, COUNTERS = 240, 512, 40
 
@@ -82,7 +87,7 @@ Detail = enum.IntEnum(
     "URL REQUIRE WIRE", start=0)
 Kind = enum.IntEnum(
     "Kind", "HELLO RING MAPPED REGION EXPORT IMPORT CONNECT RELEASE PREPARE PROBE STATS CANCEL WHY "
-    "RECORDER TELEMETRY")
+    "RECORDER TELEMETRY PEERS")
 Counter = enum.IntEnum(
     "Counter",
     "TAKEN COMPLETED REFUSED FAILED CANCELLED OPS_HIGH OPS_MEDIUM OPS_LOW BYTES NOTIFIED IN_FLIGHT "
@@ -200,3 +205,10 @@ RECORDER_REQUEST = _request("RecorderRequest", "session:I reserved:I")
 RECORDER_REPLY = _reply("RecorderReply", "session:I entries:I bytes:Q")
 TELEMETRY_REQUEST = _request("TelemetryRequest", "")
 TELEMETRY_REPLY = _reply("TelemetryReply", "bytes:Q")
+PEERS_REQUEST = _request("PeersRequest", "at:I reserved:I")
+PEER_RAIL = Layout(
+    "PeerRail", "queue_pair:I rail:B card:B class_:B state:B rebuilt:H put_off_ms:H")
+PEERS_REPLY = _reply(
+    "PeersReply", "at:I count:I phase_ms:Q boot_id:2Q pid:I heard_ms:I imports:I loans:I "
+    "sessions:I error_ms:I phase:B direction:B rails_count:B reserved:5s "
+    f"place:{URL_BYTES}s rails:{PEER_RAIL.size * PEER_RAILS_MAX}s error:{PEER_ERROR_BYTES}s")

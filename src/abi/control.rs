@@ -38,6 +38,7 @@ macro_rules! layout {
         }
     };
 }
+pub(super) use layout;
 
 /// Set in `kind` of every reply.
 pub const REPLY: u16 = 0x8000;
@@ -82,11 +83,13 @@ pub enum Kind {
     Recorder = 14,
     /// Asks for the engine's telemetry page; brings its memfd.
     Telemetry = 15,
+    /// Asks for a connection to another engine.
+    Peers = 16,
 }
 
 impl Kind {
     /// All kinds, by number from 1.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Hello,
         Self::Ring,
         Self::Mapped,
@@ -102,6 +105,7 @@ impl Kind {
         Self::Why,
         Self::Recorder,
         Self::Telemetry,
+        Self::Peers,
     ];
 
     /// Reads a kind; `None` for an unknown one.
@@ -345,7 +349,8 @@ layout! {
         require: u32,
         /// Zero.
         reserved: u32,
-        /// `unix:` and the absolute path of the other engine's socket; UTF-8, zero padded.
+        /// `unix:` and the absolute path of the other engine's socket, or `verbring://HOST:PORT`;
+        /// UTF-8, zero padded.
         url: [u8; URL_BYTES],
     }
 }

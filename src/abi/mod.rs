@@ -16,6 +16,7 @@
 mod control;
 mod cqe;
 mod edges;
+mod peers;
 mod recorder;
 mod segment;
 mod sqe;
@@ -26,6 +27,7 @@ mod waits;
 
 pub use control::*;
 pub use cqe::*;
+pub use peers::*;
 pub use recorder::*;
 pub use segment::*;
 pub use sqe::*;

@@ -77,10 +77,15 @@ fn numbers(out: &mut Vec<(String, u64)>) {
         RECORDER_MAGIC RECORDER_HEADER_BYTES RECORDER_ENTRIES_MAX RECORD_TIME_SHIFT FEATURE_RECORDER
         SESSION_OWN RING_ANY
         TELEMETRY_MAGIC TELEMETRY_HEADER_BYTES BLOCK_STRIDE BLOCK_COUNTERS HISTOGRAM_BUCKETS
-        HISTOGRAM_UNIT_NS HISTOGRAM_STEPS TELEMETRY_LANES WAIT_REASONS FEATURE_TELEMETRY);
+        HISTOGRAM_UNIT_NS HISTOGRAM_STEPS TELEMETRY_LANES WAIT_REASONS FEATURE_TELEMETRY
+        FEATURE_PEERS UNHEARD PEER_OURS PEER_THEIRS
+        PHASE_REACHING PHASE_GREETING PHASE_JOINING PHASE_UP PHASE_LOST PHASE_GONE
+        JOINT_CONNECTING JOINT_UP JOINT_QUIESCING JOINT_REBUILDING JOINT_PUT_OFF JOINT_LOST);
     out.push(("SECRET_BYTES".to_string(), SECRET_BYTES as u64));
     out.push(("NAME_BYTES".to_string(), NAME_BYTES as u64));
     out.push(("URL_BYTES".to_string(), URL_BYTES as u64));
+    out.push(("PEER_RAILS_MAX".to_string(), PEER_RAILS_MAX as u64));
+    out.push(("PEER_ERROR_BYTES".to_string(), PEER_ERROR_BYTES as u64));
     out.push(("ERROR_TEXT_MAX".to_string(), ERROR_TEXT_MAX as u64));
     out.push(("MESSAGE_BYTES_MAX".to_string(), MESSAGE_BYTES_MAX as u64));
     out.push(("COUNTERS".to_string(), Counter::COUNT as u64));
@@ -123,7 +128,8 @@ fn messages(out: &mut Vec<(String, u64)>) {
         "connect_reply" ConnectReply "release" Release "probe" Probe "probe_reply" ProbeReply
         "stats" Stats "stats_reply" StatsReply "op_query" OpQuery "cancel_reply" CancelReply
         "why_reply" WhyReply "recorder_request" RecorderRequest "recorder_reply" RecorderReply
-        "telemetry_request" TelemetryRequest "telemetry_reply" TelemetryReply);
+        "telemetry_request" TelemetryRequest "telemetry_reply" TelemetryReply
+        "peers_request" PeersRequest "peer_rail" PeerRail "peers_reply" PeersReply);
 }
 
 /// `FetchAdd` to `FETCH_ADD`.

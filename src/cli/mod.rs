@@ -5,11 +5,15 @@
 //! results go to standard output, all else to standard error. Exit codes: 0 for success, 1 for
 //! failure, 2 for a command line or setting that cannot be used.
 
+mod afar;
 mod bench;
+mod carried;
 mod demo;
 mod devices;
 mod failover;
+mod key;
 mod ledger;
+mod peers;
 mod place;
 mod probe;
 mod qos;
@@ -30,7 +34,9 @@ use verbring::abi::Class;
 use bench::{Bench, BenchWorker};
 use demo::{Demo, DemoClient};
 use devices::Devices;
+use key::MakeKey;
 use ledger::Ledger;
+use peers::Peers;
 use probe::ProbeEngine;
 use qos::Qos;
 use serve::Serve;
@@ -76,12 +82,16 @@ struct CommandLine {
 enum Verb {
     /// Runs an engine that listens on a socket, until SIGTERM or SIGINT drains it.
     Serve(Box<Serve>),
-    /// Sends a real file from one process to another and back, and tells how that went.
-    Demo(Demo),
+    /// Makes a key file, with which engines of several hosts let each other in.
+    Key(MakeKey),
+    /// Sends a real file from one process or host to another and back, and tells how that went.
+    Demo(Box<Demo>),
     /// Measures the engine's ring beside its limits, in alternating slices.
     Bench(Box<Bench>),
     /// Prints an engine's counters.
     Stat(Stat),
+    /// Prints the other engines that one knows: state, rails, rates, last error.
+    Peers(Peers),
     /// Prints what became of ops: of a live engine, or of a dead one through a client.
     Ledger(Ledger),
     /// Prints what one op waits for, or why it waited.
@@ -110,8 +120,10 @@ impl Verb {
     fn run(self) -> Result<(), Failure> {
         match self {
             Self::Serve(serve) => serve.run(),
+            Self::Key(key) => key.run(),
             Self::Demo(demo) => demo.run(),
             Self::Stat(stat) => stat.run(),
+            Self::Peers(peers) => peers.run(),
             Self::Ledger(ledger) => ledger.run(),
             Self::Why(why) => why.run(),
             Self::Probe(probe) => probe.run(),

@@ -72,13 +72,15 @@ impl Serve {
         let told = if self.json {
             say_json(&serde_json::json!({
                 "listening": socket.display().to_string(),
+                "listen": engine.listening().map(|address| address.to_string()),
                 "engine": config.engine,
                 "verbs": engine.verbs().map(ToString::to_string),
                 "cards": engine.cards().iter().map(ToString::to_string).collect::<Vec<_>>(),
                 "pid": std::process::id(),
             }))
         } else {
-            say(&format!("listening on {}\n", socket.display()))
+            let host = engine.listening().map(|at| format!(", and for other hosts on {at}"));
+            say(&format!("listening on {}{}\n", socket.display(), host.unwrap_or_default()))
         };
         match told {
             // Whoever started the daemon need not stay to read.

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use clap::Args;
 use serde_json::json;
-use verbring::sim::{Broken, Count, Counts, Kind, Plant, run, run_planted};
+use verbring::sim::{Broken, Count, Counts, ENGINES_MAX, Kind, Plant, run, run_crowd, run_planted};
 
 use super::{Failure, complain, grouped, say, say_json};
 
@@ -21,6 +21,11 @@ pub(crate) struct Sim {
     /// The first world's seed; the others' follow.
     #[arg(long, value_name = "SEED", default_value_t = 1)]
     seed: u64,
+    /// Engines in each world, all joined to all, of which some die and come back [default: two or
+    /// three, as the seed draws].
+    #[arg(long, value_name = "N", conflicts_with = "plant")]
+    #[arg(value_parser = clap::value_parser!(u16).range(2..=i64::from(ENGINES_MAX)))]
+    engines: Option<u16>,
     /// Threads that run worlds [default: one a processor].
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
@@ -29,7 +34,7 @@ pub(crate) struct Sim {
     least: u64,
     /// Instead of worlds, shows one rail of two being killed under load and coming back: when it
     /// is out of use, when what it had is done, when it is back, and what is carried meanwhile.
-    #[arg(long, conflicts_with_all = ["worlds", "seed", "threads", "least", "plant"])]
+    #[arg(long, conflicts_with_all = ["worlds", "seed", "engines", "threads", "least", "plant"])]
     failover: bool,
     /// Plants a fault in the core, which the worlds must then find; `list` lists them.
     #[arg(long, value_name = "NAME", value_parser = planting)]
@@ -121,8 +126,9 @@ impl Sim {
                 break;
             }
             let seed = self.seed.wrapping_add(at);
-            let result = match self.plant {
-                Some(Planting::One(plant)) => run_planted(seed, plant),
+            let result = match (self.plant, self.engines) {
+                (Some(Planting::One(plant)), _) => run_planted(seed, plant),
+                (_, Some(engines)) => run_crowd(seed, engines),
                 _ => run(seed),
             };
             match result {
@@ -163,6 +169,7 @@ fn broken_json(broken: &Broken) -> serde_json::Value {
         "broken": broken.invariant.name(),
         "why": broken.why,
         "seed": broken.seed,
+        "engines": broken.engines,
         "plant": broken.plant.map(Plant::name),
         "replay": broken.replay(),
     })
@@ -202,6 +209,7 @@ mod tests {
         let sim = Sim {
             worlds: 20,
             seed: 1,
+            engines: None,
             threads: None,
             least: 0,
             failover: false,

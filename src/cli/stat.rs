@@ -103,7 +103,7 @@ pub(super) fn per_second(count: u64, time: Duration) -> u64 {
     u64::try_from(rate).unwrap_or(u64::MAX)
 }
 
-fn read_period(text: &str) -> Result<Duration, String> {
+pub(super) fn read_period(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_string())?;
     if !(0.01..=86_400.0).contains(&seconds) {
         return Err("must be 0.01 to 86400 seconds".to_string());

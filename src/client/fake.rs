@@ -3,8 +3,8 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -33,6 +33,15 @@ pub(super) struct Fake {
     process: Option<Child>,
     server: Option<JoinHandle<()>>,
     rings: Receiver<FakeRing>,
+    peers: Arc<Mutex<Told>>,
+}
+
+/// What PEERS tells.
+#[derive(Default)]
+struct Told {
+    peers: Vec<abi::PeersReply>,
+    /// Whatever place is asked for, all are behind it.
+    lies: bool,
 }
 
 /// The engine's end of a ring.
@@ -59,14 +68,26 @@ impl Fake {
         let (client, socket) = fds::control_pair().unwrap();
         let (sender, rings) = channel();
         let end = socket.try_clone().unwrap();
-        let server = std::thread::spawn(move || Serving::new(end, pid, sender).serve());
-        let fake = Self { socket, process, server: Some(server), rings };
+        let peers = Arc::<Mutex<Told>>::default();
+        let told = Arc::clone(&peers);
+        let server = std::thread::spawn(move || Serving::new(end, pid, sender, told).serve());
+        let fake = Self { socket, process, server: Some(server), rings, peers };
         (Session::from_socket(client).unwrap(), fake)
     }
 
     /// Returns the other end of the ring that was made last.
     pub(super) fn ring(&self) -> FakeRing {
         self.rings.recv().unwrap()
+    }
+
+    /// PEERS tells of these.
+    pub(super) fn tell<const PEERS: usize>(&self, peers: [abi::PeersReply; PEERS]) {
+        self.peers.lock().unwrap().peers = peers.into();
+    }
+
+    /// PEERS tells of them again and again.
+    pub(super) fn lie_about_places(&self) {
+        self.peers.lock().unwrap().lies = true;
     }
 
     /// Kills the engine, the way a kernel does: sockets first.
@@ -150,11 +171,12 @@ struct Serving {
     unsealed: Option<OwnedFd>,
     ids: u32,
     peers: u32,
+    told: Arc<Mutex<Told>>,
 }
 
 impl Serving {
-    fn new(socket: OwnedFd, pid: u32, rings: Sender<FakeRing>) -> Self {
-        Self { socket, pid, rings, unsealed: None, ids: FIRST_RING, peers: 0 }
+    fn new(socket: OwnedFd, pid: u32, rings: Sender<FakeRing>, told: Arc<Mutex<Told>>) -> Self {
+        Self { socket, pid, rings, unsealed: None, ids: FIRST_RING, peers: 0, told }
     }
 
     fn serve(mut self) {
@@ -197,8 +219,14 @@ impl Serving {
             Kind::Probe => {
                 let opcodes = 1 << abi::Opcode::Write as u8;
                 let fabrics = 1 << abi::FABRIC_LOCAL;
-                let reply =
-                    abi::ProbeReply { opcodes, fabrics, class_ceiling: 2, ..Default::default() };
+                let features = abi::FEATURE_PEERS;
+                let reply = abi::ProbeReply {
+                    opcodes,
+                    fabrics,
+                    features,
+                    class_ceiling: 2,
+                    ..Default::default()
+                };
                 self.send(head, reply, &[]);
             }
             Kind::Stats => {
@@ -218,6 +246,7 @@ impl Serving {
                 self.send(head, reply, &[]);
             }
             Kind::Connect => self.connect(head, &body(message)),
+            Kind::Peers => self.tell_of_peers(head, &body(message)),
             Kind::Recorder | Kind::Telemetry | Kind::Prepare => {
                 panic!("the client does not send it")
             }
@@ -287,6 +316,17 @@ impl Serving {
         self.send(head, abi::ConnectReply { peer, fabric, rail, ..Default::default() }, &[]);
     }
 
+    fn tell_of_peers(&self, head: Head, request: &abi::PeersRequest) {
+        let told = self.told.lock().unwrap();
+        let found = told.peers.iter().find(|peer| told.lies || peer.at >= request.at);
+        if let Some(peer) = found {
+            return self.send(head, *peer, &[]);
+        }
+        let mut bytes = reply_head(head, 0);
+        bytes.status = -errno::ENOENT;
+        send_failure(&self.socket, bytes, "no more");
+    }
+
     fn next_id(&mut self) -> u32 {
         self.ids += 1;
         self.ids - 1
@@ -301,6 +341,41 @@ impl Serving {
         // A client that was refused may be gone.
         let _ = fds::transmit(self.socket.as_fd(), &bytes, &attached, true);
     }
+}
+
+/// A connection that is up, as PEERS tells of it.
+pub(super) fn told(at: u32) -> abi::PeersReply {
+    let field = |text: &str, field: &mut [u8]| field[..text.len()].copy_from_slice(text.as_bytes());
+    let mut reply = abi::PeersReply {
+        at,
+        count: 5,
+        phase_ms: 7_000,
+        boot_id: [3, 4],
+        pid: 9,
+        heard_ms: 20,
+        imports: 1,
+        loans: 2,
+        sessions: 3,
+        error_ms: 60_000,
+        phase: abi::PHASE_UP,
+        direction: abi::PEER_OURS,
+        rails_count: 2,
+        ..Default::default()
+    };
+    field(&format!("unix:/{at}"), &mut reply.place);
+    field("it is\u{fc}\ngone\x1b?", &mut reply.error);
+    let state = abi::JOINT_UP;
+    reply.rails[0] = abi::PeerRail { rail: 6, state, ..Default::default() };
+    reply.rails[1] = abi::PeerRail {
+        queue_pair: 77,
+        rail: 7,
+        card: 1,
+        class: 3,
+        state: abi::JOINT_PUT_OFF,
+        rebuilt: 8,
+        put_off_ms: 40,
+    };
+    reply
 }
 
 /// The head of a success.

@@ -22,6 +22,7 @@ mod fake;
 mod graph;
 mod ops;
 mod peer;
+mod peers;
 mod plight;
 mod raw;
 mod records;
@@ -42,6 +43,7 @@ pub use ops::{
     Arm, Cancel, CmpSwap, FetchAdd, Flush, Join, Nop, Op, PagePair, Read, Readv, Write, Writev,
 };
 pub use peer::Peer;
+pub use peers::{PeerRail, PeerReport, joint_words, phase_words};
 pub use plight::{mode_words, rail_words, state_words};
 pub use raw::{RawRing, RingOptions};
 pub use records::{LedgerEntry, Recorder, RecorderError};

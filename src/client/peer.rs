@@ -14,7 +14,7 @@ use crate::abi::{self, Kind};
 /// use verbring::{Secret, Session, abi};
 ///
 /// let session = Session::connect("/run/verbring.sock")?;
-/// let peer = session.connect_peer_over("unix:/run/other.sock", abi::FABRIC_VERBS)?;
+/// let peer = session.connect_peer_over("verbring://node7:7471", abi::FABRIC_VERBS)?;
 /// let secret: Secret = std::env::var("SECRET")?.parse()?;
 /// let import = peer.import("theirs", None, &secret)?; // used like any other import
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -28,8 +28,9 @@ pub struct Peer {
 }
 
 impl Session {
-    /// Connects our engine to the one at `url`, `unix:` and the absolute path of its socket, by
-    /// whatever fabric there is.
+    /// Connects our engine to the one at `url`, by whatever fabric there is: `unix:` and the
+    /// absolute path of its socket on this host, or `verbring://HOST:PORT` on any, if both engines
+    /// have the same key.
     ///
     /// # Errors
     /// [`ControlError::Url`] for a URL that no message can carry. A refusal with EINVAL for one

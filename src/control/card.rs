@@ -14,6 +14,7 @@ use std::sync::mpsc::{Receiver, SendError, Sender};
 
 use nix::sys::eventfd::EventFd;
 
+use super::peers::paths::Address;
 use crate::fabric::qp::CardKeys;
 use crate::fabric::qp::provider::{
     Access, Caps, Created, Endpoint, Move, PathSettings, ProviderError,
@@ -173,6 +174,9 @@ pub(crate) struct Card<P = VerbsPair> {
     /// By card, how each class uses its path, high, medium, low: one queue pair a connection and
     /// card if they are all equal, else one a class.
     pub(crate) paths: Vec<[PathSettings; 3]>,
+    /// By card, the addresses that a peer may be reached from, best first; none where the one that
+    /// the paths name is the only one.
+    pub(crate) addresses: Vec<Vec<Address>>,
     /// Sizes to ask for, for each queue pair.
     pub(crate) caps: Caps,
     /// Receives for notifications of each rail, without those that are kept back.

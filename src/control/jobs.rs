@@ -3,6 +3,7 @@
 //! a time; what may hang is bounded by the number of sessions.
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,7 +15,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::fds::{self, Received};
 use super::wire::{self, Refusal};
-use crate::abi::Kind;
+use crate::abi::{Detail, Kind, errno};
+use crate::gate::{Gate, NotReached};
 use crate::shm::{self, Mapping, ShmError};
 
 /// What is to be done.
@@ -49,7 +51,7 @@ pub(super) enum Outcome {
     /// Of [`Jobs::receive`].
     Received(Result<Option<Received>, Errno>),
     /// Of [`Jobs::reach`].
-    Reached(Result<OwnedFd, Errno>),
+    Reached(Result<(OwnedFd, Option<IpAddr>), Refusal>),
 }
 
 /// Memory that is ready for use.
@@ -119,7 +121,18 @@ impl Jobs {
 
     /// Connects to another engine's socket. A path may lead into a file system that hangs.
     pub(super) fn reach(&self, token: usize, path: PathBuf) {
-        self.aside(token, move || Outcome::Reached(fds::reach(&path, REACH_TRIES)));
+        self.aside(token, move || {
+            let reached = fds::reach(&path, REACH_TRIES);
+            Outcome::Reached(reached.map(|socket| (socket, None)).map_err(not_reached))
+        });
+    }
+
+    /// Connects to the gate of another host's engine. A name may take long to resolve.
+    pub(super) fn reach_host(&self, token: usize, gate: Gate, host: String, port: u16) {
+        self.aside(token, move || {
+            let reached = gate.reach(&host, port).map(|it| (it.socket, Some(it.by)));
+            Outcome::Reached(reached.map_err(no_host))
+        });
     }
 
     /// Runs what may hang for as long as a stranger likes. Such jobs are not counted among those
@@ -174,6 +187,26 @@ impl Jobs {
             Err(error) => Err(Errno::from_raw(error.raw_os_error().unwrap_or(libc::EAGAIN))),
         }
     }
+}
+
+fn not_reached(errno: Errno) -> Refusal {
+    let (code, text) = match errno {
+        Errno::EACCES | Errno::EPERM => (errno::EACCES, "its socket may not be used"),
+        Errno::ETIMEDOUT => (errno::ETIMEDOUT, "it does not accept connections"),
+        _ => (errno::ENETUNREACH, "no engine listens there"),
+    };
+    Refusal::new(code, Detail::Peer, format!("{text}: {}", errno.desc()))
+}
+
+fn no_host(why: NotReached) -> Refusal {
+    let code = match &why {
+        NotReached::Name { .. } | NotReached::Connect { .. } => errno::ENETUNREACH,
+        NotReached::Answer { .. } => errno::EPROTO,
+        NotReached::Refused { key: true, .. } => errno::EACCES,
+        NotReached::Refused { .. } => errno::EOPNOTSUPP,
+        NotReached::Here(_) => errno::ENOMEM,
+    };
+    Refusal::new(code, Detail::Peer, why.to_string())
 }
 
 fn carry_out(work: Work) -> Outcome {

@@ -17,5 +17,8 @@ pub mod wire;
 pub(crate) use card::{
     Card, CardAnswer, CardDone, CardOrder, CardOrders, CardWork, PairWork, Registered,
 };
-pub(crate) use server::{Ask, Server};
+#[cfg(fuzzing)]
+pub(crate) use peers::message::fuzz as peers_fuzz;
+pub(crate) use peers::paths::Address;
+pub(crate) use server::{Ask, Server, Ways};
 pub(crate) use telemetry::TelemetryMade;

@@ -23,7 +23,7 @@ impl Server {
     /// `FEATURE_*` bits of what is served.
     fn features(&self) -> u64 {
         let recorder = if self.config.recorder_entries == 0 { 0 } else { abi::FEATURE_RECORDER };
-        recorder | abi::FEATURE_TELEMETRY
+        recorder | abi::FEATURE_TELEMETRY | abi::FEATURE_PEERS
     }
 
     pub(super) fn probe(&mut self, key: usize, request: &Probe) -> Result<(), Refusal> {
@@ -87,7 +87,7 @@ impl Server {
         if uid == 0 || uid == own_uid {
             return Ok(());
         }
-        let text = format!("{what} for uid {own_uid} and root");
+        let text = format!("{what} for uid {own_uid} and root: ask as one of them");
         Err(Refusal::new(errno::EACCES, Detail::Rights, text))
     }
 

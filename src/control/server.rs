@@ -26,10 +26,11 @@ use super::registrations::CardFor;
 use super::sessions::{Owner, Session};
 use super::telemetry::TelemetryMade;
 use super::wire::Refusal;
-use crate::abi::{Detail, Kind, SegmentHeader};
+use crate::abi::{Detail, Kind, SegmentHeader, errno};
 use crate::clock;
 use crate::engine::{Command, Event, Reply, Wind};
 use crate::fabric::Held;
+use crate::gate::{Arrived, Gate};
 use crate::host::Config;
 use crate::host::link::{Answer, Link, Order, RingBells};
 use crate::ids::RingId;
@@ -159,6 +160,9 @@ enum Shutdown {
 pub(crate) enum Ask {
     /// Serve the other end of this socket.
     Attach(OwnedFd),
+    /// Another host's engine has come in at the gate.
+    #[cfg_attr(not(feature = "net"), expect(dead_code, reason = "nobody comes in without net"))]
+    Arrived(Arrived),
     /// Drain, then end.
     Shutdown,
 }
@@ -184,6 +188,8 @@ pub(crate) struct Server {
     pub(super) jobs: Jobs,
     pub(super) telemetry: TelemetryMade,
     pub(super) card: Option<Card>,
+    /// The way to other hosts, if there is a key for it.
+    pub(super) gate: Option<Gate>,
     pub(super) card_for: Slab<CardFor>,
     pub(super) peers: Peers,
     /// Commands that found the queue full.
@@ -203,6 +209,17 @@ enum Accepts {
     Later,
 }
 
+/// The ways in and out of an engine.
+#[derive(Debug)]
+pub(crate) struct Ways {
+    /// For sessions, and its path.
+    pub(crate) listener: Option<(OwnedFd, PathBuf)>,
+    /// To peers' memory.
+    pub(crate) card: Option<Card>,
+    /// To other hosts.
+    pub(crate) gate: Option<Gate>,
+}
+
 /// Peers turned away at a time; each has a thread, and may make it wait.
 const TURNED_AWAY_MAX: usize = 16;
 
@@ -212,10 +229,10 @@ impl Server {
         link: Arc<Link>,
         boot_id: [u64; 2],
         telemetry: TelemetryMade,
-        listener: Option<(OwnedFd, PathBuf)>,
         asks: std::sync::mpsc::Receiver<Ask>,
-        card: Option<Card>,
+        ways: Ways,
     ) -> Result<Self, Errno> {
+        let Ways { listener, card, gate } = ways;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let interest = EpollFlags::EPOLLIN;
         epoll.add(&link.control_bell, EpollEvent::new(interest, Mark::Bell.pack()))?;
@@ -237,6 +254,7 @@ impl Server {
             jobs: Jobs::new(Arc::new(move || waker.kick_control())),
             peers: Peers::new(card.as_ref()),
             card,
+            gate,
             card_for: Slab::new(),
             backlog: VecDeque::new(),
             evicted: 0,
@@ -382,6 +400,7 @@ impl Server {
         while let Ok(ask) = self.asks.try_recv() {
             match ask {
                 Ask::Attach(socket) => self.attach(socket),
+                Ask::Arrived(arrived) => self.arrived(arrived),
                 Ask::Shutdown => self.begin_shutdown(),
             }
         }
@@ -393,7 +412,10 @@ impl Server {
                 JobFor::Reach { connection } => {
                     let came = match outcome {
                         Outcome::Reached(came) => came,
-                        _ => Err(Errno::EAGAIN),
+                        _ => {
+                            let text = "no thread is free to connect with; try again";
+                            Err(Refusal::new(errno::ENOMEM, Detail::None, text))
+                        }
                     };
                     self.reached(connection, came);
                 }
@@ -499,6 +521,11 @@ impl Server {
             }
             Shutdown::Ending => self.over(),
         }
+    }
+
+    /// Nothing new is begun any more.
+    pub(super) fn ending(&self) -> bool {
+        self.shutdown != Shutdown::No
     }
 
     fn over(&mut self) -> bool {

@@ -380,6 +380,7 @@ impl Server {
             Request::Why(query) => self.query(key, query, false),
             Request::Recorder(recorder) => self.recorder(key, recorder),
             Request::Telemetry(telemetry) => self.show_telemetry(key, telemetry),
+            Request::Peers(peers) => self.show_peers(key, peers),
         }
     }
 

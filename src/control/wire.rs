@@ -1,13 +1,14 @@
 //! Control messages as bytes: syntax only. Meaning is in `server`.
 
-use std::path::Path;
+use std::fmt;
+use std::path::{Path, PathBuf};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::abi::{
     self, Connect, Detail, ERROR_TEXT_MAX, Export, Head, Hello, Import, Kind, Mapped, OpQuery,
-    Probe, REPLY, RecorderRequest, RegionRequest, Release, ReplyHead, RingRequest, Stats,
-    TelemetryRequest, errno,
+    PeersRequest, Probe, REPLY, RecorderRequest, RegionRequest, Release, ReplyHead, RingRequest,
+    Stats, TelemetryRequest, errno,
 };
 
 /// A well-formed request.
@@ -28,6 +29,7 @@ pub enum Request {
     Why(OpQuery),
     Recorder(RecorderRequest),
     Telemetry(TelemetryRequest),
+    Peers(PeersRequest),
 }
 
 /// Why a request is refused.
@@ -72,7 +74,8 @@ pub fn parse(bytes: &[u8]) -> Result<Request, Refusal> {
         return Err(malformed(format!("head.bytes is {said}, but {came} bytes came")));
     }
     let Some(kind) = Kind::from_number(head.kind) else {
-        return Err(malformed(format!("kind {} is not known; 1 to 15 are", head.kind)));
+        let (kind, last) = (head.kind, Kind::ALL.len());
+        return Err(malformed(format!("kind {kind} is not known; 1 to {last} are")));
     };
     let reserved = |value: u32| {
         if value == 0 { Ok(()) } else { Err(malformed(format!("reserved is {value}, must be 0"))) }
@@ -116,6 +119,11 @@ pub fn parse(bytes: &[u8]) -> Result<Request, Refusal> {
             Request::Recorder(recorder)
         }
         Kind::Telemetry => Request::Telemetry(exact(bytes)?),
+        Kind::Peers => {
+            let peers: PeersRequest = exact(bytes)?;
+            reserved(peers.reserved)?;
+            Request::Peers(peers)
+        }
         Kind::Prepare => {
             let text = "PREPARE is defined but not served by this engine";
             return Err(Refusal::new(errno::EOPNOTSUPP, Detail::Message, text));
@@ -139,17 +147,64 @@ pub fn name(field: &[u8]) -> Result<&str, Refusal> {
     text("name", Detail::Name, field)
 }
 
-/// Reads the URL of a CONNECT: returns the path behind `unix:`.
+/// Where another engine is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Url {
+    /// On this host: its control socket.
+    Socket(PathBuf),
+    /// On any host: where its gate listens.
+    Host {
+        /// A name, or an address without brackets.
+        host: String,
+        /// The TCP port.
+        port: u16,
+    },
+}
+
+impl fmt::Display for Url {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Socket(path) => write!(f, "unix:{}", path.display()),
+            Self::Host { host, port } if host.contains(':') => {
+                write!(f, "verbring://[{host}]:{port}")
+            }
+            Self::Host { host, port } => write!(f, "verbring://{host}:{port}"),
+        }
+    }
+}
+
+/// Reads the URL of a CONNECT: `unix:` and an absolute path, or `verbring://HOST:PORT`, where an
+/// IPv6 address stands in brackets.
 ///
 /// # Errors
-/// A [`Refusal`] as for a name, or if it is not `unix:` and an absolute path.
-pub fn url(field: &[u8]) -> Result<&Path, Refusal> {
+/// A [`Refusal`] as for a name, or if it is neither.
+pub fn url(field: &[u8]) -> Result<Url, Refusal> {
     let url = text("url", Detail::Url, field)?;
     let path = url.strip_prefix("unix:").map(Path::new).filter(|path| path.is_absolute());
-    path.ok_or_else(|| {
-        let text = format!("url is {url:?}, but must be unix: and an absolute path");
+    let place = || url.strip_prefix("verbring://").and_then(host_and_port);
+    path.map(|path| Url::Socket(path.to_path_buf())).or_else(place).ok_or_else(|| {
+        let text = format!(
+            "url is {url:?}, but must be unix: and an absolute path, or verbring://HOST:PORT"
+        );
         Refusal::new(errno::EINVAL, Detail::Url, text)
     })
+}
+
+fn host_and_port(text: &str) -> Option<Url> {
+    let text = text.strip_suffix('/').unwrap_or(text);
+    let (host, port) = match text.strip_prefix('[') {
+        Some(rest) => {
+            let (host, port) = rest.split_once("]:")?;
+            host.parse::<std::net::Ipv6Addr>().ok()?;
+            (host, port)
+        }
+        None => text.rsplit_once(':').filter(|(host, _)| !host.contains(':'))?,
+    };
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || ".-_:".contains(letter);
+    let digits = !port.is_empty() && port.bytes().all(|digit| digit.is_ascii_digit());
+    let port: u16 = port.parse().ok().filter(|port| digits && *port > 0)?;
+    let named = !host.is_empty() && host.chars().all(plain);
+    named.then(|| Url::Host { host: host.to_string(), port })
 }
 
 fn text<'f>(what: &str, detail: Detail, field: &'f [u8]) -> Result<&'f str, Refusal> {
@@ -174,11 +229,7 @@ pub fn reply_head<T>(kind: Kind, tag: u64) -> ReplyHead {
 /// The bytes of a failed reply.
 #[must_use]
 pub fn failure(kind: u16, tag: u64, refusal: &Refusal) -> Vec<u8> {
-    let mut end = refusal.text.len().min(ERROR_TEXT_MAX);
-    while !refusal.text.is_char_boundary(end) {
-        end -= 1;
-    }
-    let text = &refusal.text.as_bytes()[..end];
+    let text = cut(&refusal.text, ERROR_TEXT_MAX).as_bytes();
     let head = ReplyHead {
         kind: kind | REPLY,
         reserved: 0,
@@ -188,6 +239,16 @@ pub fn failure(kind: u16, tag: u64, refusal: &Refusal) -> Vec<u8> {
         detail: u32::from(refusal.detail as u16),
     };
     [head.as_bytes(), text].concat()
+}
+
+/// As much of a text as so many bytes hold, cut between two letters.
+#[must_use]
+pub fn cut(text: &str, bytes_max: usize) -> &str {
+    let mut end = text.len().min(bytes_max);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
 }
 
 /// Checks an entry count of a RING request.
@@ -204,4 +265,81 @@ pub fn entries(field: &str, value: u32) -> Result<(), Refusal> {
         abi::ENTRIES_MAX
     );
     Err(Refusal::new(errno::EINVAL, Detail::Entries, text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes of each request; PREPARE has none.
+    fn sizes() -> [(Kind, usize); 16] {
+        [
+            (Kind::Hello, 64),
+            (Kind::Ring, 32),
+            (Kind::Mapped, 24),
+            (Kind::Region, 32),
+            (Kind::Export, 88),
+            (Kind::Import, 128),
+            (Kind::Connect, 152),
+            (Kind::Release, 24),
+            (Kind::Prepare, 16),
+            (Kind::Probe, 16),
+            (Kind::Stats, 24),
+            (Kind::Cancel, 32),
+            (Kind::Why, 32),
+            (Kind::Recorder, 24),
+            (Kind::Telemetry, 16),
+            (Kind::Peers, 24),
+        ]
+    }
+
+    fn message(kind: u16, bytes: usize) -> Vec<u8> {
+        let said = u32::try_from(bytes).unwrap();
+        let head = Head { kind, reserved: 0, bytes: said, tag: 7 };
+        let mut message = head.as_bytes().to_vec();
+        message.resize(bytes.max(16), 0);
+        message.truncate(bytes);
+        message
+    }
+
+    #[test]
+    fn each_kind_has_one_size_and_nothing_in_reserved_fields() {
+        for (kind, bytes) in sizes() {
+            let number = kind as u16;
+            let served = parse(&message(number, bytes));
+            if kind == Kind::Prepare {
+                assert_eq!(served.unwrap_err().errno, errno::EOPNOTSUPP);
+                continue;
+            }
+            served.unwrap();
+            for other in (0..=200).filter(|other| *other != bytes) {
+                let refusal = parse(&message(number, other)).unwrap_err();
+                assert_eq!(refusal.errno, errno::EPROTO, "{kind:?}, {other} bytes");
+            }
+        }
+        for number in [0, 17, 0x7fff, u16::MAX] {
+            let refusal = parse(&message(number, 24)).unwrap_err();
+            assert!(refusal.text.ends_with("is not known; 1 to 16 are"), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn a_request_for_peers_is_read_whole() {
+        let mut bytes = message(Kind::Peers as u16, 24);
+        bytes[16..20].copy_from_slice(&0x8000_0001_u32.to_le_bytes());
+        let Ok(Request::Peers(peers)) = parse(&bytes) else { panic!("no request") };
+        assert_eq!((peers.at, peers.head.tag), (0x8000_0001, 7));
+        bytes[20] = 1;
+        let refusal = parse(&bytes).unwrap_err();
+        assert_eq!((refusal.errno, refusal.detail), (errno::EPROTO, Detail::Message));
+        assert!(refusal.text.contains("reserved is 1"), "{refusal}");
+    }
+
+    #[test]
+    fn texts_are_cut_between_letters() {
+        let text = "a\u{e4}\u{1f600}b";
+        let cuts: Vec<&str> = (0..10).map(|bytes| cut(text, bytes)).collect();
+        let (one, two, three) = ("a", "a\u{e4}", "a\u{e4}\u{1f600}");
+        assert_eq!(cuts, ["", one, one, two, two, two, two, three, text, text]);
+    }
 }

@@ -308,10 +308,11 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             }
             Command::RemoveRegion { region, token } => self.remove_region(region, token),
             Command::Query { ring, by, target, cancel, token } => {
-                let first = self.rings.get(ring.0 as usize).and_then(Option::as_ref);
-                let first = first.map_or(NIL, |ring| ring.ops.head());
+                let state = self.rings.get(ring.0 as usize).and_then(Option::as_ref);
+                let first = state.map_or(NIL, |ring| ring.ops.head());
+                let taken = state.map_or(0, |ring| ring.next_number);
                 let search = Search::new(by, target, NIL, first);
-                self.query = Some(Query { search, ring, cancel, token });
+                self.query = Some(Query { search, ring, cancel, token, taken });
             }
             Command::Find { record, owner, token } => {
                 let reply = self.find(record, owner, token);

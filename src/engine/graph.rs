@@ -22,11 +22,12 @@ pub(crate) struct Cause {
 }
 
 /// What is known of the end of an SQE.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum End {
     Open,
     Done,
-    Failed(Cause),
+    /// Of one of these, as far as it was told.
+    Failed(Vec<Cause>),
 }
 
 /// How an op came to its end.
@@ -149,31 +150,56 @@ impl Graph {
         self.nodes[place(number)].end != End::Open
     }
 
-    /// How it failed, if it did.
-    pub(crate) fn failure(&self, number: u64) -> Option<Cause> {
-        match self.nodes[place(number)].end {
-            End::Failed(cause) => Some(cause),
+    /// Of what it failed, if it did: one of these, as far as it was told.
+    fn failure(&self, number: u64) -> Option<&[Cause]> {
+        match &self.nodes[place(number)].end {
+            End::Failed(causes) => Some(causes),
             _ => None,
         }
     }
 
-    /// What an op inherits once all its predecessors are over: nothing, or one of these causes. It
-    /// is that of the first one to fail, where it was there to see it; of those that had failed
-    /// before it was taken, that of any.
+    /// Whose failure is its own, in the order in which they are named so: by edges, then by a link.
+    fn carriers(&self, number: u64) -> Vec<u64> {
+        let at = place(number);
+        let carrying = named(&self.nodes[at].sqe).into_iter();
+        let carrying = carrying.filter(|edge| *edge != 0 && edge & EDGE_ORDER_ONLY == 0);
+        let mut found: Vec<u64> = carrying
+            .map(u64::from)
+            .filter(|distance| *distance <= number)
+            .map(|distance| number - distance)
+            .collect();
+        let links = |before: &Node| before.sqe.flags & (SQE_LINK | SQE_HARDLINK) == SQE_LINK;
+        if at > 0 && links(&self.nodes[at - 1]) {
+            found.push(number - 1);
+        }
+        found
+    }
+
+    /// What an op inherits once all its predecessors are over: nothing, or one of these causes.
+    /// Of those that had failed before it was taken, the one counts that it names first; without
+    /// any, the one that failed first. Where something failed in the very turn in which it was
+    /// taken, it may have been taken before or after that.
     pub(crate) fn inherits(&self, number: u64) -> Vec<Cause> {
         let taken = self.nodes[place(number)].taken;
-        let all = self.predecessors(number).into_iter();
-        let nodes = all.filter(|(_, carries)| *carries).map(|(of, _)| &self.nodes[place(of)]);
-        let mut failed: Vec<_> = nodes
-            .filter_map(|node| match node.end {
-                End::Failed(cause) => Some((node.place, node.ended, cause)),
-                _ => None,
-            })
+        let failed: Vec<u64> = self.carriers(number);
+        let failed: Vec<&Node> = failed
+            .into_iter()
+            .filter(|of| self.failure(*of).is_some())
+            .map(|of| &self.nodes[place(of)])
             .collect();
-        failed.sort_unstable();
-        let before = failed.iter().filter(|(_, ended, _)| *ended <= taken).count();
-        failed.truncate(before.max(1));
-        failed.into_iter().map(|(.., cause)| cause).collect()
+        let ends = |of: &&&Node| of.ended <= taken;
+        let surely = failed.iter().filter(|of| of.ended < taken).map(|of| of.place + 1).max();
+        let perhaps = failed.iter().filter(ends).map(|of| of.place + 1);
+        let perhaps = perhaps.filter(|after| Some(*after) > surely);
+        let mut causes = BTreeSet::new();
+        for moment in perhaps.chain([surely.unwrap_or(0)]) {
+            let before = failed.iter().find(|of| of.place < moment);
+            let first = before.or_else(|| failed.iter().min_by_key(|of| of.place));
+            if let Some(Node { end: End::Failed(of), .. }) = first {
+                causes.extend(of);
+            }
+        }
+        causes.into_iter().collect()
     }
 
     /// A predecessor of this op failed, and it was carried out all the same.
@@ -214,16 +240,16 @@ impl Graph {
             if edges && fault.is_none() {
                 return Err(format!("the edges of SQE {number} are right: {cqe:?}"));
             }
-            (Course::Refused, End::Failed(cause))
+            (Course::Refused, End::Failed(vec![cause]))
         } else if let Some(fault) = self.fault(number) {
             return Err(format!("SQE {number} was to be refused with {fault:?}: {cqe:?}"));
         } else if cqe.flags & CQE_DEP_FAILED != 0 {
             (Course::Inherited, End::Failed(self.inherit(number, cqe)?))
         } else if is_early(cqe) {
-            (Course::Early, End::Failed(cause))
+            (Course::Early, End::Failed(vec![cause]))
         } else {
             self.may_have_run(number, &format!("{cqe:?}"))?;
-            let end = if cqe.res < 0 { End::Failed(cause) } else { End::Done };
+            let end = if cqe.res < 0 { End::Failed(vec![cause]) } else { End::Done };
             (Course::Ran, end)
         };
         self.close(number, end, now);
@@ -232,7 +258,25 @@ impl Graph {
 
     /// It failed with the rail that it had been posted to behind its predecessor.
     pub(crate) fn fail(&mut self, number: u64, cqe: &Cqe, now: u64) {
-        self.close(number, End::Failed(Cause { errno: -cqe.res, detail: cqe.detail }), now);
+        let cause = Cause { errno: -cqe.res, detail: cqe.detail };
+        self.close(number, End::Failed(vec![cause]), now);
+    }
+
+    /// The record of an op that inherited a failure names this errno as its cause.
+    ///
+    /// # Errors
+    /// It cannot be that, in words.
+    #[cfg(test)]
+    pub(crate) fn recorded(&mut self, number: u64, errno: i32) -> Result<(), String> {
+        let End::Failed(causes) = &mut self.nodes[place(number)].end else {
+            return Err(format!("SQE {number} has not failed"));
+        };
+        let told: Vec<_> = causes.iter().copied().filter(|cause| cause.errno == errno).collect();
+        if told.is_empty() {
+            return Err(format!("SQE {number} failed of one of {causes:?}, and records {errno}"));
+        }
+        *causes = told;
+        Ok(())
     }
 
     /// An op that was carried out had no predecessor under way, and none that failed.
@@ -248,7 +292,7 @@ impl Graph {
         Ok(())
     }
 
-    fn inherit(&self, number: u64, cqe: &Cqe) -> Result<Cause, String> {
+    fn inherit(&self, number: u64, cqe: &Cqe) -> Result<Vec<Cause>, String> {
         let open = self.waits_for(number);
         if !open.is_empty() {
             return Err(format!("SQE {number} inherits before {open:?} are over: {cqe:?}"));
@@ -259,10 +303,12 @@ impl Graph {
             return Err(format!("SQE {number} inherits, and says {cqe:?}"));
         }
         let causes = self.inherits(number);
-        let cause = causes.iter().find(|cause| cause.detail == cqe.detail);
-        cause
-            .copied()
-            .ok_or_else(|| format!("SQE {number} inherits one of {causes:?}, and says {cqe:?}"))
+        let told = causes.iter().copied().filter(|cause| cause.detail == cqe.detail);
+        let told: Vec<_> = told.collect();
+        if told.is_empty() {
+            return Err(format!("SQE {number} inherits one of {causes:?}, and says {cqe:?}"));
+        }
+        Ok(told)
     }
 
     fn close(&mut self, number: u64, end: End, now: u64) {
@@ -378,6 +424,66 @@ mod tests {
         }
     }
 
+    /// SQE 3 names 2 for the order only, then 0 and 1, and 2 by the link.
+    #[test]
+    fn of_several_failures_the_first_named_or_the_first_in_time_is_inherited() {
+        let cause = |detail| Cause { errno: 5, detail };
+        // What fails in turn 1 and in turn 3, in order; when SQE 3 was taken; what it inherits.
+        type Case = (&'static [u16], &'static [u16], u64, &'static [u16]);
+        let cases: [Case; 12] = [
+            (&[2, 1, 0], &[], 2, &[0]),
+            (&[2, 1], &[], 2, &[1]),
+            (&[2, 1], &[0], 2, &[1]),
+            (&[2], &[1, 0], 2, &[2]),
+            (&[], &[2, 1, 0], 2, &[2]),
+            (&[], &[1, 0, 2], 2, &[1]),
+            (&[2, 1, 0], &[], 0, &[2]),
+            (&[2], &[0, 1], 4, &[0]),
+            // It was taken in the same turn.
+            (&[2, 1, 0], &[], 1, &[0, 1, 2]),
+            (&[1, 0, 2], &[], 1, &[0, 1]),
+            (&[2], &[1, 0], 3, &[0, 1, 2]),
+            (&[1], &[2, 0], 3, &[0, 1]),
+        ];
+        for (early, late, taken, inherits) in cases {
+            let mut graph = Graph::default();
+            graph.push(&nop(0, [0, 0]));
+            graph.push(&nop(0, [0, 0]));
+            graph.push(&nop(SQE_LINK, [0, 0]));
+            let arg = [0x0002_0003, 0];
+            let edges = [1 | EDGE_ORDER_ONLY, 0];
+            graph.push(&Sqe { opcode: Opcode::Join as u8, arg, ..nop(0, edges) });
+            graph.take(3, taken);
+            for (turn, failing) in [(1, early), (3, late)] {
+                for &number in failing {
+                    let cqe = Cqe { detail: number, ..failed(5) };
+                    graph.end(number.into(), &cqe, turn).unwrap();
+                }
+            }
+            let expected: Vec<_> = inherits.iter().copied().map(cause).collect();
+            assert_eq!(graph.inherits(3), expected, "{early:?} {late:?} taken in {taken}");
+        }
+    }
+
+    /// Two causes with one detail are told apart by the record.
+    #[test]
+    fn a_record_tells_which_cause_it_was() {
+        let mut graph = Graph::default();
+        for edges in [[0, 0], [0, 0], [2, 1], [1, 0]] {
+            graph.push(&nop(0, edges));
+        }
+        graph.end(1, &failed(5), 1).unwrap();
+        graph.end(0, &failed(6), 1).unwrap();
+        graph.take(2, 1);
+        let flags = CQE_DEP_FAILED | CQE_RETRYABLE;
+        graph.end(2, &Cqe { flags, ..failed(errno::ECANCELED) }, 2).unwrap();
+        assert_eq!(graph.inherits(3).len(), 2, "either");
+        assert!(graph.recorded(2, 7).is_err());
+        graph.recorded(2, 6).unwrap();
+        assert_eq!(graph.inherits(3), [Cause { errno: 6, detail: 0 }]);
+        assert!(graph.recorded(3, 6).is_err(), "it is not over");
+    }
+
     #[test]
     fn what_cannot_be_is_told() {
         let fresh = || {
@@ -405,12 +511,6 @@ mod tests {
         assert!(graph.end(3, &inherited(7), 2).is_err(), "along an edge that carries nothing");
         assert_eq!(graph.end(3, &done(), 2), Ok(Course::Ran));
         assert!(graph.passed_a_failure(3));
-        // Of those that failed before it was taken, any is the first.
-        let mut graph = fresh();
-        graph.end(1, &Cqe { detail: 7, ..failed(5) }, 1).unwrap();
-        graph.end(0, &Cqe { detail: 8, ..failed(5) }, 1).unwrap();
-        graph.take(2, 1);
-        assert_eq!(graph.end(2, &inherited(8), 2), Ok(Course::Inherited));
         // Taken back while it waits.
         let back = Cqe { detail: Detail::Cancelled as u16, ..failed(errno::ECANCELED) };
         assert_eq!(fresh().end(2, &back, 1), Ok(Course::Early));

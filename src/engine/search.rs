@@ -27,6 +27,9 @@ pub(super) struct Query {
     pub(super) ring: RingId,
     pub(super) cancel: bool,
     pub(super) token: u64,
+    /// SQEs of the ring that were taken when the search began: a later one is not in what it has
+    /// seen, though it is in flight.
+    pub(super) taken: u64,
 }
 
 impl Search {
@@ -161,6 +164,10 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             self.query = Some(query);
             return;
         };
+        if found.is_none() && self.was_taken_since(&mut query) {
+            self.query = Some(query);
+            return;
+        }
         let token = query.token;
         let reply = match found {
             None => {
@@ -177,6 +184,21 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             Some(slot) => Reply::Why { token, why: self.why(slot) },
         };
         self.replies.push_back(reply);
+    }
+
+    /// True if a WHY names an SQE that was taken after its search had begun; then it begins anew,
+    /// which it can but once.
+    fn was_taken_since(&self, query: &mut Query) -> bool {
+        let Some(ring) = self.rings.get(query.ring.0 as usize).and_then(Option::as_ref) else {
+            return false;
+        };
+        let since = query.taken..ring.next_number;
+        let again = !query.cancel && query.search.number().is_some_and(|it| since.contains(&it));
+        if again {
+            query.taken = ring.next_number;
+            query.search.cursor = ring.ops.head();
+        }
+        again
     }
 
     /// Answers WHY for an op that is named by its record alone.

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -118,6 +119,15 @@ pub struct Config {
     /// which a peer that lost its connection stops listening; 10 to 60,000. Ops under way to a peer
     /// that is lost, but may be alive, are told of no earlier.
     pub verbs_lease_ms: u32,
+    /// Address and TCP port to listen at for engines of other hosts; `None` lets none in. It takes
+    /// `psk_file`.
+    pub listen: Option<SocketAddr>,
+    /// File of the key that engines of other hosts must have, too: 64 hexadecimal digits, readable
+    /// by nobody else. Without it none is let in or reached.
+    pub psk_file: Option<PathBuf>,
+    /// Milliseconds after which another engine that does not answer is lost; 100 to 600,000.
+    /// It is asked after a fifth of them.
+    pub peer_silence_ms: u32,
     /// Largest path MTU to use, bytes: 256, 512, 1024, 2048 or 4096.
     pub verbs_mtu: u32,
     /// Service level of each class, high, medium and low; 0 to 15.
@@ -243,6 +253,9 @@ impl Default for Config {
             verbs_retry: 7,
             verbs_rnr_retry: 6,
             verbs_lease_ms: 2_000,
+            listen: None,
+            psk_file: None,
+            peer_silence_ms: 10_000,
             verbs_mtu: 4_096,
             verbs_service_level: [0; 3],
             verbs_traffic_class: [0; 3],
@@ -312,8 +325,9 @@ impl Config {
         let reserve_ops = u64::from(ops.saturating_sub(1));
         let bytes = self.window_bytes.min(self.verbs_window_bytes);
         let reserve_bytes = bytes.saturating_sub(slice_bytes);
-        let ranges: [(&'static str, u64, u64, u64); 34] = [
+        let ranges: [(&'static str, u64, u64, u64); 35] = [
             ("records", self.records.into(), 64, 1 << 24),
+            ("peer_silence_ms", self.peer_silence_ms.into(), 100, 600_000),
             ("list_blocks", self.list_blocks.into(), 64, 1 << 20),
             ("edges", self.edges.into(), 64, 1 << 24),
             ("sessions_max", self.sessions_max.into(), 1, 4_096),

@@ -2,7 +2,8 @@
 //!
 //! Three threads an engine: the engine thread (turns), the control thread (sessions), and the
 //! watcher (bells of sleeping rings while the engine is busy). With cards a fourth: the cards'
-//! thread (queue pairs' states, registrations, what the devices say).
+//! thread (queue pairs' states, registrations, what the devices say). With a key for other hosts'
+//! engines one more: the gate's.
 
 mod card_thread;
 mod config;
@@ -13,6 +14,7 @@ mod quota;
 pub(crate) mod tests;
 mod verbs;
 
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -35,12 +37,15 @@ use crate::client::{ConnectError, ControlError, Session};
 pub use verbs::{NoVerbs, Verbs};
 
 use crate::control::fds::control_pair;
-use crate::control::{Card, CardOrders, Server, TelemetryMade};
+use crate::control::{Address, Card, CardOrders, Server, TelemetryMade, Ways};
 use crate::engine;
 use crate::fabric::qp::provider::PathSettings;
 use crate::fabric::qp::{self, Rails};
 use crate::fabric::verbs::{VerbsControl, VerbsProvider};
 use crate::fabric::{Local, Pair};
+#[cfg(feature = "net")]
+use crate::gate::Key;
+use crate::gate::{Gate, GateThread};
 use crate::sched::Policy;
 use crate::shm::ShmError;
 use card_thread::CardThread;
@@ -73,6 +78,12 @@ pub enum SpawnError {
     Verbs {
         /// What is in the way, and what to do.
         source: NoVerbs,
+    },
+    /// Engines of other hosts can neither be let in nor reached.
+    #[error("no way to engines of other hosts: {why}")]
+    Gate {
+        /// What is in the way, and what to do.
+        why: String,
     },
     /// The memory of the telemetry page cannot be had.
     #[error("no memory for the telemetry page")]
@@ -144,6 +155,8 @@ pub struct Engine {
     config: Config,
     /// By card.
     verbs: Vec<Verbs>,
+    /// Where engines of other hosts come in.
+    listening: Option<SocketAddr>,
     link: Arc<Link>,
     asks: Sender<Ask>,
     threads: Vec<(&'static str, JoinHandle<()>)>,
@@ -163,19 +176,20 @@ impl Engine {
         let os = |call| move |errno: Errno| SpawnError::Os { call, source: errno.into() };
         let link = Arc::new(Link::new(config.rings_max).map_err(os("epoll_create"))?);
         let (verbs, rails, card) = match opened {
-            Some(Opened { provider, controls, rails, paths, verbs }) => {
+            Some(Opened { provider, controls, rails, paths, addresses, verbs }) => {
                 for channel in provider.channels() {
                     link.watch_completions(channel).map_err(os("epoll_ctl"))?;
                 }
                 let lease_ms = config.verbs_lease_ms;
-                let desk = desk(controls, paths, &rails, &verbs, lease_ms, &link);
+                let desk = desk(controls, (paths, addresses), &rails, &verbs, lease_ms, &link);
                 let desk = desk.map_err(os("eventfd"))?;
                 (verbs, Some(Rails::new(provider, rails)), Some(desk))
             }
             None => (Vec::new(), None, None),
         };
         let (card, card_thread) = card.unzip();
-        let mut engine = Self { config, verbs, link, asks: channel().0, threads: Vec::new() };
+        let (asks, threads) = (channel().0, Vec::new());
+        let mut engine = Self { config, verbs, listening: None, link, asks, threads };
         engine.launch(rails, card, card_thread.map(|thread| move || thread.run()))?;
         Ok(engine)
     }
@@ -200,10 +214,14 @@ impl Engine {
         let (asks, heard) = channel();
         self.asks = asks;
         let link = Arc::clone(&self.link);
+        let (gate, gate_thread) = self.gate()?.unzip();
         let (thread, telemetry) = self.engine_thread(rails, boot_id)?;
-        let server = Server::new(config.clone(), link, boot_id, telemetry, listener, heard, card)
-            .map_err(os("epoll_ctl"))?;
+        self.listening = gate.as_ref().and_then(Gate::listening);
+        let config = self.config.clone();
         let pin = config.pin;
+        let ways = Ways { listener, card, gate };
+        let server =
+            Server::new(config, link, boot_id, telemetry, heard, ways).map_err(os("epoll_ctl"))?;
         self.start_thread("engine", move || {
             pin_to(pin);
             thread.run();
@@ -211,10 +229,50 @@ impl Engine {
         let link = Arc::clone(&self.link);
         self.start_thread("watcher", move || engine_thread::watch(&link))?;
         self.start_thread("control", move || server.run())?;
+        if let Some(gate) = gate_thread {
+            self.start_thread("gate", move || gate.run())?;
+        }
         match card_thread {
             Some(run) => self.start_thread("card", run),
             None => Ok(()),
         }
+    }
+
+    /// The gate to other hosts, and its thread, if there is a key.
+    #[cfg(feature = "net")]
+    fn gate(&self) -> Result<Option<(Gate, GateThread)>, SpawnError> {
+        let Some(path) = &self.config.psk_file else {
+            return match self.config.listen {
+                None => Ok(None),
+                Some(listen) => Err(SpawnError::Gate {
+                    why: format!(
+                        "listen is {listen}, but psk_file is not set: make a key by verbring key \
+                         FILE, and give it to both engines"
+                    ),
+                }),
+            };
+        };
+        let key = Key::read(path).map_err(|error| SpawnError::Gate { why: error.to_string() })?;
+        let (asks, link) = (self.asks.clone(), Arc::clone(&self.link));
+        let usher = Box::new(move |arrived| {
+            let _ = asks.send(Ask::Arrived(arrived));
+            link.kick_control();
+        });
+        let made = Gate::new(key, self.config.listen, usher);
+        made.map(Some).map_err(|error| {
+            let place = self.config.listen.map_or(String::new(), |listen| format!(" at {listen}"));
+            SpawnError::Gate { why: format!("cannot listen{place}: {error}") }
+        })
+    }
+
+    /// There is none in this build.
+    #[cfg(not(feature = "net"))]
+    fn gate(&self) -> Result<Option<(Gate, GateThread)>, SpawnError> {
+        if self.config.listen.is_none() && self.config.psk_file.is_none() {
+            return Ok(None);
+        }
+        let why = "listen or psk_file is set, but this build is without feature net".to_string();
+        Err(SpawnError::Gate { why })
     }
 
     /// The engine thread, and the page that it keeps count in.
@@ -298,6 +356,12 @@ impl Engine {
         self.verbs.first()
     }
 
+    /// Where engines of other hosts come in, with the port in use; `None` if nowhere.
+    #[must_use]
+    pub fn listening(&self) -> Option<SocketAddr> {
+        self.listening
+    }
+
     /// All cards that carry what goes to other engines, in the order of the setting.
     #[must_use]
     pub fn cards(&self) -> &[Verbs] {
@@ -323,9 +387,10 @@ impl Engine {
         let _ = self.asks.send(Ask::Shutdown);
         self.link.kick_control();
         // The control thread tells the engine thread to stop, and that one's end ends the watcher.
-        // The card's thread has nobody to work for once the control thread is gone.
+        // The card's thread, and the gate's, have nobody to work for once the control thread is
+        // gone.
         let mut threads = std::mem::take(&mut self.threads);
-        let order = ["control", "engine", "watcher", "card"];
+        let order = ["control", "engine", "watcher", "card", "gate"];
         threads.sort_by_key(|(name, _)| order.iter().position(|known| known == name));
         let mut outcome = Ok(());
         for (name, thread) in threads {
@@ -352,7 +417,7 @@ impl Drop for Engine {
 /// What the control thread knows of open cards, and the cards' own thread.
 fn desk(
     controls: Vec<VerbsControl>,
-    paths: Vec<[PathSettings; 3]>,
+    (paths, addresses): (Vec<[PathSettings; 3]>, Vec<Vec<Address>>),
     rails: &qp::Config,
     verbs: &[Verbs],
     lease_ms: u32,
@@ -367,6 +432,7 @@ fn desk(
         orders: CardOrders::new(orders, Arc::clone(&bell)),
         answers,
         paths,
+        addresses,
         caps: rails.caps(),
         receives: rails.receives,
         rails_max: rails.rails_max,

@@ -119,6 +119,7 @@ fn played_over(
         paths: (1..=cards)
             .map(|port| [PathSettings { port, ..PathSettings::DEFAULT }; 3])
             .collect(),
+        addresses: Vec::new(),
         caps: CAPS,
         receives: 4,
         rails_max,
@@ -126,8 +127,14 @@ fn played_over(
         name: "card0 port 1".to_string(),
     };
     let played = Played { ordered, said, link: Arc::clone(&link) };
-    let mut engine =
-        Engine { config, verbs: Vec::new(), link, asks: channel().0, threads: Vec::new() };
+    let mut engine = Engine {
+        config,
+        verbs: Vec::new(),
+        listening: None,
+        link,
+        asks: channel().0,
+        threads: Vec::new(),
+    };
     engine.launch(rails, Some(card), None::<fn()>).unwrap();
     // The rail back to this host: it stays on its way.
     let CardWork::Pair { card: 0, work: PairWork::Create { .. } } = played.next().work else {

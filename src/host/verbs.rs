@@ -14,6 +14,7 @@ use tracing::{info, warn};
 use super::SpawnError;
 use super::config::{Config, VerbsUse};
 use crate::abi::FABRIC_VERBS;
+use crate::control::Address;
 use crate::fabric::qp::provider::{DeviceLimits, PathSettings, ProviderControl};
 use crate::fabric::qp::{self, RECEIVES_KEPT, SENDS_KEPT};
 use crate::fabric::verbs::{
@@ -110,6 +111,8 @@ pub(super) struct Opened {
     pub(super) rails: qp::Config,
     /// How each class uses its path, high, medium, low.
     pub(super) paths: Vec<[PathSettings; 3]>,
+    /// Addresses that a peer may be reached from, best first.
+    pub(super) addresses: Vec<Vec<Address>>,
     pub(super) verbs: Vec<Verbs>,
 }
 
@@ -188,7 +191,8 @@ fn open_chosen(config: &Config) -> Result<Opened, NoVerbs> {
     });
     let verbs = verbs.collect();
     let paths = chosen.iter().map(|it| paths(config, it.port, gid_index(it))).collect();
-    Ok(Opened { provider, controls, rails, paths, verbs })
+    let addresses = chosen.iter().map(|it| addresses(&cards, config, it)).collect();
+    Ok(Opened { provider, controls, rails, paths, addresses, verbs })
 }
 
 /// The best places of those that the settings admit, one for each device that they name.
@@ -230,6 +234,25 @@ fn address(cards: &[Card], chosen: &Judged) -> Option<Ipv6Addr> {
     let port = card.ports.iter().find(|port| port.number == chosen.port)?;
     let gid = port.gids.iter().find(|gid| Some(gid.index) == chosen.gid_index)?;
     Some(gid.address)
+}
+
+/// All addresses of a chosen place's port that make the same packets, the chosen one first. Where
+/// the settings name one, there is no other.
+fn addresses(cards: &[Card], config: &Config, chosen: &Judged) -> Vec<Address> {
+    if !config.verbs_gid.is_empty() {
+        return Vec::new();
+    }
+    let wish =
+        Wish { device: Some(chosen.device.clone()), port: Some(chosen.port), ..Wish::default() };
+    let found = judge(cards, &wish).into_iter();
+    let found = found.filter(|it| it.obstacles.is_empty() && it.kind == chosen.kind);
+    let address = |it: Judged| {
+        let gid = address(cards, &it)?.octets();
+        Some(Address { gid_index: it.gid_index?, gid })
+    };
+    let mut found: Vec<Address> = found.filter_map(address).collect();
+    found.sort_by_key(|it| Some(it.gid_index) != chosen.gid_index);
+    found
 }
 
 /// Opens devices, each with a completion queue for all rails: a peer may have one card alone.

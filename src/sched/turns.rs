@@ -32,7 +32,8 @@ impl Turns {
         let weights = policy.weights.map(|weight| u64::from(weight.max(1)));
         let multiple = weights.into_iter().fold(1, least_common_multiple);
         let share = policy.min_share.map(i64::from);
-        let window = i64::try_from(window_bytes).unwrap_or(i64::MAX);
+        // No window that can be set is larger; sums of debts stay far from the end of their range.
+        let window = i64::try_from(window_bytes.min(1 << 40)).unwrap_or(1 << 40);
         Self {
             strict: policy.mode == Mode::Strict,
             work: 0,

@@ -164,6 +164,11 @@ impl Cable {
         !self.lost && self.ends.iter().all(|end| end.joint.ready())
     }
 
+    /// It is between two engines, and there is no other in its place: it is connected, or will be.
+    pub(super) fn awaited(&self) -> bool {
+        self.sides.len() == 2 && !self.mended && !self.ready()
+    }
+
     /// Nothing is left of it.
     pub(super) fn over(&self) -> bool {
         self.ends.iter().all(|end| end.over)
@@ -265,7 +270,7 @@ impl Cable {
     pub(super) fn device_failed(&mut self, node: usize, card: usize) {
         let of = |end: &&mut End| end.node == node && usize::from(end.on) == card && !end.over;
         for end in self.ends.iter_mut().filter(of) {
-            end.joint.broken();
+            end.joint.broken("its device says so");
         }
     }
 
@@ -284,6 +289,9 @@ impl Cable {
 
     /// Lets both ends do what is due.
     pub(super) fn step(&mut self, now_ns: u64, nodes: &mut [Node], chance: &mut Chance<'_>) {
+        if self.mended {
+            return;
+        }
         if self.lost {
             self.part(now_ns, chance.random);
         }
@@ -295,7 +303,7 @@ impl Cable {
             if let Some(number) = end.joint.number().filter(|_| end.breaks(now_ns)) {
                 end.breaks_at_ns = None;
                 chance.net.break_pair(number);
-                end.joint.broken();
+                end.joint.broken("its device says so");
             }
             while self.ends[at].heard.front().is_some_and(|(due, _)| *due <= now_ns) {
                 let Some((_, say)) = self.ends[at].heard.pop_front() else { break };

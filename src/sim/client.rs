@@ -20,7 +20,7 @@ use crate::abi::{
     SQE_REVOKE, Sqe, errno,
 };
 use crate::fabric::qp::sim::Net;
-use crate::ids::RingId;
+use crate::ids::{RingId, SessionId};
 use crate::random::Random;
 use crate::ring::{ClientEnd, Heap, Memory as _, Verdict, Word};
 use crate::shm::Mapping;
@@ -83,6 +83,8 @@ pub(super) struct Client {
     pub(super) engine: usize,
     /// Its place among all clients: its row in every ground.
     pub(super) row: usize,
+    /// Its session; its ring has the same number.
+    pub(super) session: SessionId,
     /// Its own region: id and memory.
     pub(super) own: u32,
     pub(super) memory: Arc<Mapping>,
@@ -129,6 +131,7 @@ pub(super) struct Place {
     pub(super) net: Net,
     pub(super) engine: usize,
     pub(super) row: usize,
+    pub(super) session: SessionId,
     pub(super) own: u32,
     pub(super) memory: Arc<Mapping>,
     pub(super) ground: u32,
@@ -141,11 +144,12 @@ pub(super) struct Place {
 
 impl Client {
     pub(super) fn new(place: Place) -> Self {
-        let Place { net, engine, row, own, memory, ground, heap, ceiling, ties } = place;
+        let Place { net, engine, row, session, own, memory, ground, heap, ceiling, ties } = place;
         Self {
             net,
             engine,
             row,
+            session,
             own,
             memory,
             ground,
@@ -174,7 +178,7 @@ impl Client {
 
     /// Its ring's number: sessions have one each.
     pub(super) fn ring(&self) -> RingId {
-        RingId(u32::try_from(self.row).unwrap_or(u32::MAX))
+        RingId(self.session.0)
     }
 
     /// Notifications are waited for.

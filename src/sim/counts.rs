@@ -68,6 +68,8 @@ counts! {
     WorkLost = "work_lost" Fault;
     /// A work request takes effect, and its acknowledgement is lost.
     AnswerLost = "answer_lost" Fault;
+    /// A packet is held up until its sender has given it up.
+    WorkHeldUp = "work_held_up" Fault;
     /// A work request is refused by the responder.
     WorkRefused = "work_refused" Fault;
     /// A queue pair goes to ERROR by itself.
@@ -113,6 +115,8 @@ counts! {
     VerdictNotStarted = "verdict_not_started" Passage;
     /// Ops of which nobody knows, since their engine died.
     VerdictIndeterminate = "verdict_indeterminate" Passage;
+    /// Engines that came back after they had died.
+    EngineReturned = "engine_returned" Passage;
     /// Engines that were joined anew.
     Rejoined = "rejoined" Passage;
     /// Ops that were taken back.
@@ -165,6 +169,8 @@ counts! {
     StaleCompletions = "stale_completions" Passage;
     /// Packets that took effect after their sender had given them up.
     LandedLate = "landed_late" Passage;
+    /// Of these, those that their sender had waited for until it ran out of patience.
+    LandedGivenUp = "landed_after_timeout" Passage;
     /// Markers posted behind unsignalled work.
     Markers = "markers" Passage;
     /// Messages that only return credit.

@@ -28,6 +28,7 @@ pub(super) fn plant(
     let mut now = |rate: u64| random.below(1_000) < rate;
     let struck = [now(rates.posts), now(rates.work), now(rates.pairs), now(rates.delays)];
     let (repeat, lose) = (now(rates.completions), now(rates.losses));
+    let held = now(rates.holds);
     if struck[0] {
         let errno = random.pick(&[errno::ENOMEM, errno::EINVAL]);
         let taken = random.below32(6);
@@ -69,19 +70,30 @@ pub(super) fn plant(
         net.delay(number, 100 + random.below(most));
         counts.add(Count::Delayed);
     }
+    if held {
+        // Mostly for no longer than the other end needs to fall quiet.
+        let most = random.pick(&[10_000, 50_000, 50_000, 500_000]);
+        net.hold_up(number, random.below(most));
+        counts.add(Count::WorkHeldUp);
+    }
     if lose {
         miscount(number, net, cables, random, counts);
     }
     if repeat {
-        let posted = net.posted(number);
-        if posted.len() > 64 {
-            let wr_id = posted[random.index(posted.len() - 40)].wr_id;
-            let status = random.pick(&[WcStatus::Success, WcStatus::Flushed]);
-            let kind = WcKind::Work;
-            let (bytes, message, vendor_error) = (0, [0; 2], 0);
-            net.inject(number, Wc { wr_id, number, status, kind, bytes, message, vendor_error });
-            counts.add(Count::Repeated);
-        }
+        repeat_one(number, net, random, counts);
+    }
+}
+
+/// A completion of long ago comes once more.
+fn repeat_one(number: u32, net: &Net, random: &mut Random, counts: &mut Counts) {
+    let posted = net.posted(number);
+    if posted.len() > 64 {
+        let wr_id = posted[random.index(posted.len() - 40)].wr_id;
+        let status = random.pick(&[WcStatus::Success, WcStatus::Flushed]);
+        let kind = WcKind::Work;
+        let (bytes, message, vendor_error) = (0, [0; 2], 0);
+        net.inject(number, Wc { wr_id, number, status, kind, bytes, message, vendor_error });
+        counts.add(Count::Repeated);
     }
 }
 

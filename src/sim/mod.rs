@@ -24,6 +24,8 @@ mod draw;
 mod failover;
 mod faults;
 mod ground;
+mod idle;
+mod lives;
 mod loans;
 mod node;
 mod options;
@@ -36,6 +38,8 @@ mod world;
 pub use check::{Broken, Invariant};
 pub use counts::{Count, Counts, Kind};
 pub use failover::{Failover, Phase, failover};
+pub use idle::{Asked, Idle};
+pub use options::ENGINES_MAX;
 
 pub use crate::plant::Plant;
 
@@ -64,7 +68,21 @@ pub struct Report {
 /// # Ok::<(), verbring::sim::Broken>(())
 /// ```
 pub fn run(seed: u64) -> Result<Report, Broken> {
-    check::watch(seed, None, || world::World::new(seed).run())
+    check::watch((seed, None, None), || world::World::new(seed, None).run())
+}
+
+/// Runs a seed's world of so many engines, 2 to [`ENGINES_MAX`], all joined to all. Some of them
+/// die and come back.
+///
+/// # Errors
+/// [`Broken`] if something that must hold does not.
+///
+/// # Panics
+/// If there are too many engines, or too few.
+pub fn run_crowd(seed: u64, engines: u16) -> Result<Report, Broken> {
+    assert!((2..=ENGINES_MAX).contains(&engines), "{engines} engines, not 2 to {ENGINES_MAX}");
+    let engines = Some(engines);
+    check::watch((seed, engines, None), || world::World::new(seed, engines).run())
 }
 
 /// Runs the world of a seed with a fault planted in the core, which it should find.
@@ -78,7 +96,7 @@ pub fn run_planted(seed: u64, plant: Plant) -> Result<Report, Broken> {
     assert!(Plant::possible(), "nothing can be planted in this build: {}", plant.how());
     #[cfg(verbring_plant)]
     crate::plant::set(Some(plant));
-    let result = check::watch(seed, Some(plant), || world::World::new(seed).run());
+    let result = check::watch((seed, None, Some(plant)), || world::World::new(seed, None).run());
     #[cfg(verbring_plant)]
     crate::plant::set(None);
     result

@@ -3,9 +3,11 @@
 //! Swarm: most worlds have only some of the faults, so that none hides behind another.
 
 use crate::abi::Class;
+use crate::fabric::Pair;
 use crate::fabric::qp;
 use crate::fabric::qp::provider::Caps;
-use crate::fabric::qp::sim::SimConfig;
+use crate::fabric::qp::sim::{SimConfig, SimProvider};
+use crate::ids::SessionId;
 use crate::random::Random;
 use crate::sched::{Bounds, Contract, Mode, Policy};
 
@@ -25,6 +27,7 @@ pub(super) struct Rates {
     pub(super) devices: u64,
     pub(super) ports: u64,
     pub(super) cards: u64,
+    pub(super) holds: u64,
 }
 
 impl Rates {
@@ -44,6 +47,7 @@ impl Rates {
             devices: rate(2),
             ports: rate(6),
             cards: rate(60),
+            holds: rate(8),
         }
     }
 }
@@ -77,6 +81,8 @@ pub(super) struct Options {
     pub(super) rates: Rates,
     /// Of a hundred ops so many are tied to others.
     pub(super) ties: u64,
+    /// An engine that died is away for at most so many steps.
+    pub(super) away_steps: u64,
 }
 
 /// How devices are shared: each mode, with narrow windows and wide ones.
@@ -183,9 +189,57 @@ impl Options {
             card_ns: 1 + random.below(10_000),
             rates,
             ties: random.pick(&[0, 0, 20, 50, 90]),
+            away_steps: random.pick(&[1, 1, 20, 100]),
         }
     }
+
+    /// A world of so many engines, all joined to all, of which some die and come back. What goes
+    /// wrong is drawn for each of them: it is more often that anything does.
+    pub(super) fn crowd(random: &mut Random, engines: u16) -> Self {
+        let mut options = Self::draw(random);
+        let rates = options.rates;
+        options.rates = Rates {
+            deaths: 4 + random.below(12),
+            control: 8 * rates.control,
+            clients: 8 * rates.clients,
+            revokes: 4 * rates.revokes,
+            devices: 4 * rates.devices,
+            ports: 4 * rates.ports,
+            ..rates
+        };
+        let peers = engines - 1;
+        let strands = |options: &Self| u16::try_from(options.strands.len()).unwrap_or(u16::MAX);
+        if peers.saturating_mul(strands(&options)) > RAILS_TO_PEERS {
+            options.strands.truncate(1);
+        }
+        options.rails.rails_max = peers * strands(&options) + RAILS_KEPT;
+        options.engines = engines.into();
+        options.clients = engines.into();
+        // A region of each peer, and of its lives before as long as they are named.
+        options.limits.regions_max = 128.max(8 * u32::from(engines));
+        options.rails.regions_max = options.limits.regions_max;
+        options
+    }
+
+    /// How many faults of queue pairs may be planted in one step.
+    pub(super) fn faults(&self) -> usize {
+        self.engines.div_ceil(3)
+    }
+
+    /// The session of a client: the only one of that number at its engine.
+    pub(super) fn session_of(&self, client: usize) -> SessionId {
+        let number = client / self.engines + client % self.engines;
+        let number = u32::try_from(number).unwrap_or(u32::MAX) % self.limits.sessions_max;
+        SessionId(number)
+    }
 }
+
+/// Rails that lead to no peer: this host's own copies, and the one that leads back to it.
+const RAILS_KEPT: u16 = 2;
+const RAILS_TO_PEERS: u16 = Pair::<SimProvider>::RAILS_MAX - RAILS_KEPT;
+
+/// Most engines of a world: each has at least one rail to each other one.
+pub const ENGINES_MAX: u16 = RAILS_TO_PEERS + 1;
 
 /// The cards of an engine, of which the second may be slower, and those of its rails to a peer.
 fn draw_cards(random: &mut Random, first: SimConfig) -> (Vec<SimConfig>, Vec<u8>) {

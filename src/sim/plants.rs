@@ -59,6 +59,10 @@ plants! {
         "A failed op ends while its queue pair can still touch its buffers." => Untouched;
     RetryBeforeQuiet = "retry-before-quiet"
         "Work is repeated before the old queue pair is dead at both ends." => Untouched;
+    RetryEarly = "retry-early"
+        "What a rail's own end has flushed goes by another rail at once." => Untouched;
+    GoneEarly = "gone-early"
+        "The ops of a lost connection end before its lease is over." => Untouched;
     AtomicAgain = "atomic-again"
         "Atomics of a failed queue pair are repeated." => Effects;
     NotifyAgain = "notify-again"

@@ -9,13 +9,13 @@ use super::client::{Client, Place, Target};
 use super::counts::{Count, Counts};
 use super::faults;
 use super::ground::{BUFFERS, Ground, SLOT_BYTES};
-use super::loans::{Ends, Loan, token_of};
+use super::loans::{Loan, token_of};
 use super::node::Node;
 use super::options::Options;
 use crate::engine::Event;
 use crate::fabric::Fabric;
 use crate::fabric::qp::sim::Net;
-use crate::ids::{RegionId, SessionId};
+use crate::ids::RegionId;
 use crate::random::Random;
 use crate::shm::Mapping;
 
@@ -24,33 +24,39 @@ const LOOKS_EVERY: u64 = 24;
 
 /// A region that is written to: where it is.
 #[derive(Debug)]
-struct Land {
-    node: usize,
-    region: RegionId,
-    memory: Arc<Mapping>,
-    revoked: bool,
+pub(super) struct Land {
+    pub(super) node: usize,
+    pub(super) region: RegionId,
+    pub(super) memory: Arc<Mapping>,
+    pub(super) revoked: bool,
 }
 
 pub(super) struct World {
-    options: Options,
-    random: Random,
-    net: Net,
-    nodes: Vec<Node>,
-    cables: Vec<Cable>,
-    loans: Vec<Loan>,
-    clients: Vec<Client>,
-    grounds: Vec<Ground>,
-    places: Vec<Land>,
+    pub(super) options: Options,
+    pub(super) random: Random,
+    pub(super) net: Net,
+    pub(super) nodes: Vec<Node>,
+    pub(super) cables: Vec<Cable>,
+    pub(super) loans: Vec<Loan>,
+    pub(super) clients: Vec<Client>,
+    pub(super) grounds: Vec<Ground>,
+    pub(super) places: Vec<Land>,
+    /// Engines that died and are not back: until when.
+    pub(super) away: Vec<(u64, usize)>,
     /// Ports that are down: until when, of which engine's card.
     downs: Vec<(u64, usize, usize)>,
-    counts: Counts,
-    trace: u64,
+    pub(super) counts: Counts,
+    pub(super) trace: u64,
 }
 
 impl World {
-    pub(super) fn new(seed: u64) -> Self {
+    /// The world of a seed; with so many engines, or with as many as the seed draws.
+    pub(super) fn new(seed: u64, engines: Option<u16>) -> Self {
         let mut random = Random::new(seed);
-        let options = Options::draw(&mut random);
+        let options = match engines {
+            Some(engines) => Options::crowd(&mut random, engines),
+            None => Options::draw(&mut random),
+        };
         let net = Net::new();
         net.land_late(options.late);
         let nodes = (0..options.engines).map(|at| Node::new(at, &options, &net)).collect();
@@ -64,6 +70,7 @@ impl World {
             clients: Vec::new(),
             grounds: Vec::new(),
             places: Vec::new(),
+            away: Vec::new(),
             downs: Vec::new(),
             counts: Counts::default(),
             trace: 0xcbf2_9ce4_8422_2325,
@@ -73,7 +80,7 @@ impl World {
         world
     }
 
-    fn delays(&self) -> Delays {
+    pub(super) fn delays(&self) -> Delays {
         Delays { control_ns: self.options.control_ns, card_ns: self.options.card_ns }
     }
 
@@ -82,7 +89,7 @@ impl World {
         let rows = self.options.clients;
         for row in 0..rows {
             let engine = row % self.options.engines;
-            let session = session_of(row);
+            let session = self.options.session_of(row);
             let node = &mut self.nodes[engine];
             let heap = node.open(session, &self.options);
             let (own, memory) = node.region(session, BUFFERS as u64 * SLOT_BYTES);
@@ -93,7 +100,8 @@ impl World {
             let ceiling = self.options.contract.ceiling;
             let (own, ground) = (own.0, ground.0);
             let ties = self.options.ties;
-            let place = Place { net, engine, row, own, memory, ground, heap, ceiling, ties };
+            let place =
+                Place { net, engine, row, session, own, memory, ground, heap, ceiling, ties };
             self.clients.push(Client::new(place));
         }
         for node in 0..self.options.engines {
@@ -111,56 +119,11 @@ impl World {
             let engine = self.clients[client].engine;
             for (at, place) in self.places.iter().enumerate() {
                 if place.node == engine {
-                    let import = self.nodes[engine].import(session_of(client), place.region);
+                    let session = self.clients[client].session;
+                    let import = self.nodes[engine].import(session, place.region);
                     self.clients[client].targets.push(Target::new(import.0, at));
                 }
             }
-        }
-    }
-
-    /// Connects two engines, and lends each other's regions.
-    fn join(&mut self, near: usize, far: usize) {
-        let mut ends = Vec::new();
-        for card in self.options.strands.clone() {
-            for node in [near, far] {
-                let Some(rail) = self.nodes[node].take_rail() else {
-                    // Another time, when there are as many.
-                    ends.iter().for_each(|&(node, rail, _): &(usize, u16, u8)| {
-                        self.nodes[node].give_rail(rail);
-                    });
-                    return;
-                };
-                ends.push((node, rail, card));
-            }
-        }
-        let delays = self.delays();
-        let cable = self.cables.len();
-        self.cables.push(Cable::new(&ends, &self.nodes, delays));
-        for (owner, user) in [(near, far), (far, near)] {
-            self.lend_all(owner, user, cable);
-        }
-    }
-
-    fn lend_all(&mut self, owner: usize, user: usize, cable: usize) {
-        let users: Vec<usize> =
-            (0..self.clients.len()).filter(|at| self.clients[*at].engine == user).collect();
-        let sessions: Vec<_> = users.iter().map(|at| session_of(*at)).collect();
-        for ground in 0..self.places.len() {
-            let place = &self.places[ground];
-            if place.node != owner || place.revoked {
-                continue;
-            }
-            let ends = Ends { owner, user, cable };
-            let (region, memory) = (place.region, Arc::clone(&place.memory));
-            let wire = &self.cables[cable];
-            let nodes = &mut self.nodes;
-            let Some(loan) = Loan::new(ends, region, &memory, &sessions, nodes, wire) else {
-                continue;
-            };
-            for (client, import) in users.iter().zip(&loan.imports) {
-                self.clients[*client].reach(import.0, ground);
-            }
-            self.loans.push(loan);
         }
     }
 
@@ -200,8 +163,9 @@ impl World {
         }
         if client {
             let at = self.random.index(self.clients.len());
+            let there = !self.is_away(self.clients[at].engine);
             let client = &mut self.clients[at];
-            if self.random.below(8) == 0 && !client.broken {
+            if self.random.below(8) == 0 && !client.broken && there {
                 client.break_ring(&mut self.grounds);
                 self.counts.add(Count::ClientHostile);
             } else {
@@ -211,92 +175,11 @@ impl World {
         }
         if revoke {
             let at = self.random.index(self.clients.len());
+            let there = !self.is_away(self.clients[at].engine);
             let client = &mut self.clients[at];
-            if !client.broken && client.quiet.is_none() && client.revoke() {
+            if there && !client.broken && client.quiet.is_none() && client.revoke() {
                 self.places[at].revoked = true;
                 self.counts.add(Count::Revoked);
-            }
-        }
-    }
-
-    /// An engine's process is killed, and another one started in its place.
-    fn die(&mut self, node: usize) {
-        self.counts.add(Count::EngineDied);
-        let now_ns = self.net.now_ns();
-        self.count(node);
-        for cable in self.cables.iter_mut().filter(|cable| cable.touches(node)) {
-            for number in cable.numbers_at(node) {
-                self.net.kill(number);
-            }
-            cable.bury(node, now_ns, &mut self.random);
-        }
-        for loan in &mut self.loans {
-            loan.bury(node);
-        }
-        self.nodes[node] = Node::new(node, &self.options, &self.net);
-        let rail = self.nodes[node].take_rail().expect("the first rail");
-        let delays = self.delays();
-        self.cables.push(Cable::new(&[(node, rail, 0)], &self.nodes, delays));
-        let rows = 0..self.clients.len();
-        let of_it: Vec<usize> = rows.filter(|at| self.clients[*at].engine == node).collect();
-        for at in &of_it {
-            let client = &mut self.clients[*at];
-            client.outlive(&mut self.grounds, &mut self.counts, &mut self.trace);
-            client.quiet = None;
-            self.net.allow_all(self.grounds[*at].memory());
-            self.grounds[*at].notices.forget(client.heard);
-            let session = session_of(*at);
-            let heap = self.nodes[node].open(session, &self.options);
-            let own = self.nodes[node].add_region(session, &client.memory);
-            let ground = self.nodes[node].add_region(session, &self.places[*at].memory);
-            self.nodes[node].set_home(ground, &self.places[*at].memory, rail);
-            client.attach(own.0, ground.0, heap);
-            self.places[*at].region = ground;
-            self.places[*at].revoked = false;
-        }
-        for client in &of_it {
-            for ground in &of_it {
-                let target = self.places[*ground].region;
-                let import = self.nodes[node].import(session_of(*client), target);
-                self.clients[*client].reach(import.0, *ground);
-            }
-        }
-    }
-
-    /// Gives up what is left of lost connections, and joins engines anew.
-    fn mend(&mut self) {
-        for at in 0..self.cables.len() {
-            if !self.cables[at].lost || self.cables[at].ends.len() < 2 || self.cables[at].mended {
-                continue;
-            }
-            let ends = [0, 1].map(|end: usize| self.cables[at].ends[end].node);
-            for node in ends {
-                if !self.cables[at].dead_at(node) {
-                    continue;
-                }
-                let mut let_go = true;
-                for loan in self.loans.iter_mut().filter(|loan| loan.cable == at) {
-                    if loan.user == node {
-                        loan.remove_imports(&mut self.nodes);
-                        let_go &= loan.let_go();
-                    }
-                }
-                if let_go {
-                    self.cables[at].release(node);
-                }
-            }
-            let over = self.cables[at].over()
-                && self.loans.iter().all(|loan| loan.cable != at || loan.over());
-            if over {
-                self.cables[at].mended = true;
-                for end in &self.cables[at].ends {
-                    if !end.buried {
-                        self.nodes[end.node].give_rail(end.rail);
-                    }
-                }
-                self.loans.retain(|loan| loan.cable != at);
-                self.counts.add(Count::Rejoined);
-                self.join(ends[0], ends[1]);
             }
         }
     }
@@ -304,17 +187,20 @@ impl World {
     pub(super) fn run(mut self) -> Report {
         for _ in 0..self.options.steps {
             self.plant(self.net.now_ns());
-            faults::plant(
-                &self.net,
-                &mut self.cables,
-                &self.options.rates,
-                &mut self.random,
-                &mut self.counts,
-            );
+            for _ in 0..self.options.faults() {
+                faults::plant(
+                    &self.net,
+                    &mut self.cables,
+                    &self.options.rates,
+                    &mut self.random,
+                    &mut self.counts,
+                );
+            }
             self.step(true);
         }
         self.net.calm();
         self.ports_up(u64::MAX);
+        self.come_back(u64::MAX);
         for client in &mut self.clients {
             client.away_until_ns = 0;
         }
@@ -345,7 +231,11 @@ impl World {
         check::untouched::by_cards(&self.net);
         let now_ns = self.net.now_ns();
         self.ports_up(now_ns);
+        self.come_back(now_ns);
         for client in &mut self.clients {
+            if self.away.iter().any(|(_, node)| *node == client.engine) {
+                continue;
+            }
             let away = client.broken || client.away_until_ns > now_ns;
             if std::mem::take(&mut client.bell) {
                 self.nodes[client.engine].engine.wake(client.ring());
@@ -366,6 +256,9 @@ impl World {
         }
         self.mend();
         for at in 0..self.nodes.len() {
+            if self.is_away(at) {
+                continue;
+            }
             self.nodes[at].turn(now_ns);
             self.counts.add(Count::Turns);
             while let Some(wish) = self.nodes[at].wish() {
@@ -376,7 +269,9 @@ impl World {
             self.hear(at, now_ns);
         }
         for client in &mut self.clients {
-            client.witness(&self.grounds, &mut self.counts);
+            if !self.away.iter().any(|(_, node)| *node == client.engine) {
+                client.witness(&self.grounds, &mut self.counts);
+            }
         }
         let refusals = if work { self.options.rates.cards } else { 0 };
         let Self { random, net, counts, .. } = self;
@@ -425,10 +320,11 @@ impl World {
     }
 
     /// Nothing is under way anywhere, but for ARMs: no op of a client that broke its ring either,
-    /// which may wait for a rail that is being rebuilt.
+    /// which may wait for a rail that is being rebuilt. And all engines are joined.
     fn quiet(&mut self) -> bool {
         self.clients.iter().all(|client| client.open() == 0)
             && self.net.is_still()
+            && !self.cables.iter().any(Cable::awaited)
             && self.nodes.iter_mut().map(Node::rails_mut).all(|rails| {
                 // A rail that waits to be probed is not at its end yet.
                 rails.at_rest() && !rails.restless()
@@ -471,10 +367,11 @@ impl World {
             self.count(at);
         }
         self.counts.many(Count::LandedLate, self.net.landed_late());
+        self.counts.many(Count::LandedGivenUp, self.net.landed_held());
     }
 
     /// Counts what an engine's rails went through.
-    fn count(&mut self, at: usize) {
+    pub(super) fn count(&mut self, at: usize) {
         let counts = self.nodes[at].rails_mut().counts();
         check::passages::count(&counts.passages, &mut self.counts);
         for (count, by) in [
@@ -506,8 +403,4 @@ impl World {
             self.counts.many(count, by);
         }
     }
-}
-
-fn session_of(client: usize) -> SessionId {
-    SessionId(u32::try_from(client).unwrap_or(u32::MAX))
 }

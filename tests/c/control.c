@@ -90,7 +90,10 @@ enum trick {
     PEER_ZERO,
     FABRIC_OF_ANOTHER,
     FABRIC_HUGE,
-    RAIL_HUGE
+    RAIL_HUGE,
+    PLACE_BEFORE,
+    RAILS_TOO_MANY,
+    TEXT_UNPADDED
 };
 
 struct engine {
@@ -99,7 +102,7 @@ struct engine {
     enum vr_kind victim;
     uint32_t rings; /* made and not given back; STATS tells */
     uint32_t regions;
-    uint64_t messages[16]; /* by kind */
+    uint64_t messages[32]; /* by kind */
 };
 
 union message {
@@ -115,6 +118,7 @@ union message {
     struct vr_stats stats;
     struct vr_op_query query;
     struct vr_recorder_request recorder;
+    struct vr_peers_request peers;
     char bytes[VR_MESSAGE_BYTES_MAX];
 };
 
@@ -132,6 +136,7 @@ union answer {
     struct vr_why_reply why;
     struct vr_recorder_reply recorder;
     struct vr_telemetry_reply telemetry;
+    struct vr_peers_reply peers;
     char bytes[2 * VR_MESSAGE_BYTES_MAX];
 };
 
@@ -374,6 +379,31 @@ static void connect_peer(struct engine *engine, const union message *request, un
     answer_tricked(engine, request, with, sizeof with->connect, NULL, 0);
 }
 
+/* There are two: at places 3 and 8. */
+static void tell_peers(struct engine *engine, const union message *request, union answer *with)
+{
+    enum trick trick = engine->victim == VR_KIND_PEERS ? engine->trick : HONEST;
+    uint32_t at = request->peers.at;
+    if (request->peers.reserved != 0)
+        _exit(1);
+    if (at > 8) {
+        with->reply.status = -ENOENT;
+        answer_tricked(engine, request, with, sizeof with->reply, NULL, 0);
+        return;
+    }
+    with->peers.at = trick == PLACE_BEFORE ? at - 1 : at > 3 ? 8 : 3;
+    with->peers.count = 2;
+    with->peers.phase = VR_PHASE_UP;
+    with->peers.direction = VR_PEER_OURS;
+    with->peers.rails_count = trick == RAILS_TOO_MANY ? VR_PEER_RAILS_MAX + 1 : 1;
+    with->peers.rails[0].rail = 9;
+    with->peers.rails[0].state = VR_JOINT_UP;
+    memset(with->peers.place, 'p', sizeof with->peers.place);
+    memcpy(with->peers.error, "gone", 5);
+    with->peers.error[VR_PEER_ERROR_BYTES - 1] = trick == TEXT_UNPADDED ? 'x' : '\0';
+    answer_tricked(engine, request, with, sizeof with->peers, NULL, 0);
+}
+
 static void make_recorder(struct engine *engine, const union message *request, union answer *with)
 {
     enum trick trick = engine->victim == VR_KIND_RECORDER ? engine->trick : HONEST;
@@ -467,7 +497,7 @@ static void serve_one(struct engine *engine)
     int fd;
     memset(&with, 0, sizeof with);
     take(engine, &request);
-    engine->messages[request.head.kind & 15]++;
+    engine->messages[request.head.kind & 31]++;
     switch ((enum vr_kind)request.head.kind) {
     case VR_KIND_HELLO:
         with.hello.version = VR_ABI_VERSION;
@@ -508,7 +538,7 @@ static void serve_one(struct engine *engine)
         break;
     case VR_KIND_PROBE:
         with.probe.opcodes = 0xf7f;
-        with.probe.features = VR_FEATURE_RECORDER | VR_FEATURE_TELEMETRY;
+        with.probe.features = VR_FEATURE_RECORDER | VR_FEATURE_TELEMETRY | VR_FEATURE_PEERS;
         answer_tricked(engine, &request, &with, sizeof with.probe, NULL, 0);
         break;
     case VR_KIND_RECORDER:
@@ -537,6 +567,9 @@ static void serve_one(struct engine *engine)
         break;
     case VR_KIND_CONNECT:
         connect_peer(engine, &request, &with);
+        break;
+    case VR_KIND_PEERS:
+        tell_peers(engine, &request, &with);
         break;
     case VR_KIND_PREPARE:
         _exit(1);
@@ -611,8 +644,14 @@ static int call(struct vr_session *session, const struct expectation *want)
     struct vr_peer peer;
     struct vr_recorder recorder;
     struct vr_telemetry telemetry;
+    struct vr_peers_reply told;
     int status;
     switch (want->victim) {
+    case VR_KIND_PEERS:
+        status = vr_peers(session, 2, &told);
+        CHECK(status < 0);
+        CHECK(told.at == 0 && told.place[0] == '\0' && told.rails_count == 0);
+        return status;
     case VR_KIND_CONNECT:
         /* Asked for any, a fabric that cannot be is still found out. */
         status = vr_connect_peer(session, "unix:/other",
@@ -790,6 +829,12 @@ static void lies_are_found_out(void)
         {"connect: another fabric", FABRIC_OF_ANOTHER, VR_KIND_CONNECT, -EPROTO, 1},
         {"connect: fabric 256", FABRIC_HUGE, VR_KIND_CONNECT, -EPROTO, 1},
         {"connect: rail 256", RAIL_HUGE, VR_KIND_CONNECT, -EPROTO, 1},
+        {"peers: refused", REFUSED, VR_KIND_PEERS, -EDQUOT, 1},
+        {"peers: a gift", ONE_DESCRIPTOR_MORE, VR_KIND_PEERS, -EPROTO, 0},
+        {"peers: shorter", SHORTER, VR_KIND_PEERS, -EPROTO, 0},
+        {"peers: a place before", PLACE_BEFORE, VR_KIND_PEERS, -EPROTO, 1},
+        {"peers: 13 rails", RAILS_TOO_MANY, VR_KIND_PEERS, -EPROTO, 1},
+        {"peers: text unpadded", TEXT_UNPADDED, VR_KIND_PEERS, -EPROTO, 1},
     };
     size_t at;
     for (at = 0; at < sizeof cases / sizeof cases[0]; at++)
@@ -881,6 +926,7 @@ static void an_honest_engine_is_understood(void)
     struct vr_region allocated, own, none;
     struct vr_peer peer;
     struct vr_remote remote;
+    struct vr_peers_reply told;
     struct vr_why_reply why;
     struct vr_ring ring;
     pid_t child = fork_engine(HONEST, VR_KIND_HELLO);
@@ -919,6 +965,11 @@ static void an_honest_engine_is_understood(void)
     CHECK(peer.session == &session && peer.fabric == VR_FABRIC_VERBS && peer.rail == 9);
     CHECK(vr_import_from(&peer, 77, name, secret, VR_RIGHT_READ, &remote) == 0);
     CHECK(remote.id == REGION_ID + 1 && remote.bytes == 2077);
+    CHECK(vr_peers(&session, 0, &told) == 0 && told.at == 3 && told.count == 2);
+    CHECK(told.phase == VR_PHASE_UP && told.rails[0].rail == 9 && told.rails[1].rail == 0);
+    CHECK(told.place[VR_URL_BYTES - 1] == 'p' && strcmp(told.error, "gone") == 0);
+    CHECK(vr_peers(&session, told.at + 1, &told) == 0 && told.at == 8);
+    CHECK(vr_peers(&session, told.at + 1, &told) == -ENOENT && told.count == 0);
     CHECK(vr_cancel(&ring, VR_CANCEL_BY_RECORD, 99, &record) == 0 && record == 99);
     CHECK(vr_cancel(&ring, VR_CANCEL_BY_NUMBER, 1, NULL) == 0);
     CHECK(vr_why(&ring, VR_CANCEL_BY_NUMBER, 5, &why) == 0);

@@ -33,6 +33,7 @@ mod cursors;
 mod descriptors;
 mod entries;
 mod floods;
+mod gate;
 mod ids;
 mod kept_socket;
 mod leaving;

@@ -23,7 +23,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// Ops that the neighbour must complete beside every attack.
 const NEIGHBOUR_OPS: u64 = 100_000;
 
-/// Engine, control, watcher.
+/// Engine, control, watcher; with a key one more, the gate's.
 const ENGINE_THREADS: usize = 3;
 
 static TURN: Mutex<()> = Mutex::new(());
@@ -75,12 +75,13 @@ impl Stage {
         config.socket = Some(socket.clone());
         change(&mut config);
         let bare = Leavings::of_process();
+        let threads = ENGINE_THREADS + usize::from(config.psk_file.is_some());
         let engine = Engine::builder().config(config).spawn().unwrap();
         let observer = Session::connect(&socket).unwrap();
         let neighbour = Neighbour::start(socket.clone());
         until("the setting up is over", || {
             let now = Leavings::of_process();
-            (now.threads, now.helpers) == (ENGINE_THREADS, 0)
+            (now.threads, now.helpers) == (threads, 0)
         });
         // Counters are read last: by then the setting up has nothing under way but the neighbour's
         // ops, and those come and go.
@@ -97,6 +98,11 @@ impl Stage {
         let start = self.start.get().unwrap_or(verified);
         self.start.set(Some(start));
         verified - start < NEIGHBOUR_OPS
+    }
+
+    /// Where engines of other hosts come in.
+    pub(crate) fn listening(&self) -> std::net::SocketAddr {
+        self.engine.listening().unwrap()
     }
 
     /// Connects, and says nothing yet. Waits for a session's place to be free: those that have

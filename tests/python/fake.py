@@ -237,7 +237,8 @@ class FakeEngine:
         self.listener.listen()
         self.stop_told, self.stop_heard = socket.socketpair()
         self.sessions, self.rings, self.regions, self.exports = {}, {}, {}, {}
-        self.peers = 0
+        # Peers that were connected, and what PEERS tells: fields of its replies.
+        self.connected, self.told = 0, None
         self.requests, self.records = [], 1 << 32
         self.poller = select.poll()
         for end in (self.listener, self.stop_heard):
@@ -368,16 +369,16 @@ class FakeEngine:
         ask = abi.CONNECT.unpack(request)
         if ask.require not in (0, abi.FABRIC_VERBS):
             return self.refused(abi.Errno.EOPNOTSUPP, abi.Detail.REQUIRE, "verbs or nothing")
-        self.peers += 1
+        self.connected += 1
         return (abi.CONNECT_REPLY,
-                dict(peer=self.peers, fabric=abi.FABRIC_VERBS, rail=7), ())
+                dict(peer=self.connected, fabric=abi.FABRIC_VERBS, rail=7), ())
 
     # `import` is a word of Python's, so this method cannot be written as the others are.
     def take_up(self, request, _):
         ask = abi.IMPORT.unpack(request)
         if ask.name not in self.exports:
             return self.refused(abi.Errno.ENOENT, abi.Detail.NAME, "no such export")
-        if ask.peer > self.peers:
+        if ask.peer > self.connected:
             return self.refused(abi.Errno.EINVAL, abi.Detail.PEER)
         secret, region, rights = self.exports[ask.name]
         if secret != ask.secret:
@@ -400,6 +401,7 @@ class FakeEngine:
     def probe(self, _, __):
         features = abi.FEATURE_RECORDER if self.kept else 0
         features |= abi.FEATURE_TELEMETRY if self.page else 0
+        features |= abi.FEATURE_PEERS if self.told is not None else 0
         return (abi.PROBE_REPLY,
                 dict(opcodes=0x77F, features=features, op_bytes_max=abi.OP_BYTES_MAX), ())
 
@@ -412,6 +414,13 @@ class FakeEngine:
     def telemetry(self, request, _):
         assert len(request) == abi.TELEMETRY_REQUEST.size
         return abi.TELEMETRY_REPLY, dict(bytes=self.page.size_bytes), [self.page.fd]
+
+    def peers(self, request, _):
+        at = abi.PEERS_REQUEST.unpack(request).at
+        for peer in self.told:
+            if peer["at"] >= at:
+                return abi.PEERS_REPLY, peer, ()
+        return self.refused(abi.Errno.ENOENT, abi.Detail.PEER)
 
     def stats(self, request, _):
         scope = abi.STATS.unpack(request).scope

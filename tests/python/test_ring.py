@@ -607,6 +607,33 @@ class Control(WithEngine):
                 with self.assertRaises(vr.VerbringError):
                     self.session.connect_peer("unix:/one", vr.FABRIC_VERBS)
 
+    def test_other_engines_are_told_of_one_by_one(self):
+        session = self.start()
+        with self.assertRaises(vr.VerbringError) as caught:
+            session.peers()
+        self.assertEqual(caught.exception.errno, vr.Errno.EOPNOTSUPP)
+        rails = [vr.PEER_RAIL.pack(rail=6, state=vr.JOINT_UP),
+                 vr.PEER_RAIL.pack(rail=7, card=1, class_=3, state=vr.JOINT_PUT_OFF, put_off_ms=9)]
+        up = dict(at=3, phase=vr.PHASE_UP, direction=vr.PEER_OURS, boot_id=(1, 2), pid=5,
+                  heard_ms=20, imports=1, loans=2, sessions=3, rails_count=2,
+                  place=b"unix:/a", rails=b"".join(rails))
+        gone = dict(at=0xFFFF_FFFF, phase=vr.PHASE_GONE, direction=vr.PEER_THEIRS,
+                    heard_ms=vr.UNHEARD, error=b"it is gone\x1b[2J", error_ms=70)
+        self.engine.told = [up, gone]
+        first, last = session.peers()
+        self.assertEqual((first.place, first.phase), ("unix:/a", vr.PHASE_UP))
+        self.assertEqual((first.boot_id, first.pid), ((1, 2), 5))
+        self.assertEqual((first.imports, first.loans, first.sessions), (1, 2, 3))
+        self.assertEqual((first.heard_ms, first.error), (20, ""))
+        self.assertEqual([rail.state for rail in first.rails], [vr.JOINT_UP, vr.JOINT_PUT_OFF])
+        self.assertEqual((first.rails[1].class_, first.rails[1].put_off_ms), (3, 9))
+        self.assertEqual((last.heard_ms, last.error), (None, "it is gone [2J"))
+        self.assertEqual((last.rails, last.error_ms, last.place), ([], 70, ""))
+        self.engine.told = []
+        self.assertEqual(session.peers(), [])
+        self.engine.told = [dict(up, rails_count=13)]
+        self.assertRaises(vr.VerbringError, session.peers)
+
     def test_calls_carry_what_they_say(self):
         session = self.start()
         region = session.region(10000)

@@ -4,52 +4,17 @@
 //! what the machine itself adds. Times are the best of several: an emulated machine stands still
 //! now and then.
 
-use std::fs;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use verbring::fabric::conformance::{Harness, request};
 use verbring::fabric::{Fabric, REQUEST_CHAIN, Request, Verb};
 
 use super::conformance::Two;
-use super::side::{Place, places};
+use super::side::places;
+use super::wire::{ROUND_TRIP, Wire};
 
-/// How long a packet is held back at each end.
-const DELAY: Duration = Duration::from_millis(5);
-const ROUND_TRIP: Duration = Duration::from_millis(10);
 const TRIES: usize = 9;
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Both ends of a cable that is slow until this is dropped.
-struct LongWire([String; 2]);
-
-impl LongWire {
-    fn between(ends: [&Place; 2]) -> Self {
-        let netdevs = ends.map(|place| {
-            let parent = format!("/sys/class/infiniband/{}/parent", place.device);
-            let netdev = fs::read_to_string(parent).expect("a Soft-RoCE device");
-            netdev.trim().to_string()
-        });
-        let delay = format!("{}ms", DELAY.as_millis());
-        for netdev in &netdevs {
-            tc(&["qdisc", "add", "dev", netdev, "root", "netem", "delay", &delay]);
-        }
-        Self(netdevs)
-    }
-}
-
-impl Drop for LongWire {
-    fn drop(&mut self) {
-        for netdev in &self.0 {
-            let _ = Command::new("tc").args(["qdisc", "del", "dev", netdev, "root"]).status();
-        }
-    }
-}
-
-fn tc(arguments: &[&str]) {
-    let status = Command::new("tc").args(arguments).status().expect("tc, of iproute2");
-    assert!(status.success(), "tc {arguments:?}");
-}
 
 /// Posts all at once and waits for all; how long it took.
 fn time(two: &mut Two, requests: &[Request]) -> Duration {
@@ -81,7 +46,7 @@ fn a_chain_of_eight_writes_takes_hardly_longer_than_one() {
     let write = |n: u64| request(n, Verb::Write, 0, n * 64, 64);
     let chained = |n| Request { flags: REQUEST_CHAIN, ..write(n) };
     let chain: Vec<_> = (1..=8).map(|n| if n == 1 { write(n) } else { chained(n) }).collect();
-    let wire = LongWire::between([&first, &second]);
+    let wire = Wire::long([&first, &second]);
     let one = best(&mut two, &[write(0)]);
     let eight = best(&mut two, &chain);
     let apart = {
@@ -104,7 +69,7 @@ fn what_is_read_over_a_long_wire_is_there_before_the_chained_write_takes_it() {
     let [first, second] = places();
     let mut two = Two::new([&first, &second], 1);
     let (near, far) = (two.near(), two.far());
-    let _wire = LongWire::between([&first, &second]);
+    let _wire = Wire::long([&first, &second]);
     for n in 1..=5_u8 {
         near.fill(0, 4096, 0xee);
         far.fill(0, 4096, n);

@@ -145,14 +145,27 @@ pub(crate) struct Served {
 impl Served {
     /// `before` is what the shell does before it becomes the engine.
     pub(crate) fn start(name: &str, place: &Place, before: &str, settings: &[&str]) -> Self {
+        Self::with_cards(name, &[place], before, settings)
+    }
+
+    /// It has several cards.
+    pub(crate) fn with_cards(
+        name: &str,
+        cards: &[&Place],
+        before: &str,
+        settings: &[&str],
+    ) -> Self {
         let socket = std::env::temp_dir().join(format!("verbring-{}-{name}", std::process::id()));
         let _ = fs::remove_file(&socket);
-        let device = format!("{}:{}", place.device, place.settings.port);
+        let each = |tell: fn(&Place) -> String| {
+            cards.iter().map(|card| tell(card)).collect::<Vec<_>>().join(",")
+        };
+        let devices = each(|card| format!("{}:{}", card.device, card.settings.port));
+        let gids = each(|card| card.settings.gid_index.to_string());
         let child = Command::new("bash")
             .args(["-c", &format!("{before} \"$@\""), "bash", env!("CARGO_BIN_EXE_verbring")])
-            .args(["serve", "--verbs", "require", "--verbs-device", &device, "--verbs-gid"])
-            .arg(place.settings.gid_index.to_string())
-            .arg("--socket")
+            .args(["serve", "--verbs", "require", "--verbs-device", &devices])
+            .args(["--verbs-gid", &gids, "--socket"])
             .arg(&socket)
             .args(settings)
             .env_clear()

@@ -22,16 +22,16 @@ use super::side::{Place, places};
 const BYTES: u64 = 1 << 20;
 
 /// An engine of this process, a session of it, and its region.
-struct Side {
-    engine: Engine,
-    session: Session,
-    region: Region,
-    ring: Ring,
-    url: String,
+pub(crate) struct Side {
+    pub(crate) engine: Engine,
+    pub(crate) session: Session,
+    pub(crate) region: Region,
+    pub(crate) ring: Ring,
+    pub(crate) url: String,
 }
 
 impl Side {
-    fn start(name: &str, config: Config) -> Self {
+    pub(crate) fn start(name: &str, config: Config) -> Self {
         let socket = std::env::temp_dir().join(format!("verbring-{}-{name}", std::process::id()));
         let engine = Engine::builder().config(config).socket(&socket).spawn().expect("an engine");
         let session = engine.connect().expect("a session");
@@ -87,7 +87,7 @@ fn both_ways(rights: Rights, test: impl Fn(Joined)) {
     test(join(&first, &first, rights));
 }
 
-fn pattern(bytes: u64, seed: u64) -> Vec<u8> {
+pub(crate) fn pattern(bytes: u64, seed: u64) -> Vec<u8> {
     let mut word = seed | 1;
     let mut next = || {
         word = word.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
@@ -96,13 +96,13 @@ fn pattern(bytes: u64, seed: u64) -> Vec<u8> {
     (0..bytes).map(|_| next()).collect()
 }
 
-fn read(region: &Region, at: u64, bytes: u64) -> Vec<u8> {
+pub(crate) fn read(region: &Region, at: u64, bytes: u64) -> Vec<u8> {
     let mut out = vec![0; usize::try_from(bytes).expect("small")];
     region.lend(at..at + bytes).expect("free").read(0, &mut out);
     out
 }
 
-fn word(region: &Region, at: u64) -> u64 {
+pub(crate) fn word(region: &Region, at: u64) -> u64 {
     region.lend(at..at + 8).expect("free").u64(0)
 }
 

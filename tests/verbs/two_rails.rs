@@ -7,7 +7,6 @@
 
 use std::collections::VecDeque;
 use std::fs;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use verbring::abi::FABRIC_VERBS;
@@ -20,6 +19,7 @@ use verbring::{
 
 use super::engine::{PATIENCE, config_at};
 use super::side::{Place, noise, places, second_places};
+use super::wire::ip;
 
 /// Bytes of one WRITE, and places that WRITEs go to.
 const BYTES: u64 = 4096;
@@ -208,21 +208,15 @@ fn packets(device: &str) -> [u64; 2] {
     })
 }
 
-fn ip(arguments: &str) -> String {
-    let done = Command::new("ip").args(arguments.split_whitespace()).output().expect("ip");
-    assert!(done.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&done.stderr));
-    String::from_utf8_lossy(&done.stdout).into_owned()
-}
-
 /// A cable that can be cut.
-struct Cable {
+pub(crate) struct Cable {
     wire: String,
     /// What leads by it, with the table that says so: gone once it is down.
     routes: Vec<String>,
 }
 
 impl Cable {
-    fn of(place: &Place) -> Self {
+    pub(crate) fn of(place: &Place) -> Self {
         let path = format!("/sys/class/infiniband/{}/ports/1/gid_attrs/ndevs/1", place.device);
         let wire = fs::read_to_string(path).expect("a network device").trim().to_string();
         let text = ip(&format!("route show table all dev {wire}"));
@@ -232,11 +226,11 @@ impl Cable {
         Self { wire, routes }
     }
 
-    fn cut(&self) {
+    pub(crate) fn cut(&self) {
         ip(&format!("link set {} down", self.wire));
     }
 
-    fn mend(&self) {
+    pub(crate) fn mend(&self) {
         ip(&format!("link set {} up", self.wire));
         for route in &self.routes {
             ip(&format!("route replace {route}"));

@@ -235,7 +235,7 @@ fn rounds(terms: &Terms, contestants: usize) -> usize {
     least.max(slices / contestants.max(1))
 }
 
-fn rate(counted: &Counted) -> f64 {
+pub(super) fn rate(counted: &Counted) -> f64 {
     let elapsed_ns = float(counted.elapsed_ns);
     if elapsed_ns == 0.0 { 0.0 } else { float(counted.ops) * 1e9 / elapsed_ns }
 }
@@ -274,7 +274,7 @@ fn inherited(fd: &OwnedFd) -> PathBuf {
 }
 
 /// One part in so many of a slice is not counted.
-const WARM_PART: u64 = 5;
+pub(super) const WARM_PART: u64 = 5;
 
 /// With several clients, all begin at once, this long after they are told.
 const HEAD_START_NS: u64 = 300_000;

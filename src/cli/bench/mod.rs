@@ -14,8 +14,13 @@
 //! So all contestants are there at once, on the same two cores, and take turns in slices of about
 //! ten milliseconds; what is told is the median of the slices, how far they spread, and the ratio
 //! of neighbours with its 95 % interval. `--baseline self` shows how well that resolves.
+//!
+//! `--peer` measures a ring through an engine that runs already, to memory that `--offer` has at
+//! the engine of another host: one contestant, in this process, as its completions say by which
+//! rails. `--to` measures a bare queue pair to a bench of another host that does `--listen`.
 
 mod bare;
+mod between;
 mod burst;
 mod burst_client;
 mod chain;
@@ -29,6 +34,7 @@ mod cores;
 mod crew;
 mod echo;
 mod engine_process;
+mod far;
 mod graph;
 mod mix;
 mod model;
@@ -51,12 +57,14 @@ mod wake;
 mod who;
 mod window;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use verbring::abi::Class;
 
+use super::afar::FarArgs;
 use super::{Failure, class_name, complain, say, say_json};
 use conductor::Terms;
 use cores::Cores;
@@ -73,19 +81,22 @@ use who::{Baseline, Carrier, Who};
 pub(crate) struct Bench {
     #[command(subcommand)]
     round: Option<Round>,
-    /// What to do over and over [default: nop; write over queue pairs].
+    /// What to do over and over [default: nop; write over queue pairs; both write and read with
+    /// --peer or --to].
     #[arg(long, value_enum)]
     op: Option<OpKind>,
     /// Bytes of an op (of a page for writev): a number, a list 64,4K, a range 64..1M or 64..1M*4.
-    #[arg(long, default_value = "4K", visible_alias = "bytes")]
-    size: Sweep,
+    /// [default: 4K; with --peer or --to 64,4K,64K,1M]
+    #[arg(long, visible_alias = "bytes")]
+    size: Option<Sweep>,
     /// Pages of a writev.
     #[arg(long, default_value = "8")]
     pages: u64,
     /// Ops pushed at once; a list or a range, too.
     #[arg(long, default_value = "1")]
     batch: Sweep,
-    /// Ops in flight at most; as many as a batch (the default) is lock step.
+    /// Ops in flight at most; as many as a batch (the default) is lock step [with --peer
+    /// or --to: 1,64].
     #[arg(long)]
     depth: Option<Sweep>,
     /// Client processes.
@@ -94,13 +105,15 @@ pub(crate) struct Bench {
     /// Class of the ops: high, medium or low.
     #[arg(long, default_value = "medium", value_parser = read_class)]
     class: Class,
-    /// Bytes of sources and destinations together [default: those of one op: hot].
+    /// Bytes of sources and destinations together [default: those of one op: hot]; with --offer,
+    /// of what is offered, which they must fit in [default: 16M].
     #[arg(long, value_name = "BYTES", value_parser = read_bytes)]
     working_set: Option<u64>,
-    /// Seconds of slices for each point; there are 200 slices at least.
+    /// Seconds of slices for each point; there are 200 slices at least, or 10 with --peer or --to.
     #[arg(long, default_value = "3", value_parser = read_seconds)]
     seconds: Duration,
-    /// Milliseconds of a slice, of which the first fifth is not counted.
+    /// Milliseconds of a slice, of which the first fifth is not counted; with --peer or --to at
+    /// least so many, and up to a second if few ops fit into that.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     slice_ms: u32,
     /// Cores: the engine's, then the clients' [default: all that are allowed, in order].
@@ -124,6 +137,28 @@ pub(crate) struct Bench {
     /// Runs beside it the same ops through an engine that also has so many idle rings.
     #[arg(long, value_name = "RINGS", default_value_t = 0, value_parser = idle_rings())]
     idle_rings: u32,
+    /// Offers memory to a bench on another host, at the engine that runs here (--socket), until the
+    /// bench over there has ended, or SIGINT.
+    #[arg(
+        long,
+        conflicts_with_all = FAR_HAS_NO,
+        conflicts_with_all = ["peer", "size", "op", "plot"]
+    )]
+    offer: bool,
+    /// Measures a ring through the engine that runs here (--socket), to what a bench offers on
+    /// another host, whose engine is at this URL.
+    #[arg(long, value_name = "verbring://HOST:PORT", conflicts_with_all = FAR_HAS_NO)]
+    peer: Option<String>,
+    #[command(flatten)]
+    far: FarArgs,
+    /// Lets a bench on another host measure its way to a card of this one (--devices, or the
+    /// best), without an engine, until SIGINT: for a quick look, since no key guards it.
+    #[arg(long, value_name = "ADDRESS:PORT", conflicts_with_all = RAW_HAS_NO,
+        conflicts_with_all = ["to", "size", "op", "depth", "batch", "working_set", "plot"])]
+    listen: Option<SocketAddr>,
+    /// Measures work requests on a bare queue pair to the card of a bench --listen there.
+    #[arg(long, value_name = "ADDRESS:PORT", conflicts_with_all = RAW_HAS_NO)]
+    to: Option<SocketAddr>,
     /// Draws the rows into an SVG file.
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
@@ -131,6 +166,26 @@ pub(crate) struct Bench {
     #[arg(long)]
     json: bool,
 }
+
+/// What takes engines or processes of the bench's own.
+const FAR_HAS_NO: [&str; 8] =
+    ["clients", "pin", "fabric", "devices", "baseline", "set", "sleep", "idle_rings"];
+
+/// What takes an engine.
+const RAW_HAS_NO: [&str; 12] = [
+    "clients",
+    "pin",
+    "fabric",
+    "baseline",
+    "set",
+    "sleep",
+    "idle_rings",
+    "offer",
+    "peer",
+    "socket",
+    "secret",
+    "uid",
+];
 
 /// Rounds that compare engines with different settings, instead of a ring with its limits.
 #[derive(Debug, Subcommand)]
@@ -184,8 +239,54 @@ impl Bench {
             Some(Round::Mix(mix)) => mix.run(),
             Some(Round::Qos(qos)) => qos.run(),
             Some(Round::Window(window)) => window.run(),
-            None => self.run_slices(),
+            None => self.run_alone(),
         }
+    }
+
+    fn run_alone(&self) -> Result<(), Failure> {
+        if let Some(at) = self.listen {
+            let [port, _] = ports::settle(&self.devices)?;
+            return between::listen(at, &port, self.json);
+        }
+        if let Some(to) = self.to {
+            let shapes = self.shapes_afar("over queue pairs")?;
+            let [port, _] = ports::settle(&self.devices)?;
+            let rows = between::measure(to, &port, &shapes, self.time(), self.json)?;
+            return self.plot(&rows);
+        }
+        match (self.offer, &self.peer, self.far.given()) {
+            (true, ..) => far::offer(&self.far, self.working_set, self.json),
+            (false, Some(url), _) => {
+                let shapes = self.shapes_afar("to the peer")?;
+                self.plot(&far::measure(&self.far, url, &shapes, self.time(), self.json)?)
+            }
+            (false, None, Some(name)) => Err(Failure::Usage(format!(
+                "{name} is for --offer and --peer: without them the bench has engines of its own"
+            ))),
+            (false, None, None) => self.run_slices(),
+        }
+    }
+
+    fn time(&self) -> far::Time {
+        let slice = Duration::from_millis(self.slice_ms.into());
+        far::Time { slice, whole: self.seconds }
+    }
+
+    /// Every point between here and another host.
+    fn shapes_afar(&self, there: &str) -> Result<Vec<Shape>, Failure> {
+        let ops = self.op.map_or_else(|| vec![OpKind::Write, OpKind::Read], |op| vec![op]);
+        if ops.contains(&OpKind::Nop) {
+            let text = format!("--op is nop, but must be one that moves bytes {there}");
+            return Err(Failure::Usage(text));
+        }
+        let size = self.size.clone().unwrap_or_else(|| Sweep(far::SIZES.to_vec()));
+        let depth = self.depth.clone().unwrap_or_else(|| Sweep(far::DEPTHS.to_vec()));
+        let shapes = ops.into_iter().map(|op| self.shapes_of(op, &size, Some(&depth)));
+        shapes.collect::<Result<Vec<_>, _>>().map(|shapes| shapes.concat())
+    }
+
+    fn plot(&self, rows: &[rows::Row]) -> Result<(), Failure> {
+        self.plot.as_deref().map_or(Ok(()), |file| plot::draw(file, rows))
     }
 
     fn run_slices(&self) -> Result<(), Failure> {
@@ -215,18 +316,28 @@ impl Bench {
             }
             all.extend(rows);
         }
-        self.plot.as_deref().map_or(Ok(()), |file| plot::draw(file, &all))
+        self.plot(&all)
     }
 
     /// Every combination of the swept parameters, checked before anything is started.
     fn shapes(&self) -> Result<Vec<Shape>, Failure> {
+        let size = self.size.clone().unwrap_or_else(|| Sweep(vec![SIZE_BYTES]));
+        self.shapes_of(self.op(), &size, self.depth.as_ref())
+    }
+
+    fn shapes_of(
+        &self,
+        op: OpKind,
+        size: &Sweep,
+        depth: Option<&Sweep>,
+    ) -> Result<Vec<Shape>, Failure> {
         let mut shapes: Vec<Shape> = Vec::new();
-        for &size_bytes in &self.size.0 {
+        for &size_bytes in &size.0 {
             for &batch in &self.batch.0 {
                 let lock_step = Sweep(vec![batch]);
-                for &depth in &self.depth.as_ref().unwrap_or(&lock_step).0 {
+                for &depth in &depth.unwrap_or(&lock_step).0 {
                     let shape = Shape::settle(Wish {
-                        op: self.op(),
+                        op,
                         size_bytes,
                         pages: self.pages,
                         batch,
@@ -350,6 +461,9 @@ impl Bench {
         })
     }
 }
+
+/// Of an op, unless another size is asked for.
+const SIZE_BYTES: u64 = 4096;
 
 /// An engine that spins for longer is not waited for between slices.
 const SPIN_US_MAX: u32 = 30_000;

@@ -11,6 +11,7 @@ use super::shape::{OpKind, Shape, Walk};
 use super::slice::{Rig, SILENCE_MAX, TIMED};
 use super::wake::Sleeper;
 use crate::cli::Failure;
+use crate::cli::demo::fabric_name;
 
 /// A session with one ring, and one region that it has exported and imported itself; or one that
 /// it has imported from a second engine, where another session of ours has exported it.
@@ -20,6 +21,10 @@ pub(super) struct EngineRig {
     /// What every success must say.
     result: i32,
     memory: Option<Memory>,
+    /// The fabric that every success must name, if that matters, and a bit for each rail of it
+    /// that one did.
+    fabric: Option<u8>,
+    rails: u64,
 }
 
 /// The near side, and the far side.
@@ -40,10 +45,6 @@ impl EngineRig {
         spin: Duration,
     ) -> Result<Self, Failure> {
         let session = attach(socket)?;
-        let entries = shape.entries();
-        let options = RingOptions { spin, ..RingOptions::new(entries, entries) };
-        let ring =
-            session.raw_ring(options).map_err(|error| Failure::of("cannot have a ring", &error))?;
         let memory = match shape.op_bytes() {
             0 => None,
             _ => Some(match far {
@@ -51,15 +52,46 @@ impl EngineRig {
                 Some(far) => memory_beyond(&session, far, shape)?,
             }),
         };
-        let [local, remote] =
-            memory.as_ref().map_or([0; 2], |memory| [memory.near.id(), memory.import.id()]);
-        let walk = shape.walk(local, remote);
-        let result = i32::try_from(shape.op_bytes()).unwrap_or(i32::MAX);
-        let mut rig = Self { ring, walk, result, memory };
+        let mut rig = Self::over(&session, memory, shape, spin)?;
         if far.is_some() {
             rig.try_verbs(shape)?;
         }
         Ok(rig)
+    }
+
+    /// Goes between a region here and what another host offers, by queue pairs alone.
+    pub(super) fn to_import(
+        session: &Session,
+        import: Import,
+        shape: &Shape,
+    ) -> Result<Self, Failure> {
+        let memory = Memory { near: region(session, shape)?, import, far: None };
+        let mut rig = Self::over(session, Some(memory), shape, Duration::ZERO)?;
+        rig.fabric = Some(FABRIC_VERBS);
+        rig.try_verbs(shape)?;
+        Ok(rig)
+    }
+
+    fn over(
+        session: &Session,
+        memory: Option<Memory>,
+        shape: &Shape,
+        spin: Duration,
+    ) -> Result<Self, Failure> {
+        let entries = shape.entries();
+        let options = RingOptions { spin, ..RingOptions::new(entries, entries) };
+        let ring =
+            session.raw_ring(options).map_err(|error| Failure::of("cannot have a ring", &error))?;
+        let [local, remote] =
+            memory.as_ref().map_or([0; 2], |memory| [memory.near.id(), memory.import.id()]);
+        let walk = shape.walk(local, remote);
+        let result = i32::try_from(shape.op_bytes()).unwrap_or(i32::MAX);
+        Ok(Self { ring, walk, result, memory, fabric: None, rails: 0 })
+    }
+
+    /// The rails that carried ops, if the fabric was asked for.
+    pub(super) fn rails(&self) -> Vec<u32> {
+        (0..u64::BITS).filter(|rail| self.rails >> rail & 1 != 0).collect()
     }
 
     /// Runs one op, which must go by queue pairs and arrive: all that follow are like it.
@@ -189,14 +221,27 @@ impl Rig for EngineRig {
     #[inline]
     fn reap(&mut self) -> Result<(u32, u32), Failure> {
         let (mut timed, mut wrong) = (0, None);
-        let result = self.result;
+        let (result, fabric) = (self.result, self.fabric);
+        let rails = &mut self.rails;
         let popped = self.ring.pop_all(|cqe| {
             if cqe.res != result {
                 wrong = Some(cqe);
             }
+            if let Some(fabric) = fabric {
+                let [went, rail] = cqe.detail.to_be_bytes();
+                if went != fabric {
+                    wrong = Some(cqe);
+                }
+                *rails |= 1 << (rail % 64);
+            }
             timed += u32::from(cqe.user_data == TIMED);
         });
         if let Some(cqe) = wrong {
+            if cqe.res == result {
+                let fabric = fabric_name(cqe.detail.to_be_bytes()[0]);
+                let text = format!("an op went by fabric {fabric}, but must by verbs");
+                return Err(Failure::Failed(text));
+            }
             let detail = verbring::abi::Detail::from_number(cqe.detail);
             let text = format!("an op answered {} ({detail:?})", cqe.res);
             return Err(Failure::Failed(text));

@@ -75,18 +75,18 @@ const SIGNAL_EVERY: u32 = 16;
 const RAIL: u16 = 1;
 
 /// One end of the connection.
-struct End {
+pub(super) struct End {
     provider: VerbsProvider,
     control: VerbsControl,
     path: PathSettings,
     number: u32,
     caps: Caps,
     memory: Arc<Mapping>,
-    key: Key,
+    pub(super) key: Key,
 }
 
 impl End {
-    fn open(port: &Port, plan: &VerbsPlan, bytes: u64) -> Result<Self, Failure> {
+    pub(super) fn open(port: &Port, plan: &VerbsPlan, bytes: u64) -> Result<Self, Failure> {
         let failed = |error| Failure::of(format!("cannot use {port}"), &error);
         let mut settings = VerbsSettings::new(&port.device, port.port);
         let ask = Caps { sends: plan.depth, receives: 1, inline_bytes: INLINE_BYTES, ranges: 1 };
@@ -109,12 +109,12 @@ impl End {
         Ok(Self { provider, control, path, number, caps, memory, key })
     }
 
-    fn prepare(&mut self) -> Result<Endpoint, ProviderError> {
+    pub(super) fn prepare(&mut self) -> Result<Endpoint, ProviderError> {
         self.control.modify(self.number, &Move::Init(self.path))?;
         self.control.endpoint(self.number, &self.path, 0)
     }
 
-    fn join(&mut self, own: Endpoint, peer: Endpoint) -> Result<(), ProviderError> {
+    pub(super) fn join(&mut self, own: Endpoint, peer: Endpoint) -> Result<(), ProviderError> {
         let link = Link { own, peer, settings: self.path };
         self.control.modify(self.number, &Move::ReadyToReceive(link))?;
         self.control.modify(self.number, &Move::ReadyToSend(link))
@@ -124,8 +124,9 @@ impl End {
 /// Two ends, connected, and the ops between them.
 pub(super) struct VerbsRig {
     poster: Poster<VerbsProvider>,
-    _ends: [(VerbsControl, Arc<Mapping>); 2],
-    _far: VerbsProvider,
+    _ends: Vec<(VerbsControl, Arc<Mapping>)>,
+    /// Unless that is on another host.
+    _far: Option<VerbsProvider>,
 }
 
 impl VerbsRig {
@@ -134,11 +135,6 @@ impl VerbsRig {
         let bytes = shape.memory_bytes();
         let mut near = End::open(&plan.ports[0], plan, bytes)?;
         let mut far = End::open(&plan.ports[1], plan, bytes)?;
-        let most = near.control.limits().message_bytes_max;
-        if shape.size_bytes > u64::from(most) {
-            let text = format!("--size is {}, but must be at most {most} here", shape.size_bytes);
-            return Err(Failure::Usage(text));
-        }
         let connect = |near: &mut End, far: &mut End| {
             let (of_near, of_far) = (near.prepare()?, far.prepare()?);
             near.join(of_near, of_far)?;
@@ -146,20 +142,38 @@ impl VerbsRig {
         };
         connect(&mut near, &mut far)
             .map_err(|error| Failure::of("cannot connect two queue pairs", &error))?;
-        let (_, lists) = shape.lists();
-        near.memory.write(0, &vec![1; usize::try_from(bytes).unwrap_or(0)]);
-        let depth = near.caps.sends.min(plan.depth);
-        let inline_bytes = near.caps.inline_bytes.min(INLINE_BYTES);
-        let places = [near.key, far.key];
-        let mut poster = Poster::new(near.provider, shape, lists, places, depth, inline_bytes);
-        poster.try_once()?;
+        let mut rig = Self::to_far(near, far.key, plan, shape)?;
         let mut landed = [0];
         far.memory.read(shape.first_destination(), &mut landed);
         if matches!(shape.op, OpKind::Write | OpKind::Writev) && landed != [1] {
             return Err(Failure::Failed("a WRITE did not arrive".to_string()));
         }
-        let ends = [(near.control, near.memory), (far.control, far.memory)];
-        Ok(Self { poster, _ends: ends, _far: far.provider })
+        rig._ends.push((far.control, far.memory));
+        rig._far = Some(far.provider);
+        Ok(rig)
+    }
+
+    /// Takes an end that is connected to memory of this key, and tries it.
+    pub(super) fn to_far(
+        near: End,
+        far: Key,
+        plan: &VerbsPlan,
+        shape: &Shape,
+    ) -> Result<Self, Failure> {
+        let most = near.control.limits().message_bytes_max;
+        if shape.size_bytes > u64::from(most) {
+            let text = format!("--size is {}, but must be at most {most} here", shape.size_bytes);
+            return Err(Failure::Usage(text));
+        }
+        let (_, lists) = shape.lists();
+        let bytes = usize::try_from(shape.memory_bytes()).unwrap_or(0);
+        near.memory.write(0, &vec![1; bytes]);
+        let depth = near.caps.sends.min(plan.depth);
+        let inline_bytes = near.caps.inline_bytes.min(INLINE_BYTES);
+        let places = [near.key, far];
+        let mut poster = Poster::new(near.provider, shape, lists, places, depth, inline_bytes);
+        poster.try_once()?;
+        Ok(Self { poster, _ends: vec![(near.control, near.memory)], _far: None })
     }
 }
 

@@ -31,7 +31,8 @@ pub(super) fn run(socket: &Path) -> Result<(), Failure> {
     region.release().map_err(|error| Failure::of("cannot give the region back", &error))
 }
 
-fn look(region: &Region, bytes: u64, digest: &mut Sha256) -> Result<(), Failure> {
+/// Adds the region's first `bytes` to the digest.
+pub(super) fn look(region: &Region, bytes: u64, digest: &mut Sha256) -> Result<(), Failure> {
     let lease = region.lend(0..bytes).map_err(|error| Failure::of("cannot look", &error))?;
     let mut piece = vec![0; 1 << 16];
     for at in (0..bytes).step_by(piece.len()) {

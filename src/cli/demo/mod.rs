@@ -11,11 +11,17 @@
 //! digests what it finds there, the sender what it reads back. Three digests that are equal are
 //! the success; anything else is a failure, in bounded time whatever becomes of the clients.
 //!
+//! Between hosts there is no parent: `--offer` is the exporter and `--peer` the sender, each at
+//! the engine of its host, and they talk by a mailbox in the region itself
+//! ([`afar`](crate::cli::afar)).
+//!
 //! **Deliberately absent**: files left behind. The socket's directory goes as soon as both clients
 //! are attached, so that even kill -9 finds nothing to leave.
 
 mod exporter;
+mod offer;
 mod outcome;
+mod peer;
 mod sender;
 mod talk;
 
@@ -33,6 +39,7 @@ use nix::sys::signal::Signal;
 use verbring::Engine;
 use verbring::host::Config;
 
+use super::afar::FarArgs;
 use super::place::Place;
 use super::serve::{hold_signals, log_to_stderr};
 use super::{Failure, say, say_json};
@@ -50,7 +57,17 @@ pub(crate) struct Demo {
     /// Sends the file over and over for so long.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     seconds: Option<u32>,
-    /// Prints one JSON object instead of text.
+    /// Offers memory to a demo on another host, at the engine that runs here (--socket), and looks
+    /// at what comes, until the demo over there has ended, or SIGINT.
+    #[arg(long, conflicts_with_all = ["file", "seconds", "peer"])]
+    offer: bool,
+    /// Sends to a demo that offers memory on another host, whose engine is at this URL, from the
+    /// engine that runs here (--socket). Every op must go by queue pairs.
+    #[arg(long, value_name = "verbring://HOST:PORT")]
+    peer: Option<String>,
+    #[command(flatten)]
+    far: FarArgs,
+    /// Prints one JSON object instead of text; with --offer one, and another one at the end.
     #[arg(long)]
     json: bool,
 }
@@ -88,6 +105,35 @@ impl DemoClient {
 
 impl Demo {
     pub(crate) fn run(&self) -> Result<(), Failure> {
+        match (self.offer, &self.peer, self.far.given()) {
+            (true, ..) => offer::run(&self.far, self.json),
+            (false, Some(url), _) => self.send_to(url),
+            (false, None, Some(name)) => Err(Failure::Usage(format!(
+                "{name} is for --offer and --peer: without them the demo has an engine of its own"
+            ))),
+            (false, None, None) => self.run_here(),
+        }
+    }
+
+    /// Sends to another host.
+    fn send_to(&self, url: &str) -> Result<(), Failure> {
+        let source = Source::find(self.file.as_deref())?;
+        let bar = self.bar(&source);
+        let seconds = self.seconds.unwrap_or(0);
+        self.tell(&peer::run(&self.far, url, &source, seconds, bar)?)
+    }
+
+    fn tell(&self, outcome: &Outcome) -> Result<(), Failure> {
+        if self.json {
+            say_json(&outcome.to_json())?;
+        } else {
+            say(&outcome.to_text())?;
+        }
+        outcome.pass.mismatch().map_or(Ok(()), |text| Err(Failure::Failed(text)))
+    }
+
+    /// From one process of this host to another, through an engine of their own.
+    fn run_here(&self) -> Result<(), Failure> {
         let source = Source::find(self.file.as_deref())?;
         // Before any thread, since all inherit it.
         let signals = hold_signals(&[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP])?;
@@ -114,13 +160,7 @@ impl Demo {
         let ended = engine.shutdown();
         let outcome = outcome?;
         ended.map_err(|error| Failure::of("the engine did not end cleanly", &error))?;
-
-        if self.json {
-            say_json(&outcome.to_json())?;
-        } else {
-            say(&outcome.to_text())?;
-        }
-        outcome.pass.mismatch().map_or(Ok(()), |text| Err(Failure::Failed(text)))
+        self.tell(&outcome)
     }
 
     /// Brings both clients together and hears them to the end.
@@ -227,7 +267,8 @@ impl Run {
                 let (passes, total) = self.outcome.take().map_or((0, 0), |o| (o.passes, o.bytes));
                 let file = self.label.clone();
                 let (passes, bytes) = (passes + 1, total + bytes);
-                self.outcome = Some(Outcome { file, pass, passes, bytes, sent: so_far });
+                let sent = so_far;
+                self.outcome = Some(Outcome { file, peer: None, pass, passes, bytes, sent });
                 if !matches {
                     return Ok(Heard::Mismatch);
                 }

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use verbring::abi::{Class, FABRIC_LOCAL, FABRIC_NONE, FABRIC_VERBS};
 
+use crate::cli::carried::Carried;
 use crate::cli::{class_name, grouped};
 
 /// What the sender measured, over all passes.
@@ -24,6 +25,8 @@ pub(super) struct Sent {
     pub(super) classes: [Latency; 3],
     /// The probe alone; its ops are among the high class's.
     pub(super) probe: Latency,
+    /// What every success says that carried it.
+    pub(super) carried: Carried,
 }
 
 /// Ops and how long they took, from push to reap, as the client saw it.
@@ -69,10 +72,21 @@ impl Pass {
     }
 }
 
+/// The other host's end, and what was said to it.
+#[derive(Clone, Debug)]
+pub(super) struct Far {
+    /// Its engine's URL.
+    pub(super) url: String,
+    /// What carried the mailbox's ops, which are beside those of the file.
+    pub(super) mailbox: Carried,
+}
+
 /// The whole run.
 #[derive(Clone, Debug)]
 pub(super) struct Outcome {
     pub(super) file: String,
+    /// The far end, if that was on another host.
+    pub(super) peer: Option<Far>,
     /// The last pass, or the one that did not match.
     pub(super) pass: Pass,
     pub(super) passes: u64,
@@ -87,8 +101,12 @@ impl Outcome {
             .into_iter()
             .map(|class| with_latency(class_name(class), &self.sent.classes[class.index()]))
             .collect();
+        let mut carried = self.sent.carried.clone();
+        let mailbox = self.peer.as_ref().map(|far| &far.mailbox);
+        mailbox.into_iter().for_each(|mailbox| carried.merge(mailbox));
         json!({
             "file": self.file,
+            "peer": self.peer.as_ref().map(|far| far.url.clone()),
             "bytes": self.bytes,
             "passes": self.passes,
             "ops": self.sent.ops,
@@ -102,6 +120,8 @@ impl Outcome {
             "fabric": fabric_name(self.sent.fabric),
             "first_record": format!("{:#018x}", self.sent.first_record),
             "last_record": format!("{:#018x}", self.sent.last_record),
+            "mailbox_ops": mailbox.map(Carried::ops),
+            "carried": carried.to_json(),
             "classes": classes,
             "probe": with_latency("high", &self.sent.probe),
         })
@@ -113,8 +133,9 @@ impl Outcome {
         if self.passes > 1 {
             out += &format!(", {} times", grouped(self.passes));
         }
+        let to = self.peer.as_ref().map_or("a second process", |far| &far.url);
         out += &format!(
-            ", to a second process and back\n\
+            ", to {to} and back\n\
              \n  \
                SHA-256 sent       {}\n  \
                SHA-256 received   {}\n  \
@@ -122,6 +143,7 @@ impl Outcome {
              \n  \
                {} ops moved {} bytes, {seconds:.3} s in flight: {} ops/s, {:.1} MiB/s\n  \
                fabric {}, records {:#018x} to {:#018x}\n\
+             {}{}\
              \n  \
                class        ops    p50 us    p99 us\n",
             self.pass.sha256_sent,
@@ -134,6 +156,8 @@ impl Outcome {
             fabric_name(self.sent.fabric),
             self.sent.first_record,
             self.sent.last_record,
+            self.sent.carried.to_text(),
+            self.mailbox_text(),
         );
         for class in Class::ALL {
             out += &row(class_name(class), &self.sent.classes[class.index()]);
@@ -141,6 +165,11 @@ impl Outcome {
         out += &row("probe", &self.sent.probe);
         out += "\n  high includes the probe: READs of 64 bytes while the file moves\n";
         out
+    }
+
+    fn mailbox_text(&self) -> String {
+        let Some(far) = &self.peer else { return String::new() };
+        format!("  and of the mailbox, by which the two ends talk:\n{}", far.mailbox.to_text())
     }
 
     #[expect(
@@ -213,9 +242,11 @@ mod tests {
             last_record: 1 << 32 | 5,
             classes: [latency; 3],
             probe: latency,
+            carried: Carried::default(),
         };
         let file = "f".to_string();
-        let outcome = Outcome { file, pass: pass("a", "a", "a"), passes: 1, bytes: 3, sent };
+        let pass = pass("a", "a", "a");
+        let outcome = Outcome { file, peer: None, pass, passes: 1, bytes: 3, sent };
         let value = outcome.to_json();
         assert_eq!(value["first_record"], "0x0000000100000000");
         assert_eq!(value["last_record"], "0x0000000100000005");

@@ -1,4 +1,6 @@
-//! The demo's client that sends the file, reads it back, and measures.
+//! The sender of a demo, on one host or between two: it sends the file, reads it back, measures.
+//!
+//! Whom it tells how that goes is a [`Partner`]: the parent by pipes, or the far end by a mailbox.
 //!
 //! The file goes window by window: one window is as much as the exporter's region holds. A window
 //! is cut into chunks, dealt over the three classes in turn, and all its chunks are WRITEs before
@@ -23,12 +25,61 @@ use super::digest_text;
 use super::outcome::{Latency, Sent};
 use super::talk::{Order, Report, next_order, report};
 use crate::cli::Failure;
+use crate::cli::carried::Carried;
 
-/// Sends the file once, or over and over for some seconds.
+/// One pass of the file, as the sender saw it.
+#[derive(Debug)]
+pub(super) struct Passed {
+    pub(super) bytes: u64,
+    pub(super) sha256_sent: String,
+    pub(super) sha256_read_back: String,
+    pub(super) so_far: Sent,
+}
+
+/// Whom the sender tells what it has done, and by whom it hears of who looks at the other side.
+pub(super) trait Partner {
+    /// So many more bytes went there or came back.
+    fn moved(&mut self, bytes: u64) -> Result<(), Failure>;
+
+    /// The window holds the next part of the file, `last` of it, and may be looked at.
+    fn written(&mut self, bytes: u64, last: bool) -> Result<(), Failure>;
+
+    /// Waits until it was looked at.
+    fn seen(&mut self) -> Result<(), Failure>;
+
+    /// The file was sent and read back once; false if that is to be the last time.
+    fn passed(&mut self, pass: Passed) -> Result<bool, Failure>;
+}
+
+/// The parent of the client that this is.
+struct Parent;
+
+impl Partner for Parent {
+    fn moved(&mut self, bytes: u64) -> Result<(), Failure> {
+        report(&Report::Moved { bytes })
+    }
+
+    fn written(&mut self, bytes: u64, last: bool) -> Result<(), Failure> {
+        report(&Report::Written { bytes, last })
+    }
+
+    fn seen(&mut self) -> Result<(), Failure> {
+        match next_order()? {
+            Some(Order::Seen) => Ok(()),
+            _ => Err(Failure::Failed("no word from the exporter".to_string())),
+        }
+    }
+
+    fn passed(&mut self, pass: Passed) -> Result<bool, Failure> {
+        let Passed { bytes, sha256_sent, sha256_read_back, so_far } = pass;
+        report(&Report::Pass { bytes, sha256_sent, sha256_read_back, so_far })?;
+        // Whether the digests are equal is for the parent to say, which has all three.
+        Ok(true)
+    }
+}
+
+/// Sends the file once, or over and over for some seconds, as a client of one engine.
 pub(super) fn run(socket: &Path, file: &Path, seconds: u32) -> Result<(), Failure> {
-    let unreadable = |error| Failure::of("cannot read the file", &error);
-    let mut source = File::open(file).map_err(unreadable)?;
-    let bytes = source.metadata().map_err(unreadable)?.len();
     let session = Session::connect(socket).map_err(|error| Failure::of("cannot attach", &error))?;
     let Some(Order::Send { name, secret }) = next_order()? else {
         return Err(Failure::Failed("no order to send".to_string()));
@@ -38,23 +89,15 @@ pub(super) fn run(socket: &Path, file: &Path, seconds: u32) -> Result<(), Failur
     let import = session
         .import(&name, None, &secret)
         .map_err(|error| Failure::of("cannot import", &error))?;
-    let mut line = Line::open(&session, import)?;
+    let line = Line::open(&session, import, None)?;
     report(&Report::Attached)?;
-
-    let until = Instant::now() + Duration::from_secs(seconds.into());
-    loop {
-        source.rewind().map_err(unreadable)?;
-        line.send_file(&mut source, bytes)?;
-        if Instant::now() >= until {
-            break;
-        }
-    }
+    let line = line.send(file, seconds, &mut Parent)?;
     report(&Report::Done)?;
     line.close()
 }
 
 /// All that a transfer needs, and what it measured.
-struct Line {
+pub(super) struct Line {
     bulk: Ring,
     probe: Probe,
     region: Region,
@@ -66,6 +109,9 @@ struct Line {
     bytes_moved: u64,
     /// Record and fabric of the first op reaped, and of the last.
     ends: Option<[(u64, u8); 2]>,
+    /// What must carry every op, if that matters.
+    fabric: Option<u8>,
+    carried: Carried,
 }
 
 /// A chunk on its way.
@@ -77,7 +123,12 @@ struct Flight {
 }
 
 impl Line {
-    fn open(session: &Session, import: Import) -> Result<Self, Failure> {
+    /// Takes what it needs to fill `import` and read it back; with a `fabric`, by no other one.
+    pub(super) fn open(
+        session: &Session,
+        import: Import,
+        fabric: Option<u8>,
+    ) -> Result<Self, Failure> {
         let window_bytes = import.bytes();
         let region = session
             .alloc(2 * window_bytes + PROBE_BYTES)
@@ -105,11 +156,38 @@ impl Line {
             in_flight_time: Duration::ZERO,
             bytes_moved: 0,
             ends: None,
+            fabric,
+            carried: Carried::default(),
         })
     }
 
+    /// Sends the file once, or over and over for some seconds.
+    pub(super) fn send(
+        mut self,
+        file: &Path,
+        seconds: u32,
+        partner: &mut impl Partner,
+    ) -> Result<Self, Failure> {
+        let unreadable = |error| Failure::of("cannot read the file", &error);
+        let mut source = File::open(file).map_err(unreadable)?;
+        let bytes = source.metadata().map_err(unreadable)?.len();
+        let until = Instant::now() + Duration::from_secs(seconds.into());
+        loop {
+            source.rewind().map_err(unreadable)?;
+            let pass = self.send_file(&mut source, bytes, partner)?;
+            if !partner.passed(pass)? || Instant::now() >= until {
+                return Ok(self);
+            }
+        }
+    }
+
     /// Sends the file and reads it back, once.
-    fn send_file(&mut self, source: &mut File, file_bytes: u64) -> Result<(), Failure> {
+    fn send_file(
+        &mut self,
+        source: &mut File,
+        file_bytes: u64,
+        partner: &mut impl Partner,
+    ) -> Result<Passed, Failure> {
         let mut sent = Sha256::new();
         let mut read_back = Sha256::new();
         let mut bytes = 0;
@@ -123,18 +201,16 @@ impl Line {
             sent.update(&content);
             let there = self.leases(0, got)?;
             self.write_out(there, &content)?;
-            report(&Report::Written { bytes: got, last })?;
+            partner.moved(got)?;
+            partner.written(got, last)?;
             let back = self.leases(self.window_bytes, got)?;
-            self.read_back(back, &mut read_back)?;
-            match next_order()? {
-                Some(Order::Seen) => {}
-                _ => return Err(Failure::Failed("no word from the exporter".to_string())),
-            }
+            partner.moved(self.read_back(back, &mut read_back)?)?;
+            partner.seen()?;
             if last {
                 break;
             }
         }
-        report(&Report::Pass {
+        Ok(Passed {
             bytes,
             sha256_sent: digest_text(&sent.finalize()),
             sha256_read_back: digest_text(&read_back.finalize()),
@@ -164,11 +240,10 @@ impl Line {
             lease.write(0, piece);
             rest = after;
         }
-        self.run_all(chunks, |lease, to, class| Write::new(lease, to).class(class))?;
-        report(&Report::Moved { bytes: content.len() as u64 })
+        self.run_all(chunks, |lease, to, class| Write::new(lease, to).class(class)).map(|_| ())
     }
 
-    fn read_back(&mut self, chunks: Vec<Lease>, digest: &mut Sha256) -> Result<(), Failure> {
+    fn read_back(&mut self, chunks: Vec<Lease>, digest: &mut Sha256) -> Result<u64, Failure> {
         let chunks =
             self.run_all(chunks, |lease, from, class| Read::new(lease, from).class(class))?;
         let mut content = Vec::new();
@@ -177,7 +252,7 @@ impl Line {
             lease.read(0, &mut content);
             digest.update(&content);
         }
-        report(&Report::Moved { bytes: chunks.iter().map(Lease::bytes).sum() })
+        Ok(chunks.iter().map(Lease::bytes).sum())
     }
 
     /// Runs one op for each chunk, up to [`DEPTH`] at once, and the probe beside them. Hands the
@@ -243,6 +318,7 @@ impl Line {
             }
             Err(error) => return Err(Failure::of("an op failed", error)),
         }
+        self.carried.count(completion, self.fabric)?;
         self.bytes_moved += bytes;
         let here = (completion.record, completion.fabric);
         let [first, _] = *self.ends.get_or_insert([here; 2]);
@@ -268,11 +344,12 @@ impl Line {
             last_record,
             classes: latencies.each_ref().map(Latency::of),
             probe: Latency::of(&self.probe.took),
+            carried: self.carried.clone(),
         }
     }
 
     /// Gives everything back, which a session that ends would do by itself.
-    fn close(self) -> Result<(), Failure> {
+    pub(super) fn close(self) -> Result<(), Failure> {
         let released = self
             .bulk
             .release()

@@ -12,6 +12,8 @@ pub(super) enum Form {
     /// Permission bits in octal.
     Mode,
     Path,
+    /// An IP address and a port.
+    Address,
     /// A number or `none`.
     Cpu,
     /// A number, or several, or `auto`.
@@ -42,9 +44,13 @@ impl Form {
         match self {
             Self::Number(_) | Self::Bytes(_) | Self::Cpu | Self::Places | Self::PerClass => true,
             Self::Mode => radix == 8,
-            Self::Path | Self::Devices | Self::Use | Self::Order | Self::Class | Self::Switch => {
-                false
-            }
+            Self::Path
+            | Self::Address
+            | Self::Devices
+            | Self::Use
+            | Self::Order
+            | Self::Class
+            | Self::Switch => false,
         }
     }
 
@@ -62,6 +68,7 @@ impl Form {
             Self::Bytes(_) => "BYTES",
             Self::Mode => "MODE",
             Self::Path => "PATH",
+            Self::Address => "ADDRESS:PORT",
             Self::Cpu => "CPU",
             Self::Places => "INDEX[,INDEX...]",
             Self::Devices => "DEVICE[:PORT][,DEVICE[:PORT]...]",
@@ -80,6 +87,7 @@ impl Form {
             Self::Bytes(most) => format!("{} bytes; KiB, MiB or GiB may follow", range(most)),
             Self::Mode => "permission bits in octal, 0000 to 0777".to_string(),
             Self::Path => "a path that is not empty".to_string(),
+            Self::Address => "an IP address and a port, as 0.0.0.0:7471 or [::]:7471".to_string(),
             Self::Cpu => "a CPU's number or none".to_string(),
             Self::Places => "a number from 0 to 255, or one for each device, \"A,B\", or \
                              auto"

@@ -206,14 +206,14 @@ impl fmt::Display for Origin {
     }
 }
 
-/// What tests and their virtual machine are told by: no misspelt settings.
-const OF_TESTS: [&str; 2] = ["VERBRING_TEST_", "VERBRING_VM_"];
+/// What tests, their virtual machine, and other commands are told by: no misspelt settings.
+const OF_OTHERS: [&str; 3] = ["VERBRING_TEST_", "VERBRING_VM_", "VERBRING_SECRET"];
 
 /// Names in the environment that look like settings but are none, each with the nearest that is.
 pub(crate) fn unknown_variables(environment: &Environment) -> Vec<(String, String)> {
     let names = environment.keys().filter(|name| Place::of_variable(name).is_none());
     names
-        .filter(|name| !OF_TESTS.iter().any(|prefix| name.starts_with(prefix)))
+        .filter(|name| !OF_OTHERS.iter().any(|prefix| name.starts_with(prefix)))
         .filter_map(|name| Some((name.clone(), Place::like_variable(name)?.variable())))
         .collect()
 }

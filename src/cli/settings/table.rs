@@ -7,9 +7,9 @@ use verbring::host::{Config, UidQuota};
 
 use super::form::{Form, Shown};
 use super::text::{
-    read_bytes, read_class, read_cpu, read_devices, read_mode, read_number, read_order, read_path,
-    read_per_class, read_places, read_switch, read_use, show_list, show_per_class, show_places,
-    store, use_name,
+    read_address, read_bytes, read_class, read_cpu, read_devices, read_mode, read_number,
+    read_order, read_path, read_per_class, read_places, read_switch, read_use, show_list,
+    show_per_class, show_places, store, use_name,
 };
 use crate::cli::class_name;
 
@@ -55,6 +55,9 @@ macro_rules! table {
     (@read Path $field:expr) => {
         $field.as_ref().map_or(Shown::Unset, |path| Shown::Text(path.display().to_string()))
     };
+    (@read Address $field:expr) => {
+        $field.map_or(Shown::Unset, |address| Shown::Text(address.to_string()))
+    };
     (@read Cpu $field:expr) => {
         $field.map_or(Shown::Text("none".to_string()), |cpu| Shown::Number(cpu.into()))
     };
@@ -69,6 +72,7 @@ macro_rules! table {
     (@write Bytes $field:expr, $text:ident) => { store(&mut $field, read_bytes($text)) };
     (@write Mode $field:expr, $text:ident) => { store(&mut $field, read_mode($text)) };
     (@write Path $field:expr, $text:ident) => { store(&mut $field, read_path($text)) };
+    (@write Address $field:expr, $text:ident) => { store(&mut $field, read_address($text)) };
     (@write Cpu $field:expr, $text:ident) => { store(&mut $field, read_cpu($text)) };
     (@write Places $field:expr, $text:ident) => { store(&mut $field, read_places($text)) };
     (@write Devices $field:expr, $text:ident) => { store(&mut $field, read_devices($text)) };
@@ -143,6 +147,11 @@ table! {
         "Repeats while the peer has no receive; 7 is without end";
     "verbs_lease_ms" Number(u32) verbs_lease_ms,
         "How long ops under way to a lost peer wait, unless it says that it is quiet, or is dead";
+    "listen" Address listen, "Where engines of other hosts come in; takes psk_file";
+    "psk_file" Path psk_file,
+        "File of the key that engines of other hosts must have, too; see verbring key";
+    "peer_silence_ms" Number(u32) peer_silence_ms,
+        "How long another engine may not answer until it is lost";
     "verbs_mtu" Number(u32) verbs_mtu, "Largest path MTU to use, bytes";
     "verbs_service_level" PerClass verbs_service_level,
         "Service level, of all classes or of high, medium and low";

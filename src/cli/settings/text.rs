@@ -1,6 +1,7 @@
 //! Values as texts: read, and shown.
 
 use std::ffi::OsStr;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use verbring::abi::Class;
@@ -62,6 +63,10 @@ pub(super) fn read_cpu(text: &OsStr) -> Option<Option<u32>> {
         return Some(None);
     }
     u32::try_from(read_number(text)?).ok().map(Some)
+}
+
+pub(super) fn read_address(text: &OsStr) -> Option<Option<SocketAddr>> {
+    text.to_str()?.parse().ok().map(Some)
 }
 
 /// Reads what stands between commas; `auto` is none of it.

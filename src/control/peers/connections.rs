@@ -1,8 +1,8 @@
 //! Connections to other engines: reaching them by a URL, being reached, greeting, reading and
 //! writing, and losing them in any way.
 
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::Path;
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -19,7 +19,8 @@ use crate::clock;
 use crate::control::Card;
 use crate::control::fds;
 use crate::control::server::{JobFor, Mark, Server};
-use crate::control::wire::{self, Refusal};
+use crate::control::wire::{self, Refusal, Url};
+use crate::gate::Arrived;
 
 /// How long a connection may take until its rails are ready, ns.
 const UP_WITHIN_NS: u64 = 10_000_000_000;
@@ -47,29 +48,38 @@ impl Server {
         key: usize,
         request: &Connect,
     ) -> Result<(), Refusal> {
-        let path = wire::url(&request.url)?;
+        let url = wire::url(&request.url)?;
         if ![0, u32::from(abi::FABRIC_VERBS)].contains(&request.require) {
             let text = format!("require is {}, but must be 0 (any) or 2 (verbs)", request.require);
             return Err(refusal(errno::EINVAL, Detail::Require, text));
         }
         if self.card.is_none() {
             let text = format!(
-                "verbs is not in use here, and nothing else reaches {}: see verbring devices --why \
-                 and the setting verbs",
-                path.display()
+                "verbs is not in use here, and nothing else reaches {url}: see verbring devices \
+                 --why and the setting verbs"
             );
             return Err(refusal(errno::EOPNOTSUPP, Detail::Require, text));
         }
-        if UnixAddr::new(path).is_err() {
-            let bytes = path.as_os_str().len();
-            let text = format!("the path has {bytes} bytes, but a socket's has at most 107");
-            return Err(refusal(errno::EINVAL, Detail::Url, text));
+        match &url {
+            Url::Socket(path) if UnixAddr::new(path).is_err() => {
+                let bytes = path.as_os_str().len();
+                let text = format!("the path has {bytes} bytes, but a socket's has at most 107");
+                return Err(refusal(errno::EINVAL, Detail::Url, text));
+            }
+            Url::Host { .. } if self.gate.is_none() => {
+                let text = format!(
+                    "{url} is on another host, and this engine has no key for it: set psk_file to \
+                     that of the engine there"
+                );
+                return Err(refusal(errno::EOPNOTSUPP, Detail::Url, text));
+            }
+            _ => {}
         }
-        let same = |connection: &Connection| connection.url.as_deref() == Some(path);
+        let same = |connection: &Connection| connection.url.as_ref() == Some(&url);
         let known = self.peers.connections.iter().find(|(_, connection)| same(connection));
         let connection = match known.map(|(key, _)| key) {
             Some(connection) => connection,
-            None => self.reach(path)?,
+            None => self.reach(url)?,
         };
         self.hold(key);
         if let Some(entry) = self.peers.connections.get_mut(connection) {
@@ -80,7 +90,7 @@ impl Server {
     }
 
     /// Sets out for a URL.
-    fn reach(&mut self, path: &Path) -> Result<usize, Refusal> {
+    pub(super) fn reach(&mut self, url: Url) -> Result<usize, Refusal> {
         if self.peers.reaching >= REACHING_MAX {
             let text = format!("{REACHING_MAX} other engines are being connected; try again");
             return Err(refusal(errno::EDQUOT, Detail::Quota, text));
@@ -91,12 +101,19 @@ impl Server {
             return Err(refusal(errno::EDQUOT, Detail::Quota, text));
         }
         let until_ns = clock::now_ns() + UP_WITHIN_NS;
-        let made = Connection::new(Phase::Reaching, Some(path.to_path_buf()), until_ns);
+        let made = Connection::new(Phase::Reaching, Some(url.clone()), until_ns);
         let connection = self.peers.connections.insert(made);
-        info!(connection, path = %path.display(), "connecting to another engine");
+        info!(connection, %url, "connecting to another engine");
         self.peers.reaching += 1;
         let job = self.jobs_for.insert(JobFor::Reach { connection });
-        self.jobs.reach(job, path.to_path_buf());
+        match (url, &self.gate) {
+            (Url::Socket(path), _) => self.jobs.reach(job, path),
+            (Url::Host { host, port }, Some(gate)) => {
+                self.jobs.reach_host(job, gate.clone(), host, port);
+            }
+            // It was asked for above.
+            (Url::Host { .. }, None) => {}
+        }
         Ok(connection)
     }
 
@@ -116,31 +133,29 @@ impl Server {
     }
 
     /// Rails on each card: one, or one a class where classes use their path in different ways.
-    fn rails_wanted(&self) -> u8 {
+    pub(super) fn rails_wanted(&self) -> u8 {
         if self.card.as_ref().is_some_and(Card::one_a_class) { RAILS_A_CARD_MAX } else { 1 }
     }
 
     /// Cards on which there are so many free rails each, at most `most`.
-    fn cards_for(&self, rails: u8, most: u8) -> u8 {
+    pub(super) fn cards_for(&self, rails: u8, most: u8) -> u8 {
         let own = self.card.as_ref().map_or(0, Card::count);
         let room = self.free_rails() / usize::from(rails);
         own.min(most).min(u8::try_from(room).unwrap_or(u8::MAX))
     }
 
     /// A job has come to a URL, or not.
-    pub(in crate::control) fn reached(&mut self, key: usize, outcome: Result<OwnedFd, Errno>) {
+    pub(in crate::control) fn reached(
+        &mut self,
+        key: usize,
+        came: Result<(OwnedFd, Option<IpAddr>), Refusal>,
+    ) {
         self.peers.reaching -= 1;
         let phase = self.peers.connections.get(key).map(|connection| connection.phase);
-        let socket = match outcome {
-            Ok(socket) => socket,
-            Err(errno) => {
-                let (code, text) = match errno {
-                    Errno::EACCES | Errno::EPERM => (errno::EACCES, "its socket may not be used"),
-                    Errno::ETIMEDOUT => (errno::ETIMEDOUT, "it does not accept connections"),
-                    _ => (errno::ENETUNREACH, "no engine listens there"),
-                };
-                let text = format!("{text}: {}", errno.desc());
-                self.give_up(key, &refusal(code, Detail::Peer, text));
+        let (socket, by) = match came {
+            Ok(reached) => reached,
+            Err(refusal) => {
+                self.give_up(key, &refusal);
                 return self.look_after(key);
             }
         };
@@ -148,62 +163,82 @@ impl Server {
             self.close_socket(Arc::new(socket));
             return self.look_after(key);
         }
-        if let Err(refusal) = self.watch_peer(key, socket) {
+        let watched = match by {
+            Some(_) => self.watch_socket_of(key, socket),
+            None => self.watch_peer(key, socket),
+        };
+        if let Err(refusal) = watched {
             return self.give_up(key, &refusal);
         }
         if let Some(connection) = self.peers.connections.get_mut(key) {
-            connection.phase = Phase::Greeting;
+            connection.enter(Phase::Greeting);
+            connection.by = by;
+            info!(connection = key, peer = connection.place(), "greeting another engine");
         }
-        let rails = self.rails_wanted();
-        let cards = self.cards_for(rails, u8::MAX).max(1);
-        self.say(key, &Message::Hello(self.own_hello(rails, cards)));
+        self.greet(key);
     }
 
-    fn own_hello(&self, rails: u8, cards: u8) -> Hello {
-        Hello { boot_id: self.boot_id, pid: std::process::id(), rails, cards }
+    pub(super) fn own_hello(&self, rails: u8, cards: u8, link: u64) -> Hello {
+        let (boot_id, silence_ms) = (self.boot_id, self.config.peer_silence_ms);
+        Hello { boot_id, pid: std::process::id(), rails, cards, silence_ms, link }
     }
 
-    /// Takes a socket whose other end is another engine's, if that one may be a peer.
+    /// Takes a socket whose other end is another engine's of this host, if that may be a peer.
     fn watch_peer(&mut self, key: usize, socket: OwnedFd) -> Result<(), Refusal> {
-        let credentials = getsockopt(&socket, PeerCredentials);
-        let socket = Arc::new(socket);
-        let checked = credentials.map_err(|errno| {
+        let credentials = getsockopt(&socket, PeerCredentials).map_err(|errno| {
             refusal(errno::ENETUNREACH, Detail::Peer, format!("SO_PEERCRED: {}", errno.desc()))
         });
-        let checked = checked.and_then(|peer| {
-            judge_uid(peer.uid())?;
-            Ok(peer.pid())
-        });
-        let pid = match checked {
+        let pid = match credentials.and_then(|peer| judge_uid(peer.uid()).map(|()| peer.pid())) {
             Ok(pid) => pid,
             Err(refusal) => {
-                self.close_socket(socket);
+                self.close_socket(Arc::new(socket));
                 return Err(refusal);
             }
         };
         let pidfd = fds::peer_pidfd(socket.as_fd()).or_else(|_| fds::pidfd_open(pid)).ok();
-        let event = |mark: Mark| EpollEvent::new(EpollFlags::EPOLLIN, mark.pack());
-        let watched = self.epoll.add(&socket, event(Mark::Peer(key)));
-        if let Err(errno) = watched {
-            self.close_socket(socket);
-            let text = format!("epoll_ctl: {}", errno.desc());
-            return Err(refusal(errno::ENOMEM, Detail::None, text));
-        }
+        self.watch_socket_of(key, socket)?;
         if let Some(pidfd) = &pidfd {
-            let _ = self.epoll.add(pidfd, event(Mark::PeerDeath(key)));
+            let event = EpollEvent::new(EpollFlags::EPOLLIN, Mark::PeerDeath(key).pack());
+            let _ = self.epoll.add(pidfd, event);
         }
         if let Some(connection) = self.peers.connections.get_mut(key) {
-            connection.socket = Some(socket);
             connection.pidfd = pidfd;
             connection.pid = pid;
         }
         Ok(())
     }
 
+    /// Takes the socket that a peer, or the gate for it, has the other end of.
+    fn watch_socket_of(&mut self, key: usize, socket: OwnedFd) -> Result<(), Refusal> {
+        let socket = Arc::new(socket);
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, Mark::Peer(key).pack());
+        if let Err(errno) = self.epoll.add(&socket, event) {
+            self.close_socket(socket);
+            let text = format!("epoll_ctl: {}", errno.desc());
+            return Err(refusal(errno::ENOMEM, Detail::None, text));
+        }
+        if let Some(connection) = self.peers.connections.get_mut(key) {
+            connection.socket = Some(socket);
+        }
+        Ok(())
+    }
+
+    /// Another host's engine has come in at the gate, which has seen that it has the key.
+    pub(in crate::control) fn arrived(&mut self, arrived: Arrived) {
+        let Arrived { socket, from, first } = arrived;
+        self.met(socket, &first, Some(from));
+    }
+
     /// Another engine has reached this one: its first message came where clients' come.
     pub(in crate::control) fn reached_by(&mut self, socket: OwnedFd, first: &[u8]) {
+        self.met(socket, first, None);
+    }
+
+    fn met(&mut self, socket: OwnedFd, first: &[u8], from: Option<SocketAddr>) {
         let until_ns = clock::now_ns() + UP_WITHIN_NS;
-        let key = self.peers.connections.insert(Connection::new(Phase::Joining, None, until_ns));
+        let mut made = Connection::new(Phase::Joining, None, until_ns);
+        made.from = from;
+        let key = self.peers.connections.insert(made);
         let answered = match Message::parse(first) {
             Ok(Message::Hello(hello)) => self.welcome(key, socket, hello),
             Ok(_) => {
@@ -232,9 +267,12 @@ impl Server {
     ) -> Result<(), (OwnedFd, Refusal)> {
         let rails = hello.rails.max(self.rails_wanted());
         let cards = self.cards_for(rails, hello.cards);
-        let judged = match getsockopt(&socket, PeerCredentials) {
-            Ok(peer) => judge_uid(peer.uid()),
-            Err(errno) => Err(refusal(errno::EACCES, Detail::Peer, errno.desc())),
+        let from = self.peers.connections.get(key).and_then(|connection| connection.from);
+        let old = from.and_then(|_| self.place_of(key, &hello));
+        let judged = match (from, getsockopt(&socket, PeerCredentials)) {
+            (Some(_), _) => Ok(()),
+            (None, Ok(peer)) => judge_uid(peer.uid()),
+            (None, Err(errno)) => Err(refusal(errno::EACCES, Detail::Peer, errno.desc())),
         };
         let judged = judged.and_then(|()| {
             if hello.boot_id == self.boot_id {
@@ -245,23 +283,32 @@ impl Server {
                 let text = "verbs is not in use at the other engine";
                 return Err(refusal(errno::EOPNOTSUPP, Detail::Require, text));
             }
-            if cards == 0 {
-                let text = "all rails of the other engine are in use: raise its rails_max";
-                return Err(refusal(errno::EDQUOT, Detail::Quota, text));
-            }
-            Ok(())
+            if cards == 0 && old.is_none() { Err(no_room()) } else { Ok(()) }
         });
         if let Err(refusal) = judged {
             return Err((socket, refusal));
         }
-        if let Err(refusal) = self.watch_peer(key, socket) {
+        let watched = match from {
+            Some(_) => self.watch_socket_of(key, socket),
+            None => self.watch_peer(key, socket),
+        };
+        if let Err(refusal) = watched {
             warn!(why = refusal.text, "turning another engine away");
             self.peers.connections.remove(key);
             return Ok(());
         }
-        info!(connection = key, pid = hello.pid, rails, cards, "another engine has connected");
-        self.say(key, &Message::Welcome(self.own_hello(rails, cards)));
-        self.join_rails(key, rails, cards);
+        let Hello { boot_id, pid, silence_ms, link, .. } = hello;
+        let from = from.map(tracing::field::display);
+        info!(connection = key, pid, from, rails, cards, "another engine has connected");
+        if let Some(connection) = self.peers.connections.get_mut(key) {
+            connection.silence_ms = silence_ms;
+            (connection.boot_id, connection.link) = (boot_id, link);
+            connection.story.met(&hello);
+        }
+        match old {
+            Some(old) => self.take_place(key, old, rails, hello.cards),
+            None => self.let_in(key, rails, cards),
+        }
         Ok(())
     }
 
@@ -311,10 +358,8 @@ impl Server {
         };
         debug!(connection = key, kind = message.name(), "heard");
         let Some(connection) = self.peers.connections.get_mut(key) else { return };
+        connection.story.heard();
         let up = matches!(connection.phase, Phase::Joining | Phase::Up);
-        if connection.pulse.is_some() {
-            connection.pulse = Some(Pulse::new(clock::now_ns()));
-        }
         match message {
             Message::Welcome(hello) if connection.phase == Phase::Greeting => {
                 self.welcomed(key, hello);
@@ -331,7 +376,11 @@ impl Server {
             Message::Withdraw(loan) if up => self.withdrawn(key, loan),
             Message::GiveBack(loan) if up => self.given_back(key, loan),
             Message::Call if up => self.say(key, &Message::Here),
-            Message::Here if up => {}
+            Message::Here if up => {
+                if let Some(pulse) = &mut connection.pulse {
+                    pulse.answered();
+                }
+            }
             Message::Bye if up => {
                 self.lose_connection(key, "it has ended the connection");
                 self.peer_silent(key);
@@ -364,14 +413,17 @@ impl Server {
             let text = "the URL is that of the engine itself: import with peer 0";
             return self.give_up(key, &refusal(errno::EINVAL, Detail::Url, text));
         }
-        let Hello { pid, rails, cards, .. } = hello;
+        let Hello { pid, rails, cards, silence_ms, .. } = hello;
         if cards > self.card.as_ref().map_or(0, Card::count) {
             return self.lose_connection(key, "it welcomes more cards than there are");
         }
         if let Some(connection) = self.peers.connections.get_mut(key) {
-            connection.phase = Phase::Joining;
+            connection.enter(Phase::Joining);
+            connection.silence_ms = silence_ms;
+            connection.story.met(&hello);
+            info!(connection = key, peer = connection.place(), pid, rails, cards, "joining rails");
         }
-        info!(connection = key, pid, rails, cards, "joining rails");
+        self.met_again(key, &hello);
         if !self.join_rails(key, rails, cards) {
             let text = "all rails are in use by connections: disconnect, or raise rails_max";
             self.give_up(key, &refusal(errno::EDQUOT, Detail::Quota, text));
@@ -457,12 +509,16 @@ impl Server {
         if connection.phase == Phase::Lost {
             return;
         }
-        let was = std::mem::replace(&mut connection.phase, Phase::Lost);
+        let was = connection.enter(Phase::Lost);
+        self.peers.failures.note(connection, why, clock::now_ns());
         let had_rails = matches!(was, Phase::Joining | Phase::Up);
-        let lease_ns = self.card.as_ref().map_or(0, |card| card.lease_ns);
+        let lease_ns = self.card.as_ref().map_or(0, |card| card.lease_ns) + connection.unaware_ns();
         connection.parting.begin(had_rails, clock::now_ns().saturating_add(lease_ns));
-        info!(connection = key, pid = connection.pid, phase = ?was, why, "connection lost");
-        connection.url = None;
+        let (peer, pid) = (connection.place(), connection.pid);
+        info!(connection = key, peer, pid, phase = ?was, why, "connection lost");
+        let used = !connection.imports.is_empty() || self.peers.numbers.names(key);
+        let until_ns = connection.parting.due_ns().filter(|_| was == Phase::Up && used);
+        let again = connection.url.take().zip(until_ns);
         connection.until_ns = None;
         connection.withdrawn.forget();
         connection.pulse = None;
@@ -475,6 +531,9 @@ impl Server {
         self.withdraw_all(key);
         self.each_rail(key, super::joint::Joint::lose);
         self.look_after(key);
+        if let Some((url, until_ns)) = again {
+            self.want_again(url, until_ns);
+        }
     }
 
     /// Loses a connection whose socket is of no use any more.
@@ -492,9 +551,11 @@ impl Server {
     }
 
     /// Nothing that was sent to a lost peer can still be delivered.
-    fn peer_silent(&mut self, key: usize) {
+    pub(super) fn peer_silent(&mut self, key: usize) {
         let Some(connection) = self.peers.connections.get_mut(key) else { return };
-        debug!(connection = key, "silent");
+        if !connection.parting.silent {
+            debug!(connection = key, peer = connection.place(), "a lost peer is silent");
+        }
         connection.parting.hush();
         self.each_rail(key, super::joint::Joint::silent);
         self.look_after(key);
@@ -504,6 +565,9 @@ impl Server {
     /// when it is silent, too.
     fn part(&mut self, key: usize) {
         let hushed = self.rails_hushed(key);
+        if hushed {
+            self.let_on_behind(key);
+        }
         let Some(connection) = self.peers.connections.get_mut(key) else { return };
         if hushed
             && !std::mem::replace(&mut connection.parting.said, true)
@@ -554,15 +618,20 @@ impl Server {
         let Some(connection) = self.peers.connections.get_mut(key) else { return };
         match connection.phase {
             Phase::Joining if ready => {
-                connection.phase = Phase::Up;
+                connection.enter(Phase::Up);
                 connection.until_ns = None;
-                connection.pulse = Some(Pulse::new(clock::now_ns()));
-                info!(connection = key, rails = ?connection.rails, "connection up");
+                connection.pulse = Some(Pulse::new(clock::now_ns(), self.config.peer_silence_ms));
+                let (peer, rails) = (connection.place(), &connection.rails);
+                info!(connection = key, peer, ?rails, "connection up");
             }
-            Phase::Up if ready => connection.until_ns = None,
+            Phase::Up if ready && connection.until_ns.take().is_some() => {
+                info!(connection = key, peer = connection.place(), "connection whole again");
+            }
+            Phase::Up if ready => {}
             // A rail is being rebuilt, for which the other engine is needed.
-            Phase::Up => {
-                connection.until_ns.get_or_insert_with(|| clock::now_ns() + AGAIN_WITHIN_NS);
+            Phase::Up if connection.until_ns.is_none() => {
+                connection.until_ns = Some(clock::now_ns() + AGAIN_WITHIN_NS);
+                warn!(connection = key, peer = connection.place(), "connection interrupted");
             }
             _ => {}
         }
@@ -631,8 +700,9 @@ impl Server {
         if !self.jobs_for.iter().any(|(_, job)| reaching(job)) {
             self.drop_socket(key);
             self.drop_pidfd(key);
-            self.peers.connections.remove(key);
-            debug!(connection = key, "connection forgotten");
+            let connection = self.peers.connections.remove(key);
+            info!(connection = key, peer = connection.place(), "connection forgotten");
+            self.let_on_behind(key);
         }
     }
 
@@ -640,13 +710,14 @@ impl Server {
     pub(in crate::control) fn peers_due_ms(&self) -> Option<u64> {
         let due = |connection: &Connection| {
             let withdrawn = connection.withdrawn.first_ns().map(|since| since + BACK_WITHIN_NS);
-            let pulse = connection.pulse.map(|pulse| pulse.due_ns());
+            let pulse = connection.pulse.as_ref().map(Pulse::due_ns);
             let wanted = connection.wants.values().map(|want| want.since_ns + HAVE_WITHIN_NS).min();
             let lease = connection.parting.due_ns();
             [connection.until_ns, withdrawn, wanted, pulse, lease].into_iter().flatten().min()
         };
         let connections = self.peers.connections.iter().filter_map(|(_, it)| due(it)).min();
-        let first = [connections, self.rails_due_ns()].into_iter().flatten().min()?;
+        let first =
+            [connections, self.rails_due_ns(), self.again_due_ns()].into_iter().flatten().min()?;
         Some(first.saturating_sub(clock::now_ns()).div_ceil(1_000_000))
     }
 
@@ -654,6 +725,7 @@ impl Server {
     pub(in crate::control) fn lose_overdue(&mut self) {
         let now_ns = clock::now_ns();
         self.retry_rails(now_ns);
+        self.reach_again(now_ns);
         let over = |since: Option<u64>, within| since.is_some_and(|since| now_ns >= since + within);
         let (mut found, mut called, mut silent) = (Vec::new(), Vec::new(), Vec::new());
         for (key, connection) in &mut self.peers.connections {
@@ -701,6 +773,12 @@ fn judge_uid(uid: u32) -> Result<(), Refusal> {
     }
     let text = format!("the other engine runs under uid {uid}, but must under {own} or as root");
     Err(refusal(errno::EACCES, Detail::Peer, text))
+}
+
+/// There is no rail for another engine.
+pub(super) fn no_room() -> Refusal {
+    let text = "all rails of the other engine are in use: raise its rails_max";
+    refusal(errno::EDQUOT, Detail::Quota, text)
 }
 
 /// A refusal, as it is said to a peer.

@@ -95,12 +95,14 @@ impl Server {
                 LoanAct::Lend { loan, region, rights } => self.lend(key, loan, region, rights),
                 LoanAct::Have { loan, tag } => self.say_have(key, loan, tag),
                 LoanAct::No { tag, why } => {
+                    info!(connection = key, ?why, "an export is not lent");
                     self.say(key, &Message::No(tag, failure(&no_loan(why))));
                 }
                 LoanAct::Withdraw { loan } => {
                     if connection.phase != Phase::Lost {
                         connection.withdrawn.asked(loan, clock::now_ns());
                     }
+                    info!(connection = key, loan, "a loan is withdrawn");
                     self.say(key, &Message::Withdraw(loan));
                 }
                 LoanAct::Deregister { slot, id } => {
@@ -193,6 +195,7 @@ impl Server {
             return self.lose_connection(key, "it gives back what it does not have");
         }
         connection.withdrawn.came_back(loan);
+        info!(connection = key, loan, "a loan is given back");
         self.drive_loans(key);
     }
 
@@ -324,6 +327,7 @@ impl Server {
         }
         if let Some(place) = self.regions.get_mut(&request.region) {
             place.links.at_home = true;
+            debug!(region = request.region, "atomics on a region go by way of the card");
         }
         if self.settle(session)
             && let Err(refusal) = self.export(session, request)

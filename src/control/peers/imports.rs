@@ -155,6 +155,7 @@ impl Server {
         };
         let detail = Detail::from_number(why.detail).unwrap_or(Detail::Peer);
         let session = wanted.session;
+        info!(connection = key, session, why = why.text, "an import is denied");
         let secret = detail == Detail::Secret;
         if secret && let Some(session) = self.sessions.get_mut(session) {
             session.wrong_secrets += 1;
@@ -215,6 +216,7 @@ impl Server {
             if let Some(place) = self.regions.get_mut(&held.region.0) {
                 place.links.abroad = None;
             }
+            info!(connection = key, region = held.region.0, loan, "an import is over");
             self.say(key, &Message::GiveBack(loan));
         }
         self.look_after(key);
@@ -227,6 +229,7 @@ impl Server {
         if connection.imports.remove(&loan).is_none() {
             return warn!(connection = key, loan, "given back twice");
         }
+        info!(connection = key, loan, "an import is given back");
         self.say(key, &Message::GiveBack(loan));
         self.look_after(key);
     }

@@ -6,7 +6,7 @@
 //! it says is said to itself.
 //!
 //! ```text
-//!  Connect wished -> endpoint from the card -> READY
+//!  Connect wished -> endpoint from the card -> READY       (who follows waits for READY: `paths`)
 //!  both READY     -> RTR, RTS               -> UP
 //!  both UP        -> the rail is told Connected
 //!  Quiesce wished -> ERROR                  -> QUIET       (the other's rail is told Broken)
@@ -41,6 +41,7 @@ use std::collections::VecDeque;
 
 use thiserror::Error;
 
+use super::paths::Paths;
 use crate::fabric::qp::provider::{Caps, Endpoint, Link, Move, PathSettings};
 use crate::fabric::qp::{Ask, News, RECEIVES_KEPT};
 use crate::plant::{Plant, planted};
@@ -145,6 +146,8 @@ pub(crate) struct Violation {
 #[derive(Clone, Copy, Debug, Default)]
 struct Own {
     connect_wished: bool,
+    /// The card was asked for the endpoint.
+    sought: bool,
     endpoint: Option<Endpoint>,
     moving: bool,
     up: bool,
@@ -181,6 +184,19 @@ enum End {
     Over,
 }
 
+/// How far a rail has come, for those who look on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// It is being connected.
+    Connecting,
+    /// Both ends are connected, as far as this one knows.
+    Up,
+    /// It is in doubt: both ends are brought to rest, and begin anew.
+    Quiescing,
+    /// It is lost.
+    Lost,
+}
+
 /// Where the queue pair is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pair {
@@ -194,7 +210,7 @@ enum Pair {
 /// A rail's state.
 #[derive(Debug)]
 pub(crate) struct Joint {
-    settings: PathSettings,
+    paths: Paths,
     pair: Pair,
     number: u32,
     /// Receives for notifications.
@@ -214,6 +230,8 @@ pub(crate) struct Joint {
     siblings: bool,
     /// It is lost, and the connection is not.
     leaves: bool,
+    /// Why the rail was told that it is broken, in this life.
+    doubt: Option<&'static str>,
     acts: VecDeque<Act>,
 }
 
@@ -223,9 +241,14 @@ const FAILURES_MAX: u32 = 8;
 impl Joint {
     /// Starts with a queue pair to be made, with room for `receives` notifications.
     pub(crate) fn new(settings: PathSettings, caps: Caps, receives: u32) -> Self {
+        Self::by(Paths::only(settings), caps, receives)
+    }
+
+    /// As [`Joint::new`], where there are several ways to take.
+    pub(crate) fn by(paths: Paths, caps: Caps, receives: u32) -> Self {
         let create = Act::Card(Step::Create, Job::Create { caps });
         Self {
-            settings,
+            paths,
             pair: Pair::Creating,
             number: 0,
             credits: receives,
@@ -239,6 +262,7 @@ impl Joint {
             failures: 0,
             siblings: false,
             leaves: false,
+            doubt: None,
             acts: VecDeque::from([create]),
         }
     }
@@ -261,7 +285,22 @@ impl Joint {
 
     /// How its path is used.
     pub(crate) fn settings(&self) -> PathSettings {
-        self.settings
+        self.paths.settings()
+    }
+
+    /// How far it has come.
+    pub(crate) fn stage(&self) -> Stage {
+        match (self.end, self.ready()) {
+            (End::No, true) => Stage::Up,
+            (End::No, false) if self.own.quiesce_wished => Stage::Quiescing,
+            (End::No, false) => Stage::Connecting,
+            _ => Stage::Lost,
+        }
+    }
+
+    /// Why the rail was told that it is broken, if it was.
+    pub(crate) fn doubt(&self) -> Option<&'static str> {
+        self.doubt
     }
 
     /// It is lost: it comes to its end, or has come to it.
@@ -342,6 +381,7 @@ impl Joint {
             self.failures = if self.own.connected { 0 } else { self.failures + 1 };
             self.life = life;
             self.own = Own::default();
+            self.doubt = None;
             if self.failures >= FAILURES_MAX && !self.siblings {
                 return self.fail("a queue pair cannot be connected");
             }
@@ -354,17 +394,16 @@ impl Joint {
                 self.card(Step::Quiet(life), Job::Move { number, moves });
             }
             Ask::Reset => {
-                let moves = vec![Move::Reset, Move::Init(self.settings)];
+                let moves = vec![Move::Reset, Move::Init(self.settings())];
                 self.card(Step::Reset(life), Job::Move { number, moves });
             }
             Ask::Connect => {
                 self.own.connect_wished = true;
                 if self.peer().quiet {
                     // It failed before we came to it: this life is over before it began.
-                    self.tell(News::Broken);
+                    self.tell_broken("its other end has failed");
                 } else {
-                    let credits = self.credits;
-                    self.card(Step::Endpoint(life), Job::Endpoint { number, credits });
+                    self.seek_endpoint();
                 }
             }
         }
@@ -420,16 +459,35 @@ impl Joint {
 
     fn heed(&mut self, say: &Say) {
         match say {
-            Say::Ready { .. } => self.try_connect(),
+            Say::Ready { .. } => {
+                self.seek_endpoint();
+                self.try_connect();
+            }
             Say::Up { .. } => self.try_ready(),
             Say::Quiet { .. } if !self.peer().quiet => {}
             Say::Quiet { .. } if self.own.quiet => self.tell(News::Quiet),
             // Before it has wished anything, it is told when it does.
             Say::Quiet { .. } if self.own.connect_wished && !self.own.quiesce_wished => {
-                self.tell(News::Broken);
+                self.tell_broken("its other end has failed");
             }
             Say::Quiet { .. } => {}
         }
+    }
+
+    /// Asks for this end of it, once it is known which address to use, and once only.
+    fn seek_endpoint(&mut self) {
+        let own = self.own;
+        if !own.connect_wished || own.sought || own.quiesce_wished || self.end != End::No {
+            return;
+        }
+        let other = self.peer().endpoint.map(|endpoint| endpoint.gid);
+        if self.paths.follows() && other.is_none() {
+            return;
+        }
+        self.own.sought = true;
+        self.paths.choose(self.failures, other);
+        let (number, credits) = (self.number, self.credits);
+        self.card(Step::Endpoint(self.life), Job::Endpoint { number, credits });
     }
 
     /// This end, as the card gave it; `None` if it could not.
@@ -437,7 +495,9 @@ impl Joint {
         if !self.heeds(life) {
             return;
         }
-        let Some(endpoint) = endpoint else { return self.tell(News::Broken) };
+        let Some(endpoint) = endpoint else {
+            return self.tell_broken("its card does not tell where it is");
+        };
         self.own.endpoint = Some(endpoint);
         self.acts.push_back(Act::Send(Say::Ready { life, endpoint }));
         self.try_connect();
@@ -448,7 +508,7 @@ impl Joint {
         match step {
             Step::Up(life) if self.heeds(life) => {
                 if !well {
-                    return self.tell(News::Broken);
+                    return self.tell_broken("its queue pair cannot be connected");
                 }
                 self.own.up = true;
                 self.acts.push_back(Act::Send(Say::Up { life }));
@@ -499,10 +559,10 @@ impl Joint {
         }
     }
 
-    /// The device says that the queue pair has failed.
-    pub(crate) fn broken(&mut self) {
+    /// The device says that the queue pair has failed, or is of no use, and why.
+    pub(crate) fn broken(&mut self, why: &'static str) {
         if self.end == End::No && self.first_epoch.is_some() {
-            self.tell(News::Broken);
+            self.tell_broken(why);
         }
     }
 
@@ -523,7 +583,7 @@ impl Joint {
 
     fn hush(&mut self) {
         self.end = End::Hushing;
-        self.tell(News::Broken);
+        self.tell_broken("it is lost");
         if !self.own.quiet {
             let (number, moves) = (self.number, vec![Move::Error]);
             self.card(Step::Hush, Job::Move { number, moves });
@@ -564,7 +624,8 @@ impl Joint {
     }
 
     fn try_end(&mut self) {
-        if self.end == End::Hushing && self.own.quiet && self.silent {
+        let silent = self.silent || planted(Plant::GoneEarly);
+        if self.end == End::Hushing && self.own.quiet && silent {
             self.reset_for_good();
         }
     }
@@ -625,7 +686,7 @@ impl Joint {
             return;
         }
         self.own.moving = true;
-        let link = Link { own: near, peer: far, settings: self.settings };
+        let link = Link { own: near, peer: far, settings: self.settings() };
         let moves = vec![Move::ReadyToReceive(link), Move::ReadyToSend(link)];
         let number = self.number;
         self.card(Step::Up(self.life), Job::Move { number, moves });
@@ -643,6 +704,11 @@ impl Joint {
 
     fn fail(&mut self, why: &'static str) {
         self.acts.push_back(Act::Fail(why));
+    }
+
+    fn tell_broken(&mut self, why: &'static str) {
+        self.doubt.get_or_insert(why);
+        self.tell(News::Broken);
     }
 
     fn tell(&mut self, news: News) {

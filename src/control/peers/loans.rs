@@ -175,6 +175,11 @@ impl Loans {
         self.regions.is_empty() && self.acts.is_empty()
     }
 
+    /// Loans that the peer has, or is about to have.
+    pub(crate) fn count(&self) -> usize {
+        self.loans.len()
+    }
+
     /// The peer is to give something back.
     #[cfg(test)]
     pub(crate) fn withdrawing(&self) -> bool {

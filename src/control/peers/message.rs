@@ -30,8 +30,10 @@ use crate::fabric::qp::provider::{Endpoint, Key};
 
 /// Starts every message. As kind and reserved field of a client's message it would be neither.
 pub(crate) const MAGIC: u32 = 0x3150_5256;
-/// The only version that is understood. The first one knew of one card.
-pub(super) const VERSION: u16 = 2;
+/// The only version that is understood. The first one knew of one card, the second of one host.
+pub(super) const VERSION: u16 = 3;
+/// How long a peer may be silent, ms: the most that one may say of itself.
+const SILENCE_MS_MAX: u32 = 600_000;
 /// Rails that a connection may have on each card.
 pub(super) const RAILS_A_CARD_MAX: u8 = 3;
 /// Rails that a connection may have.
@@ -87,6 +89,12 @@ pub(super) struct Hello {
     /// Cards, in the order of each engine's own list: those of the same place are paired. What
     /// WELCOME says, at most what HELLO did, is what they get.
     pub(super) cards: u8,
+    /// Who says nothing to it for so long is lost to it, ms: until then it may go on as if nothing
+    /// had happened.
+    pub(super) silence_ms: u32,
+    /// Between hosts: what the connecting engine calls this connection. Who says the same boot id
+    /// and link once more has lost the one before. 0 on one host, and in WELCOME.
+    pub(super) link: u64,
 }
 
 /// Asks for an export of the peer.
@@ -170,8 +178,9 @@ macro_rules! layouts {
 
 layouts! {
     HeadWire = 16 { magic: u32, version: u16, kind: u16, bytes: u32, reserved: u32, }
-    HelloWire = 48 {
-        head: HeadWire, boot_id: [u64; 2], pid: u32, rails: u32, cards: u32, reserved: u32,
+    HelloWire = 56 {
+        head: HeadWire, boot_id: [u64; 2], pid: u32, rails: u32, cards: u32, silence_ms: u32,
+        link: u64,
     }
     FailureWire = 272 {
         head: HeadWire, tag: u64, errno: i32, detail: u16, text_bytes: u16, text: [u8; 240],
@@ -308,6 +317,14 @@ impl Message {
     }
 }
 
+/// Any datagram: what is parsed says the same once more.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(datagram: &[u8]) {
+    if let Ok(message) = Message::parse(datagram) {
+        assert_eq!(Message::parse(&message.to_bytes()), Ok(message));
+    }
+}
+
 /// True if a datagram's first word is a peer's, not a client's.
 pub(crate) fn is_peers(datagram: &[u8]) -> bool {
     datagram.starts_with(&MAGIC.to_le_bytes())
@@ -315,21 +332,22 @@ pub(crate) fn is_peers(datagram: &[u8]) -> bool {
 
 impl Hello {
     fn to_bytes(self, kind: u16) -> Vec<u8> {
-        let Self { boot_id, pid, rails, cards } = self;
+        let Self { boot_id, pid, rails, cards, silence_ms, link } = self;
         let head = head::<HelloWire>(kind);
-        let (rails, cards, reserved) = (u32::from(rails), u32::from(cards), 0);
-        bytes(&HelloWire { head, boot_id, pid, rails, cards, reserved })
+        let (rails, cards) = (u32::from(rails), u32::from(cards));
+        bytes(&HelloWire { head, boot_id, pid, rails, cards, silence_ms, link })
     }
 
     fn parse(wire: HelloWire) -> Result<Self, PeerError> {
-        let HelloWire { boot_id, pid, rails, cards, reserved, .. } = wire;
-        zero("reserved", reserved)?;
+        let HelloWire { boot_id, pid, rails, cards, silence_ms, link, .. } = wire;
+        field("silence_ms", silence_ms, silence_ms <= SILENCE_MS_MAX, "at most 600000")?;
         let allowed = rails == 1 || rails == u32::from(RAILS_A_CARD_MAX);
         field("rails", rails, allowed, "1, or 3 for one a class")?;
         let rails = if rails == 1 { 1 } else { RAILS_A_CARD_MAX };
         let known = card(cards.wrapping_sub(1));
         field("cards", cards, known.is_some(), "1 to 4")?;
-        Ok(Self { boot_id, pid, rails, cards: known.map_or(1, |last| last + 1) })
+        let cards = known.map_or(1, |last| last + 1);
+        Ok(Self { boot_id, pid, rails, cards, silence_ms, link })
     }
 }
 
@@ -514,7 +532,8 @@ mod tests {
     }
 
     fn messages() -> Vec<Message> {
-        let hello = Hello { boot_id: [1, 2], pid: 3, rails: 3, cards: 4 };
+        let hello =
+            Hello { boot_id: [1, 2], pid: 3, rails: 3, cards: 4, silence_ms: 600_000, link: 5 };
         let failure = Failure { errno: 13, detail: 25, text: "the secret is wrong".into() };
         let key = Key { offset: 0, bytes: 4096, address: 0x7000, lkey: 0, rkey: 5 };
         let want = Want {
@@ -585,7 +604,7 @@ mod tests {
     #[test]
     fn cards_and_rails_that_cannot_be_are_named() {
         let refused = |message: &Message| Message::parse(&message.to_bytes()).unwrap_err();
-        let hello = Hello { boot_id: [1, 2], pid: 3, rails: 1, cards: 0 };
+        let hello = Hello { boot_id: [1, 2], pid: 3, rails: 1, cards: 0, silence_ms: 0, link: 0 };
         assert_eq!(refused(&Message::Hello(hello)).to_string(), "cards is 0, but must be 1 to 4");
         let hello = Hello { cards: 5, ..hello };
         assert_eq!(refused(&Message::Hello(hello)).to_string(), "cards is 5, but must be 1 to 4");

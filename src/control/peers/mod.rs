@@ -10,9 +10,12 @@
 //! ```text
 //!  message   what is said                 connections  sockets: reaching, greeting, losing
 //!  joint     one rail, as values          rails        joints, the card and the engine thread
+//!  paths     which address a rail uses, as values
 //!  loans     what is lent, as values      exports      WANT and what becomes of it, at the owner
 //!  patience  how long one waits, as values
 //!  numbers   sessions' names for them     imports      IMPORT from a peer, until it is given back
+//!                                         again        those to other hosts, when they are lost
+//!  report    what operators are told      events       what the log says of rails
 //! ```
 //!
 //! **Cards are paired by place**: card 0 here with card 0 there, as many as both have. A connection
@@ -27,15 +30,24 @@
 //! **Rail 1** leads from this host's card 0 back to it. It carries the atomics of sessions here on
 //! what peers may use atomics on, since a card's atomics and a CPU's do not exclude each other.
 
+mod again;
 mod connections;
+mod events;
 mod exports;
+#[cfg(feature = "net")]
+#[cfg(test)]
+mod hosts;
 mod imports;
 pub(crate) mod joint;
 mod loans;
 pub(crate) mod message;
 mod numbers;
+pub(crate) mod paths;
 mod patience;
 mod rails;
+mod report;
+#[cfg(test)]
+mod reported;
 #[cfg(test)]
 mod scripted;
 #[cfg(test)]
@@ -44,18 +56,21 @@ mod tests;
 mod two_cards;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use slab::Slab;
 
+use self::again::{Again, Behind};
 use self::imports::{Held, Wanted};
 use self::joint::{Joint, Step};
 use self::loans::Loans;
 use self::numbers::Numbers;
 use self::patience::{Parting, Pulse, PutOff, Withdrawals};
+use self::report::{Failures, Story};
 use super::card::Card;
+use super::wire::Url;
 use crate::abi::Export;
 use crate::fabric::verbs::VerbsPair;
 use crate::ids::RegionId;
@@ -102,6 +117,10 @@ pub(super) struct Peers {
     last_tag: u64,
     /// Jobs that are on their way to a URL.
     reaching: usize,
+    /// Lost connections to other hosts that are to be made anew.
+    again: Vec<Again>,
+    /// What became of connections of late.
+    failures: Failures,
 }
 
 /// Whose a rail is.
@@ -122,8 +141,8 @@ struct RailPlace {
     joint: Joint,
     /// Kept here while the fabric does not have it.
     pair: Option<VerbsPair>,
-    /// It was connected before.
-    rebuilt: bool,
+    /// How often it was connected.
+    connected: u32,
     /// It could not be connected, and others carry what it would.
     put_off: PutOff,
     /// Until when the peer's end must be quiet, as this one is.
@@ -149,8 +168,22 @@ enum Phase {
 #[derive(Debug)]
 struct Connection {
     phase: Phase,
-    /// Where it leads, if it is ours.
-    url: Option<PathBuf>,
+    /// What is told of it.
+    story: Story,
+    /// Where it leads, if it is ours and not lost.
+    url: Option<Url>,
+    /// Where it leads, or led.
+    led_to: Option<Url>,
+    /// The other engine's, once it has said it.
+    boot_id: [u64; 2],
+    /// What it calls the connection, if it has made it from another host.
+    link: u64,
+    /// It waits for the end of the one whose place it takes.
+    behind: Option<Behind>,
+    /// The address of ours by which the other host was reached.
+    by: Option<IpAddr>,
+    /// Where it comes from, if that is another host.
+    from: Option<SocketAddr>,
     socket: Option<Arc<OwnedFd>>,
     pidfd: Option<OwnedFd>,
     pid: i32,
@@ -167,6 +200,8 @@ struct Connection {
     loans: Loans,
     /// Rails that have not answered, and whether all have lent so far: by loan.
     lends: BTreeMap<u32, (usize, bool)>,
+    /// How long the peer hears nothing of us until it is lost to it.
+    silence_ms: u32,
     /// What the peer is to give back, since when; and whether it is there, once it was up.
     withdrawn: Withdrawals,
     pulse: Option<Pulse>,
@@ -201,15 +236,24 @@ impl Peers {
             numbers: Numbers::default(),
             last_tag: 0,
             reaching: 0,
+            again: Vec::new(),
+            failures: Failures::default(),
         }
     }
 }
 
 impl Connection {
-    fn new(phase: Phase, url: Option<PathBuf>, until_ns: u64) -> Self {
+    fn new(phase: Phase, url: Option<Url>, until_ns: u64) -> Self {
         Self {
             phase,
+            led_to: url.clone(),
+            story: Story::new(url.as_ref()),
             url,
+            boot_id: [0; 2],
+            link: 0,
+            behind: None,
+            by: None,
+            from: None,
             socket: None,
             pidfd: None,
             pid: 0,
@@ -220,6 +264,7 @@ impl Connection {
             waiting: Vec::new(),
             loans: Loans::default(),
             lends: BTreeMap::new(),
+            silence_ms: 0,
             withdrawn: Withdrawals::default(),
             pulse: None,
             parting: Parting::default(),
@@ -229,6 +274,13 @@ impl Connection {
             imports: BTreeMap::new(),
             withdrawing: 0,
         }
+    }
+
+    /// How long its end may go on as if nothing had happened when this one is lost, ns. On this
+    /// host it is told at once, by its socket.
+    fn unaware_ns(&self) -> u64 {
+        let abroad = self.from.is_some() || matches!(self.led_to, Some(Url::Host { .. }));
+        if abroad { u64::from(self.silence_ms) * 1_000_000 } else { 0 }
     }
 
     /// Cards that it has rails on.

@@ -51,7 +51,12 @@ impl Numbers {
 
     /// True if a session has a number for a connection.
     pub(super) fn names(&self, connection: usize) -> bool {
-        self.places.values().any(|place| place.connection == Some(connection))
+        self.count(connection) > 0
+    }
+
+    /// Sessions that have a number for a connection: one each.
+    pub(super) fn count(&self, connection: usize) -> usize {
+        self.places.values().filter(|place| place.connection == Some(connection)).count()
     }
 
     /// A connection is lost.
@@ -81,6 +86,7 @@ mod tests {
         assert_eq!(numbers.connection(1, 1), Some(Some(7)));
         assert_eq!((numbers.connection(2, 1), numbers.connection(1, 3)), (None, None));
         assert!(numbers.names(7) && !numbers.names(8));
+        assert_eq!((numbers.count(7), numbers.count(8)), (2, 0));
         numbers.lose(7);
         assert_eq!(numbers.connection(1, 1), Some(None), "it is told that it is lost");
         assert!(!numbers.names(7));

@@ -8,21 +8,23 @@
 //!
 //! **Deliberately absent**: clocks. Time is what the caller says it is, in ns.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::joint::Step;
 
-/// A peer that has said nothing for so long is called, ns.
-const CALL_AFTER_NS: u64 = 5_000_000_000;
-/// How long it may take to say anything then, ns: its control thread waits for nothing.
-const HERE_WITHIN_NS: u64 = 20_000_000_000;
-
-/// Whether a peer is there.
-#[derive(Clone, Copy, Debug)]
+/// Whether a peer is there: it is called every now and then, and has so long to answer each call.
+///
+/// What counts is when it was called that it has answered, not when the answer came, and nothing
+/// else that it says: an answer may have been under way for long. So a peer that has lost us, and
+/// answers no more from then on, is lost here, too, at most the time of silence after that.
+#[derive(Clone, Debug)]
 pub(super) struct Pulse {
-    heard_ns: u64,
-    /// It was called since then, and when.
-    called_ns: Option<u64>,
+    /// Calls that it has not answered, the oldest first.
+    calls: VecDeque<u64>,
+    /// When it was called last, or begun with.
+    last_ns: u64,
+    /// How long it may be silent.
+    silence_ns: u64,
 }
 
 /// What is to be done about a peer.
@@ -35,30 +37,50 @@ pub(super) enum Due {
     Lost,
 }
 
+/// A peer is called whenever a fifth of the time is over that it may be silent.
+const CALLS: u64 = 5;
+
 impl Pulse {
-    /// It was heard just now.
-    pub(super) fn new(now_ns: u64) -> Self {
-        Self { heard_ns: now_ns, called_ns: None }
+    /// It is there now, and may be silent for so long.
+    pub(super) fn new(now_ns: u64, silence_ms: u32) -> Self {
+        let silence_ns = u64::from(silence_ms) * 1_000_000;
+        Self { calls: VecDeque::new(), last_ns: now_ns, silence_ns }
     }
 
-    /// When there is something to be done, unless it is heard before.
+    /// It has answered the oldest call that it had not.
+    pub(super) fn answered(&mut self) {
+        self.calls.pop_front();
+    }
+
+    fn every_ns(&self) -> u64 {
+        self.silence_ns / CALLS
+    }
+
+    /// When there is something to be done, unless it answers before.
     pub(super) fn due_ns(&self) -> u64 {
-        match self.called_ns {
-            Some(called_ns) => called_ns.saturating_add(HERE_WITHIN_NS),
-            None => self.heard_ns.saturating_add(CALL_AFTER_NS),
-        }
+        let next = self.last_ns.saturating_add(self.every_ns());
+        let lost = self.calls.front().map(|call| call + self.silence_ns - self.every_ns());
+        lost.map_or(next, |lost| lost.min(next))
     }
 
-    /// What is to be done now; whoever is to be called is taken to be. The time to answer counts
-    /// from the call, not from the last word: it may be us who were stopped.
+    /// What is to be done now; whoever is to be called is taken to be. Who asks much too late was
+    /// stopped, and has not heard for as long: the time to answer begins anew then.
     pub(super) fn step(&mut self, now_ns: u64) -> Due {
-        if now_ns < self.due_ns() {
+        let due_ns = self.due_ns();
+        if now_ns < due_ns {
             return Due::Nothing;
         }
-        if self.called_ns.is_some() {
+        if now_ns - due_ns > self.every_ns() {
+            self.calls.iter_mut().for_each(|call| *call = now_ns);
+        } else if self
+            .calls
+            .front()
+            .is_some_and(|call| call + self.silence_ns <= now_ns + self.every_ns())
+        {
             return Due::Lost;
         }
-        self.called_ns = Some(now_ns);
+        self.calls.push_back(now_ns);
+        self.last_ns = now_ns;
         Due::Call
     }
 }
@@ -84,6 +106,11 @@ impl Parting {
     /// It is silent.
     pub(super) fn hush(&mut self) {
         (self.silent, self.until_ns) = (true, None);
+    }
+
+    /// It counts as silent at this time, if not before.
+    pub(super) fn no_later(&mut self, by_ns: u64) {
+        self.until_ns = self.until_ns.map(|until_ns| until_ns.min(by_ns));
     }
 
     /// When it counts as silent, whatever it does.
@@ -156,21 +183,66 @@ mod tests {
     const SECOND: u64 = 1_000_000_000;
 
     #[test]
-    fn who_says_nothing_is_called_once_and_then_lost() {
-        let mut pulse = Pulse::new(100 * SECOND);
+    fn who_says_nothing_is_called_and_then_lost() {
+        let mut pulse = Pulse::new(100 * SECOND, 25_000);
         assert_eq!(pulse.due_ns(), 105 * SECOND);
         assert_eq!(pulse.step(105 * SECOND - 1), Due::Nothing);
         assert_eq!(pulse.step(105 * SECOND), Due::Call);
         assert_eq!(pulse.step(105 * SECOND), Due::Nothing, "called once");
-        assert_eq!(pulse.due_ns(), 125 * SECOND);
+        for call in [110, 115, 120] {
+            assert_eq!(pulse.due_ns(), call * SECOND);
+            assert_eq!(pulse.step(call * SECOND), Due::Call);
+        }
         assert_eq!(pulse.step(125 * SECOND - 1), Due::Nothing);
-        assert_eq!(pulse.step(125 * SECOND), Due::Lost);
-        // Who answers is there, for another while.
-        pulse = Pulse::new(124 * SECOND);
-        assert_eq!(pulse.step(125 * SECOND), Due::Nothing);
-        // Had we been stopped ourselves, it is asked first.
+        assert_eq!(pulse.clone().step(125 * SECOND), Due::Lost);
+        // An answer counts for the oldest call alone.
+        pulse.answered();
+        assert_eq!(pulse.step(125 * SECOND), Due::Call);
+        assert_eq!(pulse.step(130 * SECOND), Due::Lost);
+        for _ in 0..9 {
+            pulse.answered();
+        }
+        assert_eq!(pulse.step(130 * SECOND), Due::Call);
+    }
+
+    /// Had we been stopped ourselves, it is asked first, and has all the time to answer.
+    #[test]
+    fn who_was_stopped_asks_anew() {
+        let mut pulse = Pulse::new(100 * SECOND, 25_000);
+        assert_eq!(pulse.step(105 * SECOND), Due::Call);
         assert_eq!(pulse.step(1_000 * SECOND), Due::Call);
-        assert_eq!(pulse.due_ns(), 1_020 * SECOND);
+        assert_eq!(pulse.step(1_005 * SECOND), Due::Call);
+        pulse.answered();
+        pulse.answered();
+        for call in [1_010, 1_015, 1_020] {
+            assert_eq!(pulse.step(call * SECOND), Due::Call);
+        }
+        assert_eq!(pulse.step(1_025 * SECOND), Due::Lost);
+    }
+
+    /// A peer that has stopped answering at some moment is lost no later than its silence allows,
+    /// however late its answers from before that moment come.
+    #[test]
+    fn late_answers_do_not_prolong_a_lease() {
+        for late in 0..20 {
+            let (mut pulse, mut calls) = (Pulse::new(0, 10_000), Vec::new());
+            let stops_at = 30;
+            let lost_at = (0..200).find(|second| {
+                // It answers what was asked before it stopped; the answers take their time.
+                if calls.first().is_some_and(|call| *call + late <= *second) {
+                    calls.remove(0);
+                    pulse.answered();
+                }
+                match pulse.step(second * SECOND) {
+                    Due::Call if *second < stops_at => calls.push(*second),
+                    Due::Lost => return true,
+                    _ => {}
+                }
+                false
+            });
+            let lost_at = lost_at.expect("it is lost");
+            assert!(lost_at <= stops_at + 10, "{late}: at {lost_at}");
+        }
     }
 
     #[test]
@@ -226,6 +298,15 @@ mod tests {
         // It was silent before it was lost: its death was seen first.
         parting.begin(true, 9 * SECOND);
         assert_eq!((parting.silent, parting.due_ns()), (true, None));
+
+        let mut known = Parting::default();
+        known.begin(true, 7 * SECOND);
+        known.no_later(9 * SECOND);
+        assert_eq!(known.due_ns(), Some(7 * SECOND));
+        known.no_later(3 * SECOND);
+        assert_eq!(known.due_ns(), Some(3 * SECOND));
+        parting.no_later(SECOND);
+        assert_eq!(parting.due_ns(), None, "who is silent is not waited for");
 
         let mut stranger = Parting::default();
         stranger.begin(false, SECOND);

@@ -3,9 +3,10 @@
 //! A connection is none the worse for a rail that fails while another of its set is left. One that
 //! can be mended mends itself, as often as its rail in the fabric wishes; one that cannot leaves.
 
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 use super::joint::{Act, Job, Joint, Step};
+use super::paths::Paths;
 use super::patience::PutOff;
 use super::{CardFor, HOME, RailPlace, Whose};
 use crate::clock;
@@ -37,10 +38,11 @@ impl Server {
             card,
             joint,
             pair: None,
-            rebuilt: false,
+            connected: 0,
             put_off: PutOff::default(),
             quiet_by_ns: None,
         });
+        self.log_rail_begins(rail);
         self.drive_rail(rail);
     }
 
@@ -62,6 +64,7 @@ impl Server {
         let (caps, receives) = (card.caps, card.receives);
         let paths: Vec<[PathSettings; 3]> =
             card.paths.iter().copied().take(usize::from(cards)).collect();
+        let addresses = card.addresses.clone();
         let count = paths.len() * usize::from(a_card);
         let free = (HOME + 1..).zip(self.peers.rails.iter().skip(usize::from(HOME) + 1));
         let numbers: Vec<u16> = free
@@ -73,6 +76,7 @@ impl Server {
         if numbers.len() < count {
             return false;
         }
+        let (leads, by) = (entry.led_to.is_some(), entry.by);
         entry.rails.clone_from(&numbers);
         entry.rails_a_card = a_card;
         let all = (0..cards).flat_map(|card| (0..a_card).map(move |class| (card, class)));
@@ -80,7 +84,12 @@ impl Server {
             // A rail for all classes goes as medium ops do.
             let class = if a_card == 1 { 1 } else { class };
             let settings = paths[usize::from(card)][usize::from(class)];
-            let joint = Joint::new(settings, caps, receives);
+            let ways = addresses.get(usize::from(card)).cloned().unwrap_or_default();
+            let ways = match leads {
+                true => Paths::leading(settings, ways, by),
+                false => Paths::following(settings, ways),
+            };
+            let joint = Joint::by(ways, caps, receives);
             let joint = if cards > 1 { joint.with_siblings() } else { joint };
             self.join_rail(number, Whose::Connection(connection, at), card, joint);
         }
@@ -139,12 +148,9 @@ impl Server {
         let Some(place) = self.rail(rail) else { return };
         if let News::Connected { .. } = news {
             place.put_off.connected();
-            let rebuilt = std::mem::replace(&mut place.rebuilt, true);
-            let number = place.joint.number();
-            info!(rail, number, epoch, rebuilt, "rail connected");
-        } else {
-            debug!(rail, epoch, ?news, "rail told");
+            place.connected = place.connected.saturating_add(1);
         }
+        self.log_rail_news(rail, epoch, news);
         self.pass(Order::Tell(Told { rail, epoch, news }));
     }
 
@@ -178,7 +184,7 @@ impl Server {
                 if !self.any_sibling(key, at, |place| !place.joint.lost()) {
                     return self.lose_connection(key, why);
                 }
-                warn!(rail, connection = key, why, "a rail has failed; the others go on");
+                self.log_rail_leaves(rail, why);
                 if let Some(place) = self.rail(rail) {
                     place.joint.leave();
                 }
@@ -199,6 +205,7 @@ impl Server {
     }
 
     fn rail_over(&mut self, rail: u16, whose: Whose) {
+        self.log_rail_over(rail);
         if let Some(place) = self.peers.rails.get_mut(usize::from(rail)) {
             *place = None;
         }
@@ -218,7 +225,9 @@ impl Server {
             warn!(rail, number = joint.number(), ?step, %error, "a queue pair");
             // The path may be down for long; meanwhile others carry what it would.
             if matches!(step, Step::Endpoint(_) | Step::Up(_)) && joint.patient() {
-                return place.put_off.failed(step, clock::now_ns());
+                let now_ns = clock::now_ns();
+                place.put_off.failed(step, now_ns);
+                return self.log_rail_put_off(rail, now_ns);
             }
         }
         match (step, done) {
@@ -280,7 +289,7 @@ impl Server {
     /// A rail wishes something.
     pub(in crate::control) fn rail_wished(&mut self, wish: Wish) {
         let Wish { rail, epoch, ask } = wish;
-        debug!(rail, epoch, ?ask, "rail wishes");
+        self.log_rail_wish(rail, epoch, ask);
         if let Some(place) = self.rail(rail) {
             place.joint.wish(epoch, ask);
         }
@@ -338,10 +347,14 @@ impl Server {
             AsyncEvent::AddressesChanged(_) => return warn!(card, ?event, "the card says"),
             _ => return info!(card, ?event, "the card says"),
         };
+        let why = match event {
+            AsyncEvent::PairFailed(_) => "its queue pair has failed",
+            AsyncEvent::PortDown(_) => "its port is down",
+            _ => "its card has failed",
+        };
         for rail in all {
             if let Some(place) = self.rail(rail) {
-                debug!(rail, ?event, "a rail's queue pair has failed");
-                place.joint.broken();
+                place.joint.broken(why);
             }
             self.drive_rail(rail);
         }
@@ -354,7 +367,7 @@ impl Server {
         for card in cards {
             for rail in self.rails_of(*card, |_, place| of_it(place)) {
                 if let Some(place) = self.rail(rail) {
-                    place.joint.broken();
+                    place.joint.broken("the other engine's card knows nothing of what it lends");
                 }
                 self.drive_rail(rail);
             }

@@ -35,7 +35,13 @@ fn engine(name: &str, rails_max: u16) -> (Engine, Played, PathBuf) {
 
 fn leasing(name: &str, rails_max: u16, verbs_lease_ms: u32) -> (Engine, Played, PathBuf) {
     let socket = path(name);
-    let config = Config { socket: Some(socket.clone()), verbs_lease_ms, ..Config::default() };
+    let config = Config {
+        socket: Some(socket.clone()),
+        verbs_lease_ms,
+        // Nobody here answers calls.
+        peer_silence_ms: 600_000,
+        ..Config::default()
+    };
     let (engine, card) = played(config, rails_max);
     (engine, card, socket)
 }
@@ -46,6 +52,18 @@ pub(super) struct Other(OwnedFd);
 impl Other {
     pub(super) fn reach(path: &Path) -> Self {
         Self(fds::reach(path, 100).unwrap())
+    }
+
+    /// Another host's, behind a gate.
+    #[cfg(feature = "net")]
+    pub(super) fn behind(socket: OwnedFd) -> Self {
+        Self(socket)
+    }
+
+    /// Nothing has been said to it.
+    #[cfg(feature = "net")]
+    pub(super) fn silent(&self) -> bool {
+        matches!(fds::peek(self.0.as_fd(), &mut [0]), Err(nix::errno::Errno::EAGAIN))
     }
 
     pub(super) fn say(&self, message: &Message) {
@@ -114,7 +132,8 @@ impl Other {
     }
 }
 
-pub(super) const HELLO: Hello = Hello { boot_id: [1, 2], pid: 3, rails: 1, cards: 1 };
+pub(super) const HELLO: Hello =
+    Hello { boot_id: [1, 2], pid: 3, rails: 1, cards: 1, silence_ms: 10_000, link: 0 };
 
 pub(super) fn makes_pair(work: &CardWork, on: u8) -> bool {
     matches!(work, CardWork::Pair { card, work: PairWork::Create { .. } } if *card == on)

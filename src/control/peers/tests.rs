@@ -312,7 +312,7 @@ impl World {
             let Some(number) = world.ends[side].joint.number() else { return };
             world.net.break_pair(number);
             if tells {
-                world.ends[side].joint.broken();
+                world.ends[side].joint.broken("its device says so");
                 world.act(side);
             }
         };
@@ -557,7 +557,7 @@ fn no_order_of_events_makes_a_joint_panic() {
                 }
                 8 if random.chance(20) => joint.lose(),
                 8 if random.chance(20) => joint.silent(),
-                8 => joint.broken(),
+                8 => joint.broken("its device says so"),
                 _ => while joint.act().is_some() {},
             }
         }
@@ -584,7 +584,7 @@ fn f12_a_queue_pair_that_its_device_gives_up_is_rebuilt_at_both_ends() {
         if when == 0 {
             world.net.break_pair(number);
         }
-        world.ends[side].joint.broken();
+        world.ends[side].joint.broken("its device says so");
         world.act(side);
         if when == 1 {
             world.net.break_pair(number);

@@ -22,29 +22,45 @@ use crate::{Flush, Region, Rights, RingOptions, Session};
 
 /// An engine with cards, and all that the test plays for it. The cards end first, so that an engine
 /// whose test has failed does not wait for them.
-struct Stage {
-    card: Played,
-    session: Session,
-    engine: Engine,
+pub(super) struct Stage {
+    pub(super) card: Played,
+    pub(super) session: Session,
+    pub(super) engine: Engine,
     hollow: Hollow,
     socket: std::path::PathBuf,
 }
 
 impl Stage {
-    fn new(name: &str, cards: u8, rails_max: u16) -> Self {
+    pub(super) fn new(name: &str, cards: u8, rails_max: u16) -> Self {
+        Self::with(name, cards, rails_max, |config| config)
+    }
+
+    /// With some other settings.
+    pub(super) fn with(
+        name: &str,
+        cards: u8,
+        rails_max: u16,
+        change: impl FnOnce(Config) -> Config,
+    ) -> Self {
         let socket = path(name);
         let hollow = Hollow::new(cards);
         // The other engine is this very process: its death is not seen.
         let verbs_lease_ms = 50;
-        let config = Config { socket: Some(socket.clone()), verbs_lease_ms, ..Config::default() };
-        let (engine, card) = played_cards(config, rails_max, &hollow);
+        let config = Config {
+            socket: Some(socket.clone()),
+            verbs_lease_ms,
+            // Nobody here answers calls.
+            peer_silence_ms: 600_000,
+            ..Config::default()
+        };
+        let (engine, card) = played_cards(change(config), rails_max, &hollow);
         let session = engine.connect().unwrap();
         Self { engine, session, card, hollow, socket }
     }
 
     /// The other engine has come, and is welcomed with so many cards; each has been asked for a
     /// queue pair, under these tokens.
-    fn greet(&self, asks: u8, gets: u8) -> (Other, Vec<u64>) {
+    pub(super) fn greet(&self, asks: u8, gets: u8) -> (Other, Vec<u64>) {
         let other = Other::reach(&self.socket);
         other.say(&Message::Hello(Hello { cards: asks, ..HELLO }));
         let Some(Message::Welcome(hello)) = other.hear() else { panic!("no welcome") };
@@ -52,7 +68,7 @@ impl Stage {
         (other, self.asked_for_pairs(gets))
     }
 
-    fn asked_for_pairs(&self, cards: u8) -> Vec<u64> {
+    pub(super) fn asked_for_pairs(&self, cards: u8) -> Vec<u64> {
         let asked = |card| {
             let CardOrder { token, work } = self.card.next();
             assert!(makes_pair(&work, card), "{work:?}");
@@ -62,7 +78,7 @@ impl Stage {
     }
 
     /// A card has made what it was asked for: numbers are a card's own, and may be the same.
-    fn makes(&self, card: u8, token: u64) {
+    pub(super) fn makes(&self, card: u8, token: u64) {
         let pair = self.hollow.pair(card, NUMBER, CAPS);
         self.card.say(token, CardDone::Created(Created { pair, number: NUMBER, caps: CAPS }));
     }
@@ -76,7 +92,7 @@ impl Stage {
     }
 
     /// The card is asked to move its queue pair; it does, or not.
-    fn moves(&self, card: u8, well: bool) -> Vec<Move> {
+    pub(super) fn moves(&self, card: u8, well: bool) -> Vec<Move> {
         let (token, work) = self.pair_work(card);
         let PairWork::Move { number: NUMBER, moves } = work else { panic!("{work:?}") };
         self.card.say(token, if well { CardDone::Moved } else { no_pair() });
@@ -84,7 +100,7 @@ impl Stage {
     }
 
     /// A rail that wishes to be connected is, in this life.
-    fn joins(&self, other: &Other, card: u8, life: u32) {
+    pub(super) fn joins(&self, other: &Other, card: u8, life: u32) {
         let (token, work) = self.pair_work(card);
         let PairWork::Endpoint { number: NUMBER, settings, .. } = work else { panic!("{work:?}") };
         // Each card is used by its own settings.
@@ -100,15 +116,58 @@ impl Stage {
         other.say(&up);
     }
 
+    /// The card is asked to move its queue pair, and takes its time.
+    #[cfg(feature = "net")]
+    pub(super) fn asked_to_move(&self, card: u8) -> (u64, Vec<Move>) {
+        let (token, work) = self.pair_work(card);
+        let PairWork::Move { number: NUMBER, moves } = work else { panic!("{work:?}") };
+        (token, moves)
+    }
+
+    /// It has moved it.
+    #[cfg(feature = "net")]
+    pub(super) fn moved(&self, token: u64) {
+        self.card.say(token, CardDone::Moved);
+    }
+
+    /// The card is asked to destroy its queue pair, and does.
+    #[cfg(feature = "net")]
+    pub(super) fn destroys(&self) {
+        let (token, work) = self.pair_work(0);
+        assert!(matches!(work, PairWork::Destroy { number: NUMBER, .. }), "{work:?}");
+        self.card.say(token, CardDone::Destroyed);
+    }
+
+    /// It cannot do what it was asked for.
+    #[cfg(feature = "net")]
+    pub(super) fn fails(&self, token: u64, why: CardDone) {
+        self.card.say(token, why);
+    }
+
+    /// The next order, by a word: `create`, or `reset`.
+    #[cfg(feature = "net")]
+    pub(super) fn next(&self) -> (&'static str, u64) {
+        let CardOrder { token, work } = self.card.next();
+        match work {
+            CardWork::Pair { work: PairWork::Create { .. }, .. } => ("create", token),
+            CardWork::Pair { work: PairWork::Move { moves, .. }, .. }
+                if moves.last() == Some(&Move::Reset) =>
+            {
+                ("reset", token)
+            }
+            work => panic!("{work:?}"),
+        }
+    }
+
     /// Everybody has heard what was said before.
-    fn settled(&self, other: &Other) {
+    pub(super) fn settled(&self, other: &Other) {
         other.say(&Message::Call);
         assert_eq!(other.hear(), Some(Message::Here));
         serves(&self.engine);
     }
 
     /// The other engine has an export; the keys are those of both cards, or of one.
-    fn lends(&self, other: &Other, want: Want, cards: &[u8]) -> u32 {
+    pub(super) fn lends(&self, other: &Other, want: Want, cards: &[u8]) -> u32 {
         other.say(&Message::Want(want));
         let CardOrder { token, work } = self.card.next();
         let CardWork::Register { memory, .. } = work else { panic!("{work:?}") };
@@ -123,19 +182,19 @@ impl Stage {
     }
 
     /// A region that is not released by a test that fails: nobody would play the card for it.
-    fn export(&self) -> (ManuallyDrop<Region>, Want) {
+    pub(super) fn export(&self) -> (ManuallyDrop<Region>, Want) {
         let region = alloc(&self.session, &self.card);
         let secret = region.export("there", Rights::READ | Rights::WRITE).unwrap();
         (ManuallyDrop::new(region), want(1, 0, "there", *secret.as_bytes()))
     }
 
-    fn let_go(self, region: ManuallyDrop<Region>) {
+    pub(super) fn let_go(self, region: ManuallyDrop<Region>) {
         let_go(ManuallyDrop::into_inner(region), &self.card);
     }
 }
 
 /// What the device calls a queue pair.
-const NUMBER: u32 = 5;
+pub(super) const NUMBER: u32 = 5;
 
 fn endpoint(card: u8) -> Endpoint {
     Endpoint {

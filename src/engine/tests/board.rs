@@ -9,7 +9,7 @@ use super::world::{Pair, SENDER, World};
 use crate::abi::{
     CANCEL_BY_NUMBER, CQE_DEP_FAILED, Cqe, Opcode, RecordEntry, SQE_SKIP_SUCCESS, Sqe,
 };
-use crate::engine::graph::{Cause, Course, Graph};
+use crate::engine::graph::{Course, Graph};
 use crate::engine::{Command, Limits, Reply};
 use crate::fabric::Request;
 use crate::ids::SessionId;
@@ -287,7 +287,7 @@ impl Board {
             Course::Inherited => {
                 assert!(!op.posted, "started, and yet: {cqe:?}");
                 tally.inherited += 1;
-                self.recorded(cqe, op.sqe, self.graph.failure(number));
+                self.recorded(cqe, op.sqe);
             }
             Course::Early => {
                 assert_eq!(op.fate, Fate::TakenBack, "{number}: {op:?} {cqe:?}");
@@ -317,7 +317,7 @@ impl Board {
     }
 
     /// The record of an op that inherited a failure names the first cause.
-    fn recorded(&self, cqe: &Cqe, sqe: Sqe, cause: Option<Cause>) {
+    fn recorded(&mut self, cqe: &Cqe, sqe: Sqe) {
         assert_ne!(cqe.flags & CQE_DEP_FAILED, 0);
         if sqe.opcode == Opcode::Nop as u8 {
             return;
@@ -326,11 +326,8 @@ impl Board {
         let entry = entry.unwrap_or_else(|| panic!("no entry for {cqe:?}"));
         let said = (entry.res, entry.flags, entry.detail);
         assert_eq!(said, (cqe.res, cqe.flags, cqe.detail), "{entry:?}");
-        let causes = self.graph.inherits(cqe.user_data - 1);
-        let told = causes
-            .iter()
-            .any(|cause| cause.errno == i32::from(entry.cause) && cause.detail == entry.detail);
-        assert!(told, "one of {causes:?}, taken for {cause:?}: {entry:?}");
+        let told = self.graph.recorded(cqe.user_data - 1, entry.cause.into());
+        told.unwrap_or_else(|why| panic!("{why}: {entry:?}"));
     }
 
     fn hear(&mut self) {

@@ -254,11 +254,10 @@ fn full(contract: Contract) -> (Stage, Pair<Script>, u64) {
 }
 
 /// WHY, as an operator reads it on the control socket.
-pub(super) fn ask<F: Fabric<Memory = std::sync::Arc<crate::shm::Mapping>>>(
-    world: &mut World<F>,
-    client: usize,
-    number: u64,
-) -> Why {
+pub(super) fn ask<F: Fabric>(world: &mut World<F>, client: usize, number: u64) -> Why
+where
+    F::Memory: From<std::sync::Arc<crate::shm::Mapping>> + std::fmt::Debug,
+{
     let token = world.query(client, CANCEL_BY_NUMBER, number, false);
     world.turn();
     match world.reply(token) {

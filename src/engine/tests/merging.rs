@@ -19,7 +19,7 @@ fn route() -> (Two, (RegionId, RegionId), RegionId) {
 }
 
 /// Ops that went in a neighbour's work request, as STATS says.
-fn merged(two: &mut Two) -> u64 {
+pub(super) fn merged(two: &mut Two) -> u64 {
     let token = two.told(0, |token| Command::Stats { session: None, token });
     match two.worlds[0].reply(token) {
         Some(Reply::Stats { counters, .. }) => counters[Counter::Merged as usize],

@@ -18,7 +18,7 @@ use crate::shm::Mapping;
 
 /// Serves requests one after the other, each in a time of its own, and moves nothing.
 #[derive(Debug)]
-struct Paced {
+pub(super) struct Paced {
     clock: Rc<Cell<u64>>,
     flying: VecDeque<(u64, u64)>,
     depth: u32,
@@ -26,8 +26,8 @@ struct Paced {
 }
 
 /// Nanoseconds for each KiB, and for each request.
-const KIB_NS: u64 = 100;
-const REQUEST_NS: u64 = 50;
+pub(super) const KIB_NS: u64 = 100;
+pub(super) const REQUEST_NS: u64 = 50;
 
 impl Fabric for Paced {
     type Memory = Arc<Mapping>;
@@ -67,19 +67,21 @@ impl Fabric for Paced {
 }
 
 /// Clients, each with a session, a ring and a region of its own.
-struct Stage {
-    world: World<Paced>,
+pub(super) struct Stage {
+    pub(super) world: World<Paced>,
     clock: Rc<Cell<u64>>,
-    clients: Vec<Member>,
+    pub(super) clients: Vec<Member>,
 }
 
-struct Member {
+pub(super) struct Member {
     ring: usize,
     own: RegionId,
     import: RegionId,
     /// When the ops under way were pushed, by `user_data`, from 1.
     pushed_ns: Vec<u64>,
-    in_flight: u32,
+    /// How long each of them took; 0 while it is under way.
+    pub(super) took_ns: Vec<u64>,
+    pub(super) in_flight: u32,
     bytes: u64,
     latencies: Vec<u64>,
 }
@@ -89,7 +91,7 @@ const SQ_ENTRIES: u32 = 32;
 
 impl Stage {
     /// Clients of these owners.
-    fn new(limits: Limits, owners: &[u32]) -> Self {
+    pub(super) fn new(limits: Limits, owners: &[u32]) -> Self {
         let clock = Rc::new(Cell::new(0));
         let depth = limits.window_wrs;
         let fabric = Paced { clock: Rc::clone(&clock), flying: VecDeque::new(), depth, free_ns: 0 };
@@ -104,12 +106,26 @@ impl Stage {
         Self { world, clock, clients }
     }
 
-    fn push(&mut self, client: usize, class: Class, bytes: u32) {
+    pub(super) fn push(&mut self, client: usize, class: Class, bytes: u32) {
+        self.push_tied(client, (class, bytes), [0; 2], 0);
+    }
+
+    /// Pushes an op with edges, and flags for what comes behind it.
+    pub(super) fn push_tied(
+        &mut self,
+        client: usize,
+        (class, bytes): (Class, u32),
+        edges: [u16; 2],
+        flags: u16,
+    ) {
         let member = &mut self.clients[client];
         member.pushed_ns.push(self.world.now_ns);
+        member.took_ns.push(0);
         let sqe = Sqe {
             opcode: Opcode::Write as u8,
             class: class as u8,
+            edges,
+            flags,
             user_data: member.pushed_ns.len() as u64,
             local_region: member.own.0,
             remote_region: member.import.0,
@@ -121,17 +137,18 @@ impl Stage {
             member.in_flight += 1;
         } else {
             member.pushed_ns.pop();
+            member.took_ns.pop();
         }
     }
 
     /// Has a client always have so many ops under way.
-    fn flood(&mut self, client: usize, class: Class, bytes: u32, deep: u32) {
+    pub(super) fn flood(&mut self, client: usize, class: Class, bytes: u32, deep: u32) {
         while self.clients[client].in_flight < deep {
             self.push(client, class, bytes);
         }
     }
 
-    fn turn(&mut self) {
+    pub(super) fn turn(&mut self) {
         self.clock.set(self.world.now_ns + STEP_NS);
         self.world.turn();
         let now_ns = self.world.now_ns;
@@ -144,7 +161,9 @@ impl Stage {
                 let at = usize::try_from(cqe.user_data).unwrap() - 1;
                 member.in_flight -= 1;
                 member.bytes += bytes;
-                member.latencies.push(now_ns - member.pushed_ns[at]);
+                let took_ns = now_ns - member.pushed_ns[at];
+                member.took_ns[at] = took_ns;
+                member.latencies.push(took_ns);
             }
         }
     }
@@ -169,6 +188,7 @@ impl Member {
             own,
             import,
             pushed_ns: Vec::new(),
+            took_ns: Vec::new(),
             in_flight: 0,
             bytes: 0,
             latencies: Vec::new(),
@@ -193,7 +213,12 @@ fn jain(values: &[u64]) -> f64 {
     sum * sum / (count * squares)
 }
 
-fn limits(policy: Policy, window_wrs: u32, window_bytes: u64, slice_bytes: u32) -> Limits {
+pub(super) fn limits(
+    policy: Policy,
+    window_wrs: u32,
+    window_bytes: u64,
+    slice_bytes: u32,
+) -> Limits {
     Limits {
         records: 16_384,
         sessions_max: 1_024,

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::world::{Client, LIMITS, STEP_NS, World};
 use crate::abi::{
-    CANCEL_BY_NUMBER, CQE_NOTIFY, Cqe, Opcode, RIGHT_ATOMIC, RIGHT_READ, RIGHT_WRITE, Sqe,
+    CANCEL_BY_NUMBER, CQE_NOTIFY, Cqe, Opcode, RIGHT_ATOMIC, RIGHT_READ, RIGHT_WRITE, RIGHTS_ALL,
+    Sqe,
 };
 use crate::engine::{Command, Limits, Reply, Why};
 use crate::fabric::qp::join::Join;
@@ -148,15 +149,19 @@ impl Two {
         panic!("no rest after 100,000 steps");
     }
 
-    /// Adds a region of a side's session, registered for its own use.
+    /// Adds a region of a side's first session, registered for its own use.
     pub(super) fn region(&mut self, side: usize) -> RegionId {
+        self.region_of(side, SessionId(0))
+    }
+
+    pub(super) fn region_of(&mut self, side: usize, session: SessionId) -> RegionId {
         let id = self.worlds[side].next_region(1);
         let mapping = self.worlds[side].mapping(id, BYTES);
         let registration = self.register(side, &mapping, LOCAL_ONLY);
         let card =
             Some(Memory::own(Arc::clone(&mapping), CardKeys::first(registration.keys), id.0));
         let memory = Held { mapping: Some(mapping), card };
-        self.worlds[side].add_region(id, SessionId(0), BYTES, memory);
+        self.worlds[side].add_region(id, session, BYTES, memory);
         id
     }
 
@@ -234,7 +239,19 @@ impl Two {
         for rail in (0..64).filter(|rail| set >> rail & 1 != 0) {
             self.lend(owner, region, (rail, rights, 0)).unwrap();
         }
-        self.import_set(owner, region, rights, ([set; 3], region))
+        self.import_set(SessionId(0), owner, rights, ([set; 3], region), region)
+    }
+
+    /// Lends a region of one side on one rail, and imports it at the other for a session there.
+    pub(super) fn offer_to(
+        &mut self,
+        session: SessionId,
+        owner: usize,
+        region: RegionId,
+        rail: u16,
+    ) -> RegionId {
+        self.lend(owner, region, (rail, RIGHTS_ALL, 0)).unwrap();
+        self.import_set(session, owner, RIGHTS_ALL, ([1 << rail; 3], region), region)
     }
 
     /// Imports a region of `owner`'s, as one that its notifications call `name`.
@@ -245,26 +262,27 @@ impl Two {
         rights: u32,
         (rails, name): ([u16; 3], RegionId),
     ) -> RegionId {
-        self.import_set(owner, region, rights, (rails.map(|rail| 1 << rail), name))
+        let sets = rails.map(|rail| 1 << rail);
+        self.import_set(SessionId(0), owner, rights, (sets, name), region)
     }
 
     fn import_set(
         &mut self,
+        session: SessionId,
         owner: usize,
-        region: RegionId,
         rights: u32,
         (rails, name): ([u64; 3], RegionId),
+        region: RegionId,
     ) -> RegionId {
         let keys = self.keys(owner, region, rights);
         let memory = Memory::peer(keys, name.0).unwrap();
         let importer = 1 - owner;
         let id = self.worlds[importer].next_region(2);
         let held = Held { mapping: None, card: Some(memory) };
-        let (session, bytes) = (SessionId(0), BYTES);
         let token = self.told(importer, |token| Command::AddPeerImport {
             region: id,
             session,
-            bytes,
+            bytes: BYTES,
             rights,
             rails,
             memory: held,

@@ -30,6 +30,28 @@ where
     }
 }
 
+/// The search begins before intake and ends after it: it has not seen what was taken between.
+#[test]
+fn an_op_is_found_that_is_taken_in_the_turn_of_the_question() {
+    for before in [0, 1, 3] {
+        let (_stage, mut pair) = held(16);
+        for at in 0..before {
+            let sqe = pair.write(at * 64, 8);
+            push_known(&mut pair, sqe);
+            pair.world.turn();
+        }
+        let sqe = pair.write(1024, 8);
+        let number = pair.world.push(SENDER, sqe);
+        let token = pair.world.query(SENDER, CANCEL_BY_NUMBER, number, false);
+        pair.world.turn();
+        pair.world.turn();
+        let reply = pair.world.reply(token);
+        let Some(Reply::Why { why, .. }) = reply else { panic!("{before}: {reply:?}") };
+        let state = if before == 0 { STATE_POSTED } else { STATE_QUEUED };
+        assert_eq!((why.number, why.state), (number, state), "{before}");
+    }
+}
+
 #[test]
 fn why_says_where_an_op_is_and_what_it_waits_for() {
     let (stage, mut pair) = held(16);

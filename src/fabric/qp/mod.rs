@@ -169,6 +169,8 @@ pub enum AdoptError {
 pub struct Counts {
     /// Lists posted, or tried to.
     pub doorbells: u64,
+    /// Rails that polls looked after, each as often as it was.
+    pub attended: u64,
     /// Entries made, each before its work request is posted. Every one ends in one of the ways
     /// below, or is open.
     pub entered: u64,
@@ -493,6 +495,7 @@ impl<P: Provider> Fabric for Rails<P> {
         for _ in 0..self.listed.len() {
             let Some(number) = self.listed.pop_front() else { break };
             self.rails[usize::from(number)].listed = false;
+            self.counts.attended += 1;
             self.look_after(number);
         }
         self.report(done);

@@ -306,6 +306,10 @@ impl<P: Provider> Rails<P> {
             }
             return;
         }
+        if planted(Plant::RetryEarly) && rail.shared && rail.works.is_empty() {
+            self.converge(number, None);
+        }
+        let rail = &self.rails[usize::from(number)];
         let Some(since) = rail.quiet_since_ns.filter(|_| !rail.reset_asked) else { return };
         let over = self.now_ns.saturating_sub(since) > self.config.drain_ns;
         if rail.works.is_empty() || over {

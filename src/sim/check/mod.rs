@@ -86,6 +86,8 @@ pub struct Broken {
     pub invariant: Invariant,
     /// The world's seed.
     pub seed: u64,
+    /// How many engines it has, if that was asked for.
+    pub engines: Option<u16>,
     /// The fault that was planted in the core, if one was.
     pub plant: Option<Plant>,
     /// What was seen instead.
@@ -96,8 +98,10 @@ impl Broken {
     /// The command that shows it again.
     #[must_use]
     pub fn replay(&self) -> String {
+        let engines = self.engines.map(|engines| format!(" --engines {engines}"));
         let planted = self.plant.map(|plant| format!(" --plant {}", plant.name()));
-        format!("verbring sim --worlds 1 --seed {}{}", self.seed, planted.unwrap_or_default())
+        let (engines, planted) = (engines.unwrap_or_default(), planted.unwrap_or_default());
+        format!("verbring sim --worlds 1 --seed {}{engines}{planted}", self.seed)
     }
 }
 
@@ -135,17 +139,17 @@ pub(super) fn within(invariant: Invariant, check: impl FnOnce()) {
 
 /// Runs a world, and says what was broken in it.
 pub(super) fn watch<T>(
-    seed: u64,
-    plant: Option<Plant>,
+    (seed, engines, plant): (u64, Option<u16>, Option<Plant>),
     world: impl FnOnce() -> T,
 ) -> Result<T, Broken> {
     catch_unwind(AssertUnwindSafe(world)).map_err(|panic| match panic.downcast::<Found>() {
         Ok(found) => {
             let Found { invariant, why } = *found;
-            Broken { invariant, seed, plant, why }
+            Broken { invariant, seed, engines, plant, why }
         }
         Err(panic) => {
-            Broken { invariant: Invariant::Assertion, seed, plant, why: said(&*panic).to_string() }
+            let (invariant, why) = (Invariant::Assertion, said(&*panic).to_string());
+            Broken { invariant, seed, engines, plant, why }
         }
     })
 }

@@ -87,6 +87,7 @@ impl SimProvider {
                 ranges,
                 payload,
                 phase: Phase::Waiting(now_ns),
+                number: 0,
                 took: false,
             });
         }
@@ -152,6 +153,7 @@ impl Provider for SimProvider {
         let mut world = self.net.world();
         let mut broken = None;
         for (&device, card) in self.devices.iter().zip(0..) {
+            world.devices[device].polls += 1;
             if world.devices[device].overrun {
                 broken = Some(Broken { card, errno: super::super::EIO });
                 continue;
@@ -202,6 +204,12 @@ impl SimControl {
         self.net.world().set_port(self.device, up);
     }
 
+    /// How often its completion queue was looked at.
+    #[must_use]
+    pub fn polls(&self) -> u64 {
+        self.net.look().devices[self.device].polls
+    }
+
     fn known(&self, number: u32) -> Result<usize, ProviderError> {
         let world = self.net.look();
         let pair = world.pairs.get(number as usize);
@@ -247,6 +255,9 @@ impl ProviderControl for SimControl {
             occupied_most: 0,
             last_start_ns: 0,
             dead: false,
+            started: 0,
+            expected: 0,
+            hold_up_ns: None,
             cut: false,
             destroyed: false,
             rnr_count: 0,
@@ -303,6 +314,7 @@ impl ProviderControl for SimControl {
                 pair.receives.clear();
                 pair.occupied.clear();
                 pair.rnr_count = 0;
+                (pair.started, pair.expected) = (0, 0);
                 let completions = &mut world.devices[self.device].completions;
                 completions.retain(|wc| wc.number != number);
             }

@@ -16,7 +16,7 @@
 //! ([`Net::plan_post`]), failures of the n-th work request ([`Net::plan_work`]), a dead queue
 //! pair ([`Net::kill`]), completions that never come ([`Net::lose_completions`]) or belong to
 //! nothing ([`Net::inject`]), packets that land after their sender has given them up
-//! ([`Net::land_late`]).
+//! ([`Net::land_late`], [`Net::hold_up`]).
 //!
 //! **Deliberately absent**: any chance of its own. What is random is drawn by the test.
 
@@ -126,6 +126,7 @@ struct World {
     late: bool,
     ghosts: Vec<Ghost>,
     landed_late: u64,
+    landed_held: u64,
     overfull: u64,
     forbidden: watch::Forbidden,
 }
@@ -138,6 +139,9 @@ struct Ghost {
     link: Link,
     wr: Wr,
     payload: Vec<u8>,
+    number: u64,
+    /// Its sender has waited for its answer until it ran out of patience.
+    held: bool,
 }
 
 #[derive(Debug)]
@@ -147,6 +151,7 @@ struct Device {
     completions_max: usize,
     overrun: bool,
     armed: bool,
+    polls: u64,
     /// Its port is down.
     down: bool,
     /// Until then no queue pair can be connected.
@@ -167,6 +172,12 @@ struct Pair {
     occupied_most: usize,
     last_start_ns: u64,
     dead: bool,
+    /// Work requests that have left in this life, and the number of the one that it takes next:
+    /// it takes them in order, and none a second time.
+    started: u64,
+    expected: u64,
+    /// The next packet is held up until so long after it was given up, ns.
+    hold_up_ns: Option<u64>,
     /// Nothing reaches it, and nothing of it arrives.
     cut: bool,
     destroyed: bool,
@@ -192,6 +203,8 @@ struct Sent {
     /// Its bytes, once they were fetched; the answer's, once it was made.
     payload: Vec<u8>,
     phase: Phase,
+    /// Its number among those that have left.
+    number: u64,
     /// It took effect at the responder.
     took: bool,
 }
@@ -250,6 +263,7 @@ impl Net {
             completions_max: completions as usize,
             overrun: false,
             armed: false,
+            polls: 0,
             down: false,
             fails_until_ns: 0,
         });
@@ -297,10 +311,23 @@ impl Net {
         self.world().late = late;
     }
 
+    /// Holds up what a queue pair sends next: its sender waits for the answer until it has to give
+    /// it up, and `ns` later it lands, unless the responder's queue pair admits nothing any more by
+    /// then.
+    pub fn hold_up(&self, number: u32, ns: u64) {
+        self.pair(number).hold_up_ns = Some(ns);
+    }
+
     /// Packets that took effect after their sender had given them up.
     #[must_use]
     pub fn landed_late(&self) -> u64 {
         self.look().landed_late
+    }
+
+    /// Of these, those that were held up ([`Net::hold_up`]).
+    #[must_use]
+    pub fn landed_held(&self) -> u64 {
+        self.look().landed_held
     }
 
     /// Posts that found no room in a send queue, not by plan.
@@ -334,6 +361,7 @@ impl Net {
             pair.work_plans.clear();
             pair.losing = 0;
             (pair.lose, pair.repeat) = (0, 0);
+            pair.hold_up_ns = None;
         }
         for device in &mut self.world().devices {
             device.fails_until_ns = 0;
@@ -457,8 +485,9 @@ impl World {
         for sent in &pair.sends {
             match sent.phase {
                 Phase::Flying(at_ns) => {
-                    let (wr, payload) = (sent.wr, sent.payload.clone());
-                    self.ghosts.push(Ghost { at_ns, from: number, link, wr, payload });
+                    let (wr, payload, held) = (sent.wr, sent.payload.clone(), false);
+                    let (from, number) = (number, sent.number);
+                    self.ghosts.push(Ghost { at_ns, from, link, wr, payload, number, held });
                 }
                 Phase::Answered(..) if sent.took => {}
                 // The responder waits for this one, and takes none behind it.

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::super::provider::{Link, PairState, Range, WcStatus, Wr, WrVerb};
-use super::{Phase, Place, World, receive_completion, work_completion};
+use super::{Ghost, Phase, Place, World, receive_completion, work_completion};
 
 /// How long a receiver that is not ready is given, ns.
 const RNR_NS: u64 = 10_000;
@@ -125,10 +125,28 @@ impl World {
         }
         let pair = &mut self.pairs[number];
         pair.last_start_ns = self.now_ns + leaves_ns;
-        pair.sends[index].phase = phase;
+        let sent = &mut pair.sends[index];
+        sent.phase = phase;
+        sent.number = pair.started;
+        pair.started += 1;
         if let Some(payload) = payload {
-            pair.sends[index].payload = payload;
+            sent.payload = payload;
         }
+        self.hold_up(number, index);
+    }
+
+    /// If it is planned, what has just left arrives only when its sender waits for it no more.
+    fn hold_up(&mut self, number: usize, index: usize) {
+        let pair = &mut self.pairs[number];
+        let (Some(link), Some(ns)) = (pair.link, pair.hold_up_ns) else { return };
+        let sent = &mut pair.sends[index];
+        let Phase::Flying(at_ns) = sent.phase else { return };
+        pair.hold_up_ns = None;
+        let given_up_ns = at_ns + patience_ns(&link);
+        sent.phase = Phase::Answered(given_up_ns, WcStatus::RetryExceeded);
+        let (wr, payload) = (sent.wr, sent.payload.clone());
+        let (at_ns, from, number) = (given_up_ns + ns, number, sent.number);
+        self.ghosts.push(Ghost { at_ns, from, link, wr, payload, number, held: true });
     }
 
     /// Reads local ranges, one behind the other; `None` if a key does not admit one.
@@ -163,9 +181,17 @@ impl World {
             return;
         }
         let peer = ghost.link.peer.number as usize;
+        if ghost.number != self.pairs[peer].expected {
+            // Something before it never came.
+            return;
+        }
         let mut payload = ghost.payload;
         let status = self.carry_out(peer, &mut payload, &ghost.wr);
-        self.landed_late += u64::from(status == Some(WcStatus::Success));
+        if status == Some(WcStatus::Success) {
+            self.pairs[peer].expected += 1;
+            self.landed_late += 1;
+            self.landed_held += u64::from(ghost.held);
+        }
         if matches!(status, Some(WcStatus::RemoteAccess | WcStatus::RemoteInvalid)) {
             self.fail_pair(peer);
         }
@@ -237,9 +263,16 @@ impl World {
         if status.is_some() && wr.verb == WrVerb::Send {
             self.pairs[number].rnr_count = 0;
         }
+        let took = status == Some(WcStatus::Success);
+        let mut at = None;
         if let Some(sent) = self.pairs[number].sends.get_mut(index) {
             sent.payload = payload;
-            sent.took = status == Some(WcStatus::Success);
+            sent.took = took;
+            at = Some(sent.number);
+        }
+        if let Some(at) = at.filter(|_| took) {
+            let expected = std::mem::replace(&mut self.pairs[peer].expected, at + 1);
+            assert_eq!(expected, at, "a work request out of turn");
         }
         status
     }

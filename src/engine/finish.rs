@@ -131,8 +131,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         }
     }
 
-    /// Counts an op that leaves and has not just moved its bytes, or that others wait for, and tells
-    /// those. `well` if it was posted and did not fail.
+    /// Counts an op that leaves and has not just moved its bytes, or that others wait for, and
+    /// tells those. `well` if it was posted and did not fail.
     #[inline(never)]
     fn leave_otherwise(&mut self, slot: u32, well: bool) {
         let record = &self.ledger[slot];

@@ -1,5 +1,5 @@
-//! Ops that come one behind the other, and are queued in one step: what it takes to find their flow,
-//! and to note that it has ops, is done once for all of them.
+//! Ops that come one behind the other, and are queued in one step: what it takes to find their
+//! flow, and to note that it has ops, is done once for all of them.
 
 use crate::abi::{Class, WAIT_LANE};
 use crate::ledger::{LANE, Ledger, List};

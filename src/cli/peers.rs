@@ -308,7 +308,7 @@ mod tests {
         counting.publish_all();
         let then = telemetry.look();
         counting.add(header.rail_block(1), Tally::Bytes as usize, 5_000_000);
-        counting.add(header.rail_block(1), Tally::InFlight as usize, 3);
+        counting.add(header.rail_block(1), Tally::Dispatched as usize, 3);
         counting.publish_all();
         let before = Some((Duration::from_millis(500), then));
         let peers = replies().iter().map(|reply| PeerReport::read(reply).unwrap()).collect();

@@ -91,6 +91,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 
     /// Takes the plain ops among the SQEs that were copied in one go; returns how many, and whether
     /// the next burst may hold more of them. Only with `BOUND` some may be tied, or be folded.
+    #[expect(clippy::too_many_lines, reason = "one loop; what is split off costs every op a call")]
     #[inline(always)]
     fn take_burst<const BOUND: bool>(
         &mut self,

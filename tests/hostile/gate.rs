@@ -21,14 +21,14 @@ struct KeyFile(PathBuf);
 impl KeyFile {
     fn new(name: &str) -> Self {
         let file = format!("verbring-hostile-{}-{name}.key", std::process::id());
-        let path = std::env::temp_dir().join(file);
-        let _ = std::fs::remove_file(&path);
-        Key::make(&path).unwrap();
-        Self(path)
+        Self(std::env::temp_dir().join(file))
     }
 
     fn stage(&self, name: &'static str) -> Stage {
         Stage::with(name, |config| {
+            // Now that it is this attack's turn: the descriptor would be counted by another one's.
+            let _ = std::fs::remove_file(&self.0);
+            Key::make(&self.0).unwrap();
             config.listen = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
             config.psk_file = Some(self.0.clone());
         })

@@ -28,17 +28,29 @@ pub(super) enum Fault {
 pub(super) fn judge(status: WcStatus) -> (Fault, i32) {
     match status {
         WcStatus::Success => unreachable!("a success was judged as a failure"),
-        WcStatus::LocalLength | WcStatus::LocalOperation => (Fault::Request, errno::EINVAL),
+        WcStatus::LocalLength => (Fault::Request, errno::EINVAL),
         WcStatus::LocalProtection | WcStatus::LocalAccess => (Fault::Request, errno::EACCES),
         WcStatus::RemoteInvalid => (Fault::Refused, errno::EINVAL),
         WcStatus::RemoteAccess => (Fault::Refused, errno::EACCES),
         WcStatus::RemoteOperation => (Fault::Refused, EIO),
-        WcStatus::BadResponse | WcStatus::Other(_) => (Fault::Request, EIO),
         WcStatus::RetryExceeded | WcStatus::ReceiverNotReady | WcStatus::ResponseTimeout => {
             (Fault::Path, ETIMEDOUT)
         }
-        WcStatus::Flushed | WcStatus::RemoteAborted | WcStatus::Fatal => (Fault::Path, EIO),
+        WcStatus::Flushed | WcStatus::RemoteAborted => (Fault::Path, EIO),
+        status if cards_own(status) => (Fault::Path, EIO),
+        _ => (Fault::Request, EIO),
     }
+}
+
+/// True if the card, or what it keeps of a queue pair, failed.
+///
+/// LOC_QP_OP is an inconsistency that the card found in its own queue pair; Soft-RoCE says it also
+/// when it cannot send, as when its port goes down. So it says nothing of the request, until that
+/// has failed as often by itself.
+pub(super) fn cards_own(status: WcStatus) -> bool {
+    /// A failure of the transport that has no name of its own.
+    const GENERAL: u32 = 21;
+    matches!(status, WcStatus::LocalOperation | WcStatus::Fatal | WcStatus::Other(GENERAL))
 }
 
 #[cfg(test)]
@@ -53,6 +65,7 @@ mod tests {
             let (fault, errno) = judge(status);
             assert!(errno > 0, "{status:?} {fault:?}");
         }
+        assert_eq!(judge(WcStatus::from_ibv(2)), (Fault::Path, EIO), "the queue pair's own");
         assert_eq!(judge(WcStatus::from_ibv(5)), (Fault::Path, EIO), "flushed");
         assert_eq!(judge(WcStatus::from_ibv(10)), (Fault::Refused, errno::EACCES), "rkey");
         assert_eq!(judge(WcStatus::from_ibv(12)), (Fault::Path, ETIMEDOUT), "no answer");

@@ -15,6 +15,7 @@
 use super::Rails;
 use super::provider::{Provider, WcStatus};
 use super::rail::RailState;
+use super::status::cards_own;
 
 /// How failures that repeat themselves are met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,12 +113,6 @@ fn mixed(state: &mut u64) -> u64 {
     mixed ^ (mixed >> 31)
 }
 
-/// True if a completion says that the card, or what it keeps of a queue pair, failed.
-fn own(status: WcStatus) -> bool {
-    const GENERAL: u32 = 21;
-    matches!(status, WcStatus::LocalOperation | WcStatus::Fatal | WcStatus::Other(GENERAL))
-}
-
 /// True if a completion says that nobody answered.
 fn unanswered(status: WcStatus) -> bool {
     use WcStatus::{ReceiverNotReady, RemoteAborted, ResponseTimeout, RetryExceeded};
@@ -127,7 +122,7 @@ fn unanswered(status: WcStatus) -> bool {
 impl<P: Provider> Rails<P> {
     /// A work request failed: what that says of its path and its card.
     pub(super) fn suspect_path(&mut self, number: u16, status: WcStatus) {
-        if own(status) {
+        if cards_own(status) {
             self.card_erred(number);
         } else if unanswered(status) {
             self.rails[usize::from(number)].trust.path_failed = true;
@@ -262,11 +257,11 @@ mod tests {
     fn what_is_a_cards_own_is_no_peers() {
         for number in 0..64 {
             let status = WcStatus::from_ibv(number);
-            assert!(!(own(status) && unanswered(status)), "{status:?}");
+            assert!(!(cards_own(status) && unanswered(status)), "{status:?}");
         }
-        assert!(own(WcStatus::from_ibv(2)) && own(WcStatus::from_ibv(19)));
-        assert!(own(WcStatus::from_ibv(21)), "IBV_WC_GENERAL_ERR");
+        assert!(cards_own(WcStatus::from_ibv(2)) && cards_own(WcStatus::from_ibv(19)));
+        assert!(cards_own(WcStatus::from_ibv(21)), "IBV_WC_GENERAL_ERR");
         // A local protection error is a request's, a remote one the peer's, a flush nobody's.
-        assert!(![4, 5, 10, 11, 12].map(WcStatus::from_ibv).into_iter().any(own));
+        assert!(![4, 5, 10, 11, 12].map(WcStatus::from_ibv).into_iter().any(cards_own));
     }
 }

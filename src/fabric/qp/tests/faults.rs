@@ -225,6 +225,24 @@ fn f30_only_the_guilty_ends_even_if_the_cause_is_always_lost() {
 }
 
 #[test]
+fn a_card_that_fails_by_itself_is_not_what_its_requests_are_blamed_for() {
+    for status in [WcStatus::LocalOperation, WcStatus::Fatal, WcStatus::Other(21)] {
+        let mut two = two();
+        two.net.plan_work(two.join.number(0, 0), WorkPlan { after: 1, status, effect: false });
+        let batch = [write(0), write(1), add(2), write(3)];
+        assert_eq!(two.near.post(&batch), 4);
+        let done = ends(&mut two, 4);
+        for end in &done {
+            assert_eq!(end.errno == 0, end.ticket != 2, "{status:?}: {end:?}");
+        }
+        // An add may not be repeated, whoever is at fault.
+        assert_eq!(done[2].flags, DONE_FLUSHED | DONE_MAYBE);
+        assert_eq!((two.near.counts().card_errors, two.near.counts().degraded), (1, 1));
+        assert!(two.near.at_rest());
+    }
+}
+
+#[test]
 fn a_request_is_not_repeated_for_ever() {
     let mut two = two();
     for _ in 0..50 {

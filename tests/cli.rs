@@ -365,10 +365,14 @@ fn counters_are_watched_until_the_engine_ends() {
     let child = watch.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut watch = Running(child);
     let mut lines = BufReader::new(watch.0.stdout.take().unwrap()).lines();
-    for _ in 0..3 {
+    // The engine writes the page a little later than it lets a session in.
+    let mut looks = 0;
+    while looks < 3 {
         let look = json(&lines.next().unwrap().unwrap());
         assert_eq!(look["lanes"].as_array().unwrap().len(), 6);
-        assert_eq!(look["sessions"].as_array().unwrap().len(), 1, "its own: {look}");
+        let own = look["sessions"].as_array().unwrap().len();
+        assert!(own <= 1 && own >= usize::from(looks > 0), "its own: {look}");
+        looks += own;
     }
     daemon.signal(Signal::SIGTERM);
     assert!(daemon.end().0.success());

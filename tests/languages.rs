@@ -238,3 +238,50 @@ fn every_language_meets_every_other_across_two_engines() {
         engine.shutdown().unwrap();
     }
 }
+
+/// A daemon, killed with the value.
+struct Serving(Child);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The same again as between two hosts: each engine in a process of its own, joined by TCP and a key
+/// that both have. `VERBRING_TEST_BINARY` is the command.
+#[test]
+#[ignore = "needs two RDMA ports: tests/run vm"]
+fn every_language_meets_every_other_between_two_hosts() {
+    let ports = std::env::var("VERBRING_TEST_DEVICE").expect("rxe0:1:1,rxe1:1:1");
+    let binary = std::env::var("VERBRING_TEST_BINARY").expect("the command verbring");
+    let ours = || std::env::vars().map(|it| it.0).filter(|name| name.starts_with("VERBRING_"));
+    let verbring = || {
+        let mut command = Command::new(&binary);
+        ours().for_each(|name| drop(command.env_remove(name)));
+        command
+    };
+    let sockets = Sockets::new("hosts");
+    let key = sockets.0.join("key");
+    assert!(verbring().arg("key").arg(&key).stdout(Stdio::null()).status().unwrap().success());
+    // Each listens at its card's own address.
+    let serve = |at: usize, port: &str, listen: &str| {
+        let (device, gid) = port.rsplit_once(':').expect("DEVICE:PORT:GID");
+        let socket = sockets.0.join(format!("{at}.sock"));
+        let mut command = verbring();
+        command.args(["serve", "--verbs", "require", "--verbs-device", device, "--verbs-gid", gid]);
+        command.args(["--listen", listen, "--log", "warn", "--psk-file"]).arg(&key);
+        let mut child =
+            command.arg("--socket").arg(&socket).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.starts_with("listening"), "the engine did not start: {line:?}");
+        (Serving(child), socket)
+    };
+    let [near, far] = ports.split(',').collect::<Vec<_>>()[..] else { panic!("{ports}: two") };
+    let (_near, from) = serve(0, near, "10.99.0.1:7473");
+    let (_far, home) = serve(1, far, "10.99.1.1:7474");
+    let options = ["--peer", "verbring://10.99.1.1:7474", "--require", "verbs"];
+    meet(&languages(), &home, &from, &options);
+}

@@ -249,8 +249,8 @@ impl Drop for Serving {
     }
 }
 
-/// The same again as between two hosts: each engine in a process of its own, joined by TCP and a key
-/// that both have. `VERBRING_TEST_BINARY` is the command.
+/// The same again as between two hosts: each engine in a process of its own, joined by TCP and a
+/// key that both have. `VERBRING_TEST_BINARY` is the command.
 #[test]
 #[ignore = "needs two RDMA ports: tests/run vm"]
 fn every_language_meets_every_other_between_two_hosts() {

@@ -5,6 +5,7 @@
 //! Each direction writes ever new bytes to places of its own and adds to a counter; what the other
 //! end holds afterwards is compared with what was told of every op.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fs;
 use std::time::{Duration, Instant};
@@ -213,6 +214,7 @@ pub(crate) struct Cable {
     wire: String,
     /// What leads by it, with the table that says so: gone once it is down.
     routes: Vec<String>,
+    cut: Cell<bool>,
 }
 
 impl Cable {
@@ -223,17 +225,28 @@ impl Cable {
         // The kernel lays its own anew.
         let ours = |line: &&str| line.contains(" table ") && !line.contains("proto kernel");
         let routes = text.lines().filter(ours).map(|line| format!("{line} dev {wire}")).collect();
-        Self { wire, routes }
+        Self { wire, routes, cut: Cell::new(false) }
     }
 
     pub(crate) fn cut(&self) {
         ip(&format!("link set {} down", self.wire));
+        self.cut.set(true);
     }
 
     pub(crate) fn mend(&self) {
         ip(&format!("link set {} up", self.wire));
         for route in &self.routes {
             ip(&format!("route replace {route}"));
+        }
+        self.cut.set(false);
+    }
+}
+
+impl Drop for Cable {
+    /// A test that fails leaves the cable to the next one as it was.
+    fn drop(&mut self) {
+        if self.cut.get() {
+            self.mend();
         }
     }
 }

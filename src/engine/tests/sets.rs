@@ -1,14 +1,17 @@
 //! Several rails to one place: how ops spread over them, what becomes of those that a failed rail
 //! had, and of those that no rail is left for.
 
+use std::sync::atomic::Ordering;
+
 use super::two::{CONFIG, Two, add, rails_of, transfer};
 use super::world::{LIMITS, arm, failed, outcome};
 use crate::abi::{
-    CQE_MAYBE_DONE, CQE_NOTIFY, CQE_RETRYABLE, Cqe, Detail, Opcode, Page, RIGHTS_ALL, SQE_NOTIFY,
-    Sqe, WAIT_RAIL, errno,
+    CQE_MAYBE_DONE, CQE_NOTIFY, CQE_RETRYABLE, Cqe, Detail, Opcode, Page, RIGHTS_ALL, SQE_LINK,
+    SQE_NOTIFY, Sqe, WAIT_RAIL, errno,
 };
 use crate::engine::{Command, Limits};
-use crate::fabric::qp::provider::{PathSettings, WrVerb};
+use crate::fabric::qp::provider::{PathSettings, WcStatus, WrVerb};
+use crate::fabric::qp::sim::WorkPlan;
 use crate::fabric::qp::{Config, News, RailState, Told};
 use crate::ids::RegionId;
 use crate::seeds::{Random, each_seed};
@@ -359,4 +362,43 @@ fn what_comes_back_to_a_withdrawn_import_ends_at_once() {
     [1, 2].into_iter().for_each(|rail| cut(&two, rail, false));
     let ends = ends(&mut two, 2);
     assert!(ends.iter().all(|cqe| stays.contains(&cqe.user_data) && cqe.res == 100), "{ends:?}");
+}
+
+/// A READ whose answer is lost is repeated. What waits for it must not have been done by then.
+#[test]
+fn a_read_never_brings_what_was_written_behind_it() {
+    for later in [Opcode::Write, Opcode::FetchAdd] {
+        let (mut two, ids, target) = joined(LIMITS);
+        let (old, new) = (7, 9);
+        let near = two.worlds[0].memory[&ids.0.0].clone();
+        let far = two.worlds[1].memory[&target.0].clone();
+        far.word64(512).store(old, Ordering::Relaxed);
+        near.word64(1024).store(new, Ordering::Relaxed);
+        // It arrives, and is done; its answer is lost. What is on its way by then arrives, too: a
+        // fence keeps what is chained to it from being that.
+        two.net.land_late(true);
+        for rail in [1, 2] {
+            let status = WcStatus::RetryExceeded;
+            let plan = WorkPlan { after: 0, status, effect: true };
+            two.net.plan_work(two.join.number(rail, 0), plan);
+        }
+        let read = transfer(Opcode::Read, ids, 0, 8);
+        let behind = match later {
+            Opcode::Write => transfer(Opcode::Write, ids, 0, 8),
+            _ => add(ids, 0, 2),
+        };
+        two.push(0, Sqe { flags: SQE_LINK, remote_offset: 512, local_offset: 0, ..read });
+        two.push(0, Sqe { remote_offset: 512, local_offset: 1024, ..behind });
+        let mut cqes = ends(&mut two, 2);
+        cqes.sort_by_key(|cqe| cqe.user_data);
+        assert_eq!(cqes[0].res, 8, "{later:?}: {cqes:?}");
+        // Nobody knows whether an add went out before the failure, so that it is not repeated.
+        let maybe = later != Opcode::Write && cqes[1].flags & CQE_MAYBE_DONE != 0;
+        assert!(cqes[1].res == 8 || maybe, "{later:?}: {cqes:?}");
+        assert!(rails_of(&mut two.worlds[0]).counts().returned > 0, "it was not repeated");
+        assert_eq!(near.word64(0).load(Ordering::Relaxed), old, "{later:?}");
+        let holds = far.word64(512).load(Ordering::Relaxed);
+        assert!(holds == new || maybe && holds == old, "{later:?}: {holds}");
+        two.expect_rest();
+    }
 }

@@ -290,12 +290,18 @@ mod tests {
         Shape::settle(wish).unwrap()
     }
 
+    /// A slice in which the thread came to run.
     fn ran(batch: u64, depth: u64) -> (Fake, Counted, Histogram<u64>) {
-        let mut latencies = histogram();
-        let mut fake = Fake::default();
-        let span = Span { start_ns: now_ns(), warm_ns: 50_000_000, count_ns: 50_000_000 };
-        let counted = run(&mut fake, &shape(batch, depth), span, false, &mut latencies).unwrap();
-        (fake, counted, latencies)
+        loop {
+            let mut latencies = histogram();
+            let mut fake = Fake::default();
+            let span = Span { start_ns: now_ns(), warm_ns: 50_000_000, count_ns: 50_000_000 };
+            let shape = shape(batch, depth);
+            let counted = run(&mut fake, &shape, span, false, &mut latencies).unwrap();
+            if counted.ops > 0 {
+                return (fake, counted, latencies);
+            }
+        }
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::ids::{RecordId, SessionId};
 use crate::ledger::{Aside, Ledger, Op, Record};
 use crate::sched::credits::{Ask, Grant, Window};
 use crate::sched::lanes::Lanes;
-use crate::sched::pace::Pace;
+use crate::sched::pace::{Pace, REQUEST_BYTES};
 use crate::sched::policy::{Bounds, Contract, Mode, Policy};
 use crate::sched::{Scheduler, Shape};
 
@@ -89,8 +89,9 @@ pub(super) struct Way {
     pub(super) card: u8,
     /// Ops of its line that no other rail may take.
     lanes: Lanes,
-    /// Requests in the fabric.
+    /// Requests in the fabric, and their bytes.
     flying: u32,
+    bytes: u64,
     /// Whose request it took last.
     pub(super) last: Option<RecordId>,
     /// What it takes in this turn, and what has been laid for it.
@@ -111,6 +112,30 @@ pub(super) struct Card {
     pub(super) full: bool,
     /// The op that it is reserved for has asked again.
     pub(super) asked: bool,
+}
+
+/// What is in flight by a card and by a rail of it, and the card's rate.
+///
+/// Its card's counts, since all its rails share one wire; the rail's own does once more, since the
+/// way from there to the peer may be slower.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Burden {
+    /// Bytes; a request counts for some as well.
+    bytes: u64,
+    /// Measured bytes a second; 0 if it is not known.
+    rate: u64,
+}
+
+impl Burden {
+    /// It will be over earlier. A card of which nothing was measured passes for as fast as the
+    /// other: so it is used, and measured.
+    pub(super) fn lighter(self, other: Self) -> bool {
+        let (mine, theirs) = match (self.rate, other.rate) {
+            (0, _) | (_, 0) => (1, 1),
+            rates => rates,
+        };
+        u128::from(self.bytes) * u128::from(theirs) < u128::from(other.bytes) * u128::from(mine)
+    }
 }
 
 impl Way {
@@ -158,6 +183,7 @@ impl Abroad {
             card: fabric.card_of(rail),
             lanes: Lanes::default(),
             flying: 0,
+            bytes: 0,
             last: None,
             room: Room { requests: 0, notifies: 0, stop: None },
             laid: 0,
@@ -470,6 +496,7 @@ impl Abroad {
         let way = &mut self.ways[usize::from(rail)];
         let grant = self.cards[usize::from(way.card)].window.take(ask).ok()?;
         way.flying += 1;
+        way.bytes += u64::from(ask.bytes);
         self.flying |= 1 << rail;
         self.lines[usize::from(record.line)].window.share(ask);
         if ask.enters {
@@ -484,6 +511,7 @@ impl Abroad {
         self.lines[usize::from(record.line)].window.unshare(&grant, leaves);
         let way = &mut self.ways[usize::from(rail)];
         way.flying -= 1;
+        way.bytes -= u64::from(grant.bytes());
         if way.flying == 0 {
             self.flying &= !(1 << rail);
         }
@@ -492,6 +520,17 @@ impl Abroad {
         if leaves && !here {
             self.cards[usize::from(record.entered)].window.leave(internal);
         }
+    }
+
+    /// What a request of so many bytes would have to wait for, if it went by this rail.
+    pub(super) fn burden(&self, rail: u16, bytes: u32) -> Burden {
+        let way = &self.ways[usize::from(rail)];
+        let Card { window, pace, .. } = &self.cards[usize::from(way.card)];
+        let requests = u64::from(window.wrs()) + u64::from(way.flying);
+        let bytes = window.bytes() + way.bytes + u64::from(bytes);
+        // What was measured once may be long over: a card that has nothing to do is tried again.
+        let rate = if window.wrs() == 0 { 0 } else { pace.rate() };
+        Burden { bytes: bytes + requests * REQUEST_BYTES, rate }
     }
 
     /// Something that went by a rail has ended: for the measured rate of its card.

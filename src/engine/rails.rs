@@ -1,9 +1,10 @@
 //! Rails to peers: which op goes by which of them, and when.
 //!
 //! Rails that lead to the same place are a set, and its ops wait in one line (`lines`). Whatever is
-//! first in a line goes by the rail of the set that has most room, so that a slow rail gets less
-//! and one that takes nothing costs nobody anything. In one turn several rails are filled, each
-//! with one doorbell.
+//! first in a line goes by the rail of the set that will be done with it first: of which the bytes
+//! in flight, at the measured rate of its card, take least (`Burden`). How long ops wait in queues
+//! is no part of it. So a slow rail gets less, and one that takes nothing costs nobody anything. In
+//! one turn several rails are filled, each with one doorbell.
 //!
 //! **Atomics** go by the lowest rail of a set only: a card excludes no other card.
 //!
@@ -393,7 +394,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         })
     }
 
-    /// Of the rails that may take it, the one with the most room; in turn among equals.
+    /// Of the rails that may take it, the one that will be done with it first, by what is in flight
+    /// and how fast that goes; in turn among equals.
     fn choose_any(&mut self, slot: u32, next: &Next, ask: Ask) -> Result<u16, Hold> {
         let line = self.ledger[slot].line;
         self.abroad.peer_admits(line, ask).map_err(Hold::Line)?;
@@ -420,9 +422,9 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 refused = Some(hold);
                 continue;
             }
-            let room = way.room.requests;
-            if best.is_none_or(|(_, most)| room > most) {
-                best = Some((at, room));
+            let burden = self.abroad.burden(rail, next.bytes);
+            if best.is_none_or(|(_, least)| burden.lighter(least)) {
+                best = Some((at, burden));
             }
         }
         let Some((at, _)) = best else {

@@ -19,6 +19,14 @@ pub struct Grant {
     bytes: u32,
 }
 
+impl Grant {
+    /// Bytes of the request that it is for.
+    #[must_use]
+    pub fn bytes(&self) -> u32 {
+        self.bytes
+    }
+}
+
 /// Who takes credits, and for what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ask {

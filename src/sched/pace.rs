@@ -6,8 +6,9 @@
 
 /// A time over which the rate is taken, at the least.
 const SPAN_NS: u64 = 200_000;
-/// Requests must move so much each, or the rate says more of their number than of bytes.
-const REQUEST_BYTES: u64 = 4_096;
+/// Requests must move so much each, or the rate says more of their number than of bytes. So a
+/// request costs about what so many bytes do.
+pub const REQUEST_BYTES: u64 = 4_096;
 /// Slices are never smaller, and are multiples of it.
 const GRAIN_BYTES: u32 = 4_096;
 

@@ -6,25 +6,18 @@
 //! Every byte is looked at.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::cable::{Cable, Chance, Delays};
-use super::counts::Counts;
-use super::loans::{Ends, Loan};
-use super::node::Node;
+use super::joined::{Joined, RAILS};
 use super::options::Options;
 use crate::abi::{Cqe, Opcode, Sqe};
-use crate::fabric::qp::sim::{Net, SimConfig};
+use crate::fabric::qp::sim::SimConfig;
 use crate::fabric::qp::{self, RailState, Recovery};
-use crate::ids::{RingId, SessionId};
+use crate::ids::RingId;
 use crate::random::Random;
-use crate::ring::{ClientEnd, Heap};
 use crate::sched::{Contract, Policy};
-use crate::shm::Mapping;
 
 const MS: u64 = 1_000_000;
-const STEP_NS: u64 = 4_000;
 const OP_BYTES: u32 = 64 << 10;
 /// Ops under way.
 const UNDER_WAY: u64 = 64;
@@ -40,8 +33,7 @@ const TIMEOUT: u8 = 8;
 const SILENCE_NS: u64 = 3 * (4_096 << TIMEOUT);
 /// The longest wait before a probe, one probe that was lost and what follows it, and the probe.
 const BACK_WITHIN_NS: u64 = RECOVERY.backoff_max_ns + 2 * SILENCE_NS + 2 * MS;
-/// The rails between the engines, as the first engine numbers them; and the one that is killed.
-const RAILS: [u16; 2] = [2, 3];
+/// The rail that is killed.
 const KILLED: usize = 1;
 
 /// What the rails carried in a part of the time.
@@ -114,16 +106,7 @@ pub fn failover() -> Failover {
 
 #[derive(Debug)]
 struct Stage {
-    net: Net,
-    nodes: Vec<Node>,
-    cables: Vec<Cable>,
-    random: Random,
-    counts: Counts,
-    end: ClientEnd<Arc<Heap>>,
-    own: u32,
-    import: u32,
-    near: Arc<Mapping>,
-    far: Arc<Mapping>,
+    two: Joined,
     pushed: u64,
     out: BTreeSet<u64>,
     /// Under way when the rail went out of use, and not ended yet.
@@ -173,42 +156,8 @@ fn options() -> Options {
 
 impl Stage {
     fn new() -> Self {
-        let options = options();
-        let net = Net::new();
-        let mut nodes: Vec<_> = (0..2).map(|at| Node::new(at, &options, &net)).collect();
-        let session = SessionId(0);
-        let heaps: Vec<_> = nodes.iter_mut().map(|node| node.open(session, &options)).collect();
-        let bytes = UNDER_WAY * u64::from(OP_BYTES);
-        let (own, near) = nodes[0].region(session, bytes);
-        let (target, far) = nodes[1].region(session, bytes);
-        let delays = Delays { control_ns: 50_000, card_ns: 100_000 };
-        let mut ends = Vec::new();
-        for node in &mut nodes {
-            // Rail 1 is where production leads back to its own host.
-            assert_eq!(node.take_rail(), Some(1));
-        }
-        for (rail, card) in RAILS.into_iter().zip(0..) {
-            for (at, node) in nodes.iter_mut().enumerate() {
-                assert_eq!(node.take_rail(), Some(rail));
-                ends.push((at, rail, card));
-            }
-        }
-        let cables = vec![Cable::new(&ends, &nodes, delays)];
-        let lent = Ends { owner: 1, user: 0, cable: 0 };
-        let loan = Loan::new(lent, target, &far, &[session], &mut nodes, &cables[0]);
-        let import = loan.expect("a region that nobody revokes").imports[0];
-        let heap = Arc::clone(&heaps[0]);
         Self {
-            net,
-            nodes,
-            cables,
-            random: Random::new(5),
-            counts: Counts::default(),
-            end: ClientEnd::new(heap),
-            own: own.0,
-            import: import.0,
-            near,
-            far,
+            two: Joined::new(&options(), UNDER_WAY * u64::from(OP_BYTES)),
             pushed: 0,
             out: BTreeSet::new(),
             doubtful: BTreeSet::new(),
@@ -233,85 +182,70 @@ impl Stage {
     }
 
     fn run(&mut self) {
-        while !self.cables[0].ready() {
-            self.step();
+        while !self.two.cables[0].ready() {
+            self.two.step();
         }
         for _ in 0..100 {
-            self.step();
+            self.two.step();
         }
-        let begun_ns = self.net.now_ns();
-        while self.net.now_ns() < begun_ns + END_NS {
-            let now_ns = self.net.now_ns() - begun_ns;
+        let begun_ns = self.two.net.now_ns();
+        while self.two.net.now_ns() < begun_ns + END_NS {
+            let now_ns = self.two.net.now_ns() - begun_ns;
             let report = &mut self.report;
             if report.cut_ns == 0 && now_ns >= CUT_NS {
                 report.cut_ns = now_ns;
-                self.nodes[1].controls[KILLED].set_port(false);
+                self.two.nodes[1].controls[KILLED].set_port(false);
             }
             if report.restored_ns == 0 && now_ns >= RESTORED_NS {
                 report.restored_ns = now_ns;
-                self.nodes[1].controls[KILLED].set_port(true);
+                self.two.nodes[1].controls[KILLED].set_port(true);
             }
             self.push();
-            self.step();
-            let now_ns = self.net.now_ns() - begun_ns;
+            self.two.step();
+            let now_ns = self.two.net.now_ns() - begun_ns;
             self.look(now_ns);
             self.hear(now_ns);
         }
-        let counts = self.nodes[0].rails_mut().counts();
+        let counts = self.two.nodes[0].rails_mut().counts();
         self.report.returned = counts.returned;
         self.report.probes = [counts.probes, counts.probes_failed];
-    }
-
-    /// As a world's step.
-    fn step(&mut self) {
-        self.net.advance(STEP_NS);
-        let now_ns = self.net.now_ns();
-        for at in 0..self.nodes.len() {
-            self.nodes[at].turn(now_ns);
-            while let Some(wish) = self.nodes[at].wish() {
-                self.cables[0].wish(at, wish);
-            }
-        }
-        let Self { random, net, counts, .. } = self;
-        let mut chance = Chance { random, net, counts, refusals: 0 };
-        self.cables[0].step(now_ns, &mut self.nodes, &mut chance);
     }
 
     /// Keeps as many ops under way as there are buffers.
     fn push(&mut self) {
         let busy = self.out.iter().fold(0_u64, |busy, number| busy | 1 << (number % UNDER_WAY));
         for buffer in 0..UNDER_WAY {
-            if busy >> buffer & 1 != 0 || self.end.room() == 0 {
+            if busy >> buffer & 1 != 0 || self.two.end.room() == 0 {
                 continue;
             }
             let number = self.pushed / UNDER_WAY * UNDER_WAY + UNDER_WAY + buffer;
             self.pushed = self.pushed.max(number);
             let at = buffer * u64::from(OP_BYTES);
-            self.near.word64(at).store(number, Ordering::Release);
+            self.two.near.word64(at).store(number, Ordering::Release);
             let sqe = Sqe {
                 opcode: Opcode::Write as u8,
                 user_data: number,
-                local_region: self.own,
-                remote_region: self.import,
+                local_region: self.two.own,
+                remote_region: self.two.import,
                 local_offset: at,
                 remote_offset: at,
                 bytes: OP_BYTES,
                 ..Sqe::default()
             };
-            self.end.push(sqe.to_words());
+            self.two.end.push(sqe.to_words());
             self.out.insert(number);
         }
-        if self.end.publish() {
-            self.nodes[0].engine.wake(RingId(0));
+        if self.two.end.publish() {
+            self.two.nodes[0].engine.wake(RingId(0));
         }
     }
 
     /// Looks at the rail that is killed.
     fn look(&mut self, now_ns: u64) {
         let rail = RAILS[KILLED];
-        let works = self.nodes[0].rails_mut().state(rail) == RailState::Ready;
-        let number = self.cables[0].number(2 * KILLED).expect("a queue pair");
-        let carried = || self.net.posted(number).iter().filter(|wr| wr.bytes > 0).count();
+        let works = self.two.nodes[0].rails_mut().state(rail) == RailState::Ready;
+        let number = self.two.cables[0].number(2 * KILLED).expect("a queue pair");
+        let carried = || self.two.net.posted(number).iter().filter(|wr| wr.bytes > 0).count();
         let report = &mut self.report;
         if report.out_ns == 0 && !works {
             report.out_ns = now_ns;
@@ -330,7 +264,7 @@ impl Stage {
     }
 
     fn hear(&mut self, now_ns: u64) {
-        while let Some(words) = self.end.pop().expect("an engine's tail that can be") {
+        while let Some(words) = self.two.end.pop().expect("an engine's tail that can be") {
             let cqe = Cqe::from_words(words);
             let number = cqe.user_data;
             if !self.out.remove(&number) {
@@ -341,7 +275,7 @@ impl Stage {
                 continue;
             }
             let at = number % UNDER_WAY * u64::from(OP_BYTES);
-            if self.far.word64(at).load(Ordering::Acquire) != number {
+            if self.two.far.word64(at).load(Ordering::Acquire) != number {
                 self.errors.push(format!("a success without its bytes: {cqe:?}"));
             }
             let rail = usize::from(cqe.detail & 0xff) - usize::from(RAILS[0]);
@@ -350,7 +284,7 @@ impl Stage {
                 self.report.safe_ns = now_ns;
             }
         }
-        self.end.release();
+        self.two.end.release();
     }
 
     fn judge(self) -> Failover {

@@ -25,11 +25,14 @@ mod failover;
 mod faults;
 mod ground;
 mod idle;
+mod joined;
 mod lives;
 mod loans;
 mod node;
 mod options;
 mod plants;
+#[cfg(test)]
+mod spread;
 #[cfg(test)]
 mod tests;
 mod twins;

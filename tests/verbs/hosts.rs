@@ -76,6 +76,18 @@ impl Host {
         silence_ms: u32,
         key: &KeyFile,
     ) -> Self {
+        Self::with(name, cards, at, silence_ms, key, &[])
+    }
+
+    /// It has more settings.
+    pub(crate) fn with(
+        name: &str,
+        cards: &[&Place],
+        at: &str,
+        silence_ms: u32,
+        key: &KeyFile,
+        more: &[&str],
+    ) -> Self {
         let (key, silence_ms) = (key.0.to_str().expect("a path"), silence_ms.to_string());
         let settings = [
             ["--listen", at],
@@ -87,7 +99,8 @@ impl Host {
             ["--verbs-retry", "3"],
             ["--log", "warn"],
         ];
-        let served = Served::with_cards(name, cards, "exec", settings.as_flattened());
+        let settings = [settings.as_flattened(), more].concat();
+        let served = Served::with_cards(name, cards, "exec", &settings);
         Self { served, url: format!("verbring://{at}") }
     }
 

@@ -350,6 +350,7 @@ impl Server {
             CardFor::Loan { connection, slot } => self.loan_registered(connection, slot, done),
             CardFor::LoanOver { connection, slot } => self.loan_over(connection, slot, done),
             CardFor::Home { session, request } => self.home_registered(session, request, done),
+            CardFor::Addresses { card } => self.card_has_addresses(card, done),
             CardFor::Unused => {
                 if let CardDone::Failed(error) = done {
                     warn!(%error, "a registration did not end");

@@ -8,7 +8,7 @@
 //!  connecting side                     accepting side
 //!  HELLO ------------------------------->              the cards and rails it would have
 //!        <------------------------------- WELCOME      those that they get, or REFUSE
-//!  READY, UP, QUIET <--> READY, UP, QUIET              of each rail: see `joint`
+//!  READY, UP, QUIET <--> READY, UP, QUIET              of each rail: see `joint`; and BARREN
 //!  WANT ------------------------------->               an export is taken up
 //!        <------------------------------- HAVE, or NO
 //!        <------------------------------- WITHDRAW     it was revoked
@@ -30,8 +30,9 @@ use crate::fabric::qp::provider::{Endpoint, Key};
 
 /// Starts every message. As kind and reserved field of a client's message it would be neither.
 pub(crate) const MAGIC: u32 = 0x3150_5256;
-/// The only version that is understood. The first one knew of one card, the second of one host.
-pub(super) const VERSION: u16 = 3;
+/// The only version that is understood. The first one knew of one card, the second of one host, the
+/// third of no rounds.
+pub(super) const VERSION: u16 = 4;
 /// How long a peer may be silent, ms: the most that one may say of itself.
 const SILENCE_MS_MAX: u32 = 600_000;
 /// Rails that a connection may have on each card.
@@ -187,7 +188,7 @@ layouts! {
     }
     ReadyWire = 64 {
         head: HeadWire, rail: u32, life: u32, number: u32, psn: u32, gid: [u8; 16],
-        mtu_bytes: u32, credits: u32, lid: u16, reads_in: u8, reads_out: u8, reserved: u32,
+        mtu_bytes: u32, credits: u32, lid: u16, reads_in: u8, reads_out: u8, round: u32,
     }
     StepWire = 24 { head: HeadWire, rail: u32, life: u32, }
     WantWire = 136 {
@@ -216,6 +217,7 @@ const GIVE_BACK: u16 = 11;
 const CALL: u16 = 12;
 const HERE: u16 = 13;
 const BYE: u16 = 14;
+const BARREN: u16 = 15;
 
 impl Message {
     /// What it is called: what is in it is not for a log.
@@ -226,6 +228,7 @@ impl Message {
             Self::Refuse(_) => "REFUSE",
             Self::Joint(_, Say::Ready { .. }) => "READY",
             Self::Joint(_, Say::Up { .. }) => "UP",
+            Self::Joint(_, Say::Barren { .. }) => "BARREN",
             Self::Joint(_, Say::Quiet { .. }) => "QUIET",
             Self::Want(_) => "WANT",
             Self::Have(_) => "HAVE",
@@ -290,9 +293,13 @@ impl Message {
                 Self::No(wire.tag, Failure::parse(&wire)?)
             }
             READY => parse_ready(&exact(datagram)?)?,
-            UP | QUIET => {
+            kind @ (UP | BARREN | QUIET) => {
                 let StepWire { rail, life, .. } = exact(datagram)?;
-                let say = if head.kind == UP { Say::Up { life } } else { Say::Quiet { life } };
+                let say = match kind {
+                    UP => Say::Up { life },
+                    BARREN => Say::Barren { life },
+                    _ => Say::Quiet { life },
+                };
                 Self::Joint(parse_rail(rail)?, say)
             }
             WANT => {
@@ -310,7 +317,7 @@ impl Message {
             HERE => exact::<HeadWire>(datagram).map(|_| Self::Here)?,
             BYE => exact::<HeadWire>(datagram).map(|_| Self::Bye)?,
             kind => {
-                let (field, value, limit) = ("kind", u64::from(kind), "1 to 13");
+                let (field, value, limit) = ("kind", u64::from(kind), "1 to 15");
                 return Err(PeerError::Field { field, value, limit });
             }
         })
@@ -427,8 +434,9 @@ fn say_bytes(rail: u8, say: &Say) -> Vec<u8> {
     let step = |kind, life| bytes(&StepWire { head: head::<StepWire>(kind), rail, life });
     match *say {
         Say::Up { life } => step(UP, life),
+        Say::Barren { life } => step(BARREN, life),
         Say::Quiet { life } => step(QUIET, life),
-        Say::Ready { life, endpoint } => {
+        Say::Ready { life, endpoint, round } => {
             let Endpoint { number, psn, gid, lid, mtu_bytes, reads_in, reads_out, credits } =
                 endpoint;
             bytes(&ReadyWire {
@@ -443,23 +451,22 @@ fn say_bytes(rail: u8, say: &Say) -> Vec<u8> {
                 lid,
                 reads_in,
                 reads_out,
-                reserved: 0,
+                round,
             })
         }
     }
 }
 
 fn parse_ready(wire: &ReadyWire) -> Result<Message, PeerError> {
-    zero("reserved", wire.reserved)?;
-    let ReadyWire { life, number, psn, gid, mtu_bytes, credits, lid, reads_in, reads_out, .. } =
-        *wire;
+    let ReadyWire { life, number, psn, gid, mtu_bytes, credits, lid, .. } = *wire;
+    let ReadyWire { reads_in, reads_out, round, .. } = *wire;
     field("number", number, number < 1 << 24, "below 2^24")?;
     field("psn", psn, psn < 1 << 24, "below 2^24")?;
     let mtu = matches!(mtu_bytes, 256 | 512 | 1024 | 2048 | 4096);
     field("mtu_bytes", mtu_bytes, mtu, "256, 512, 1024, 2048 or 4096")?;
     field("credits", credits, credits <= CREDITS_MAX, "at most 2^20")?;
     let endpoint = Endpoint { number, psn, gid, lid, mtu_bytes, reads_in, reads_out, credits };
-    Ok(Message::Joint(parse_rail(wire.rail)?, Say::Ready { life, endpoint }))
+    Ok(Message::Joint(parse_rail(wire.rail)?, Say::Ready { life, endpoint, round }))
 }
 
 fn parse_rail(rail: u32) -> Result<u8, PeerError> {
@@ -558,8 +565,9 @@ mod tests {
             Message::Hello(hello),
             Message::Welcome(Hello { rails: 1, cards: 1, ..hello }),
             Message::Refuse(failure.clone()),
-            Message::Joint(11, Say::Ready { life: 5, endpoint: endpoint() }),
+            Message::Joint(11, Say::Ready { life: 5, endpoint: endpoint(), round: 6 }),
             Message::Joint(1, Say::Up { life: u32::MAX }),
+            Message::Joint(2, Say::Barren { life: 7 }),
             Message::Joint(0, Say::Quiet { life: 0 }),
             Message::Want(want),
             Message::Have(have),
@@ -642,7 +650,7 @@ mod tests {
         /// parsed says the same once more.
         #[test]
         fn no_bytes_make_the_parser_panic(
-            which in 0..14_usize,
+            which in 0..15_usize,
             noise in proptest::collection::vec(any::<u8>(), 0..520),
             changes in proptest::collection::vec((any::<usize>(), any::<u8>()), 0..6),
         ) {

@@ -16,6 +16,7 @@
 //!  numbers   sessions' names for them     imports      IMPORT from a peer, until it is given back
 //!                                         again        those to other hosts, when they are lost
 //!  report    what operators are told      events       what the log says of rails
+//!                                         addresses    ports' addresses that change
 //! ```
 //!
 //! **Cards are paired by place**: card 0 here with card 0 there, as many as both have. A connection
@@ -30,6 +31,9 @@
 //! **Rail 1** leads from this host's card 0 back to it. It carries the atomics of sessions here on
 //! what peers may use atomics on, since a card's atomics and a CPU's do not exclude each other.
 
+#[cfg(test)]
+mod addressed;
+mod addresses;
 mod again;
 mod connections;
 mod events;
@@ -62,6 +66,7 @@ use std::sync::Arc;
 
 use slab::Slab;
 
+use self::addresses::Looks;
 use self::again::{Again, Behind};
 use self::imports::{Held, Wanted};
 use self::joint::{Joint, Step};
@@ -91,6 +96,8 @@ pub(super) enum CardFor {
     Home { session: usize, request: Box<Export> },
     /// A registration ends; nobody waits for it.
     Unused,
+    /// A card's port is looked at.
+    Addresses { card: u8 },
 }
 
 /// What the engine was asked for on behalf of peers.
@@ -121,6 +128,8 @@ pub(super) struct Peers {
     again: Vec<Again>,
     /// What became of connections of late.
     failures: Failures,
+    /// What is known of the cards' addresses.
+    looks: Looks,
 }
 
 /// Whose a rail is.
@@ -238,6 +247,7 @@ impl Peers {
             reaching: 0,
             again: Vec::new(),
             failures: Failures::default(),
+            looks: Looks::default(),
         }
     }
 }

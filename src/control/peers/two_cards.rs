@@ -12,7 +12,7 @@ use super::scripted::{
     Door, HELLO, Other, alloc, let_go, makes_pair, no_pair, path, refusal, serves, want,
 };
 use crate::abi::errno;
-use crate::control::{CardDone, CardOrder, CardWork, PairWork};
+use crate::control::{Address, CardDone, CardOrder, CardWork, PairWork};
 use crate::fabric::qp::provider::{Created, Endpoint, Move};
 use crate::fabric::verbs::AsyncEvent;
 use crate::fabric::verbs::hollow::Hollow;
@@ -84,7 +84,7 @@ impl Stage {
     }
 
     /// The next order, which is about the queue pair of a card.
-    fn pair_work(&self, card: u8) -> (u64, PairWork) {
+    pub(super) fn pair_work(&self, card: u8) -> (u64, PairWork) {
         let CardOrder { token, work } = self.card.next();
         let CardWork::Pair { card: on, work } = work else { panic!("{work:?}") };
         assert_eq!(on, card, "{work:?}");
@@ -106,7 +106,7 @@ impl Stage {
         // Each card is used by its own settings.
         assert_eq!(settings.port, card + 1);
         self.card.say(token, CardDone::Endpoint(endpoint(card)));
-        let ready = Message::Joint(card, Say::Ready { life, endpoint: endpoint(card) });
+        let ready = Message::Joint(card, ready(card, life));
         assert_eq!(other.hear(), Some(ready.clone()));
         other.say(&ready);
         let moves = self.moves(card, true);
@@ -159,6 +159,13 @@ impl Stage {
         }
     }
 
+    /// A card's port is looked at, and has these addresses.
+    pub(super) fn looked_at(&self, card: u8, addresses: &[Address]) {
+        let CardOrder { token, work } = self.card.next();
+        assert!(matches!(work, CardWork::Addresses { card: at } if at == card), "{work:?}");
+        self.card.say(token, CardDone::Addresses(addresses.to_vec()));
+    }
+
     /// Everybody has heard what was said before.
     pub(super) fn settled(&self, other: &Other) {
         other.say(&Message::Call);
@@ -196,7 +203,7 @@ impl Stage {
 /// What the device calls a queue pair.
 pub(super) const NUMBER: u32 = 5;
 
-fn endpoint(card: u8) -> Endpoint {
+pub(super) fn endpoint(card: u8) -> Endpoint {
     Endpoint {
         number: NUMBER,
         psn: 7,
@@ -207,6 +214,10 @@ fn endpoint(card: u8) -> Endpoint {
         reads_out: 4,
         credits: 4,
     }
+}
+
+fn ready(card: u8, life: u32) -> Say {
+    Say::Ready { life, endpoint: endpoint(card), round: 0 }
 }
 
 #[test]
@@ -258,7 +269,7 @@ fn a_connection_is_up_though_one_card_cannot_make_its_queue_pair() {
             let peer = connect.join().unwrap().expect("one rail is enough");
             assert!(peer.rail() > 1);
             // What the other engine says of the rail that there is not is heard all the same.
-            let ready = Say::Ready { life: 0, endpoint: endpoint(1 - left) };
+            let ready = ready(1 - left, 0);
             other.say(&Message::Joint(1 - left, ready));
             stage.settled(&other);
             // The last one may not fail.
@@ -364,6 +375,7 @@ fn a_rail_that_cannot_be_connected_is_tried_again_while_the_other_works() {
         let (token, work) = stage.pair_work(1);
         assert!(matches!(work, PairWork::Endpoint { .. }), "{work:?}");
         stage.card.say(token, no_pair());
+        stage.looked_at(1, &[]);
         assert_eq!(stage.moves(1, true), [Move::Error]);
         let quiet = Message::Joint(1, Say::Quiet { life });
         assert_eq!(other.hear(), Some(quiet.clone()));
@@ -394,7 +406,7 @@ fn a_card_that_fails_takes_its_rail_along_and_nothing_else() {
     stage.settled(&other);
     other.say(&quiet);
     assert_eq!(stage.moves(1, false), [Move::Reset], "the other end is silent, too");
-    other.say(&Message::Joint(1, Say::Ready { life: 1, endpoint: endpoint(1) }));
+    other.say(&Message::Joint(1, ready(1, 1)));
     stage.settled(&other);
     let loan = stage.lends(&other, wanted, &[0, 1]);
     other.say(&Message::GiveBack(loan));

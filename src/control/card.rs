@@ -181,8 +181,8 @@ pub(crate) struct Card<P = VerbsPair> {
     /// By card, how each class uses its path, high, medium, low: one queue pair a connection and
     /// card if they are all equal, else one a class.
     pub(crate) paths: Vec<[PathSettings; 3]>,
-    /// By card, the addresses that a peer may be reached from, best first; none where the one that
-    /// the paths name is the only one.
+    /// By card, the addresses that a peer may be reached from, best first; none on InfiniBand
+    /// without such.
     pub(crate) addresses: Vec<Vec<Address>>,
     /// The settings say which address of each port is used, and no other.
     pub(crate) pinned: bool,
@@ -218,6 +218,15 @@ impl<P> Card<P> {
     /// The addresses of a card's port.
     pub(crate) fn addresses_of(&self, card: u8) -> &[Address] {
         self.addresses.get(usize::from(card)).map_or(&[], Vec::as_slice)
+    }
+
+    /// What other engines are told of a card's addresses.
+    pub(crate) fn told(&self, card: u8) -> [[u8; 16]; 4] {
+        let mut told = [[0; 16]; 4];
+        for (place, address) in told.iter_mut().zip(self.addresses_of(card)) {
+            *place = address.gid;
+        }
+        told
     }
 
     /// True if each class has a queue pair of its own: the classes use their paths differently.

@@ -195,7 +195,14 @@ fn open_chosen(config: &Config) -> Result<Opened, NoVerbs> {
     let verbs = verbs.collect();
     let paths = chosen.iter().map(|it| paths(config, it.port, gid_index(it))).collect();
     let pinned = !config.verbs_gid.is_empty();
-    let found = |it: &Judged| if pinned { Vec::new() } else { addresses(&cards, it) };
+    let named = |it: &Judged| {
+        let gid = address(&cards, it)?.octets();
+        Some(Address { gid_index: gid_index(it), gid })
+    };
+    let found = |it: &Judged| match pinned {
+        true => named(it).into_iter().collect(),
+        false => addresses(&cards, it),
+    };
     let addresses = chosen.iter().map(found).collect();
     Ok(Opened { provider, controls, rails, paths, addresses, look: look(chosen), verbs })
 }

@@ -163,12 +163,13 @@ impl Served {
         let devices = each(|card| format!("{}:{}", card.device, card.settings.port));
         let gids = each(|card| card.settings.gid_index.to_string());
         let told = settings.contains(&"--verbs-gid");
+        let gids = if told { Vec::new() } else { vec!["--verbs-gid".to_string(), gids] };
         let child = Command::new("bash")
             .args(["-c", &format!("{before} \"$@\""), "bash", env!("CARGO_BIN_EXE_verbring")])
             .args(["serve", "--verbs", "require", "--verbs-device", &devices])
             .arg("--socket")
             .arg(&socket)
-            .args(if told { &[][..] } else { &["--verbs-gid", &gids][..] })
+            .args(gids)
             .args(settings)
             .env_clear()
             .envs(std::env::vars().filter(|(name, _)| !name.starts_with("VERBRING_")))

@@ -7,7 +7,7 @@
 //! ```text
 //!  connecting side                     accepting side
 //!  HELLO ------------------------------->              the cards and rails it would have
-//!        <------------------------------- WELCOME      those that they get, or REFUSE
+//!        <------------------------------- WELCOME      the pairs that they get, or REFUSE
 //!  READY, UP, QUIET <--> READY, UP, QUIET              of each rail: see `joint`; and BARREN
 //!  WANT ------------------------------->               an export is taken up
 //!        <------------------------------- HAVE, or NO
@@ -24,6 +24,7 @@ use thiserror::Error;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 use super::joint::Say;
+use super::pairing::Ports;
 use crate::abi::{MESSAGE_BYTES_MAX, NAME_BYTES, RIGHTS_ALL, SECRET_BYTES};
 use crate::fabric::qp::CARDS_MAX;
 use crate::fabric::qp::provider::{Endpoint, Key};
@@ -31,7 +32,7 @@ use crate::fabric::qp::provider::{Endpoint, Key};
 /// Starts every message. As kind and reserved field of a client's message it would be neither.
 pub(crate) const MAGIC: u32 = 0x3150_5256;
 /// The only version that is understood. The first one knew of one card, the second of one host, the
-/// third of no rounds.
+/// third of no rounds and pairs.
 pub(super) const VERSION: u16 = 4;
 /// How long a peer may be silent, ms: the most that one may say of itself.
 const SILENCE_MS_MAX: u32 = 600_000;
@@ -87,9 +88,15 @@ pub(super) struct Hello {
     /// On each card one rail for all classes, or three, one a class. What WELCOME says is what
     /// they get.
     pub(super) rails: u8,
-    /// Cards, in the order of each engine's own list: those of the same place are paired. What
-    /// WELCOME says, at most what HELLO did, is what they get.
+    /// Cards to be joined, at most. What WELCOME says, at most what HELLO did, is what they get.
     pub(super) cards: u8,
+    /// In HELLO the cards that there are, of which `cards` may be joined.
+    pub(super) there: u8,
+    /// In WELCOME, which of HELLO's cards is in each of the pairs; else in order.
+    pub(super) picked: [u8; CARDS_MAX],
+    /// What ports are addressed: in HELLO of each card that there is, in WELCOME of the card there
+    /// of each pair.
+    pub(super) told: [Ports; CARDS_MAX],
     /// Who says nothing to it for so long is lost to it, ms: until then it may go on as if nothing
     /// had happened.
     pub(super) silence_ms: u32,
@@ -132,7 +139,7 @@ pub(super) struct Have {
     pub(super) keys_total: u32,
     /// The place of the first key in here.
     pub(super) first: u32,
-    /// Each with its card, all of a card's in order. Without lkey.
+    /// Each with the pair that its card is in, all of a pair's in order. Without lkey.
     pub(super) keys: Vec<(u8, Key)>,
 }
 
@@ -153,7 +160,7 @@ pub(super) enum Message {
     Hello(Hello),
     Welcome(Hello),
     Refuse(Failure),
-    /// Of one rail, by its place in the connection: all of card 0 first.
+    /// Of one rail, by its place in the connection: all of the first pair first.
     Joint(u8, Say),
     Want(Want),
     Have(Have),
@@ -179,9 +186,9 @@ macro_rules! layouts {
 
 layouts! {
     HeadWire = 16 { magic: u32, version: u16, kind: u16, bytes: u32, reserved: u32, }
-    HelloWire = 56 {
+    HelloWire = 320 {
         head: HeadWire, boot_id: [u64; 2], pid: u32, rails: u32, cards: u32, silence_ms: u32,
-        link: u64,
+        link: u64, there: u32, picked: [u8; CARDS_MAX], told: [Ports; CARDS_MAX],
     }
     FailureWire = 272 {
         head: HeadWire, tag: u64, errno: i32, detail: u16, text_bytes: u16, text: [u8; 240],
@@ -339,14 +346,16 @@ pub(crate) fn is_peers(datagram: &[u8]) -> bool {
 
 impl Hello {
     fn to_bytes(self, kind: u16) -> Vec<u8> {
-        let Self { boot_id, pid, rails, cards, silence_ms, link } = self;
+        let Self { boot_id, pid, rails, cards, there, picked, told, silence_ms, link } = self;
         let head = head::<HelloWire>(kind);
-        let (rails, cards) = (u32::from(rails), u32::from(cards));
-        bytes(&HelloWire { head, boot_id, pid, rails, cards, silence_ms, link })
+        let (rails, cards, there) = (rails.into(), cards.into(), there.into());
+        let wire =
+            HelloWire { head, boot_id, pid, rails, cards, silence_ms, link, there, picked, told };
+        bytes(&wire)
     }
 
     fn parse(wire: HelloWire) -> Result<Self, PeerError> {
-        let HelloWire { boot_id, pid, rails, cards, silence_ms, link, .. } = wire;
+        let HelloWire { boot_id, pid, rails, cards, silence_ms, link, picked, told, .. } = wire;
         field("silence_ms", silence_ms, silence_ms <= SILENCE_MS_MAX, "at most 600000")?;
         let allowed = rails == 1 || rails == u32::from(RAILS_A_CARD_MAX);
         field("rails", rails, allowed, "1, or 3 for one a class")?;
@@ -354,7 +363,13 @@ impl Hello {
         let known = card(cards.wrapping_sub(1));
         field("cards", cards, known.is_some(), "1 to 4")?;
         let cards = known.map_or(1, |last| last + 1);
-        Ok(Self { boot_id, pid, rails, cards, silence_ms, link })
+        let there = card(wire.there.wrapping_sub(1)).map_or(0, |last| last + 1);
+        field("there", wire.there, there >= cards, "cards to 4")?;
+        for (at, card) in picked.iter().enumerate() {
+            let known = *card < there && !picked[..at].contains(card);
+            field("picked", *card, known || at >= cards.into(), "each a card that is there, once")?;
+        }
+        Ok(Self { boot_id, pid, rails, cards, there, picked, told, silence_ms, link })
     }
 }
 
@@ -539,8 +554,17 @@ mod tests {
     }
 
     fn messages() -> Vec<Message> {
-        let hello =
-            Hello { boot_id: [1, 2], pid: 3, rails: 3, cards: 4, silence_ms: 600_000, link: 5 };
+        let hello = Hello {
+            boot_id: [1, 2],
+            pid: 3,
+            rails: 3,
+            cards: 4,
+            there: 4,
+            picked: [3, 2, 0, 1],
+            told: [[[7; 16]; 4]; 4],
+            silence_ms: 600_000,
+            link: 5,
+        };
         let failure = Failure { errno: 13, detail: 25, text: "the secret is wrong".into() };
         let key = Key { offset: 0, bytes: 4096, address: 0x7000, lkey: 0, rkey: 5 };
         let want = Want {
@@ -612,10 +636,21 @@ mod tests {
     #[test]
     fn cards_and_rails_that_cannot_be_are_named() {
         let refused = |message: &Message| Message::parse(&message.to_bytes()).unwrap_err();
-        let hello = Hello { boot_id: [1, 2], pid: 3, rails: 1, cards: 0, silence_ms: 0, link: 0 };
+        let Some(Message::Hello(hello)) = messages().into_iter().next() else { panic!("HELLO") };
+        let hello = Hello { rails: 1, cards: 0, ..hello };
         assert_eq!(refused(&Message::Hello(hello)).to_string(), "cards is 0, but must be 1 to 4");
         let hello = Hello { cards: 5, ..hello };
         assert_eq!(refused(&Message::Hello(hello)).to_string(), "cards is 5, but must be 1 to 4");
+        let hello = Hello { cards: 3, there: 2, ..hello };
+        let text = refused(&Message::Hello(hello)).to_string();
+        assert_eq!(text, "there is 2, but must be cards to 4");
+        let hello = Hello { there: 3, picked: [0, 3, 0, 0], ..hello };
+        let text = refused(&Message::Hello(hello)).to_string();
+        assert_eq!(text, "picked is 3, but must be each a card that is there, once");
+        let hello = Hello { picked: [2, 1, 2, 0], ..hello };
+        assert!(Message::parse(&Message::Hello(hello).to_bytes()).is_err(), "twice");
+        let hello = Hello { cards: 2, ..hello };
+        assert!(Message::parse(&Message::Hello(hello).to_bytes()).is_ok(), "not used");
         let text = refused(&Message::Joint(12, Say::Up { life: 0 })).to_string();
         assert_eq!(text, "rail is 12, but must be below 12");
         let Some(Message::Have(mut have)) =

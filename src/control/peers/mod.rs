@@ -16,12 +16,13 @@
 //!  numbers   sessions' names for them     imports      IMPORT from a peer, until it is given back
 //!                                         again        those to other hosts, when they are lost
 //!  report    what operators are told      events       what the log says of rails
-//!                                         addresses    ports' addresses that change
+//!  pairing   which cards are joined       addresses    ports' addresses that change
 //! ```
 //!
-//! **Cards are paired by place**: card 0 here with card 0 there, as many as both have. A connection
-//! is up while one rail of every set is. A rail that fails for good leaves it, unless it is the
-//! last of a set: then the connection is lost.
+//! **Cards are paired by reach**: those whose addresses are nearest to each other, as many as both
+//! have. In what is said of a connection a pair has a number, its place; here its card has its own.
+//! A connection is up while one rail of every set is. A rail that fails for good leaves it, unless
+//! it is the last of a set: then the connection is lost.
 //!
 //! **A connection that is lost** is forgotten in this order: its queue pairs here are moved to
 //! ERROR; the peer's are silent, too (it says BYE, its process is gone, or the lease is over, after
@@ -46,6 +47,7 @@ pub(crate) mod joint;
 mod loans;
 pub(crate) mod message;
 mod numbers;
+mod pairing;
 pub(crate) mod paths;
 mod patience;
 mod rails;
@@ -198,7 +200,9 @@ struct Connection {
     pid: i32,
     /// Until when it must be up, for the first time or again.
     until_ns: Option<u64>,
-    /// All of card 0 first; a card's in the order of classes, if there are three.
+    /// Our cards of its pairs, in the order of these.
+    cards: Vec<u8>,
+    /// All of the first pair first; a pair's in the order of classes, if there are three.
     rails: Vec<u16>,
     /// Rails that it has on each card.
     rails_a_card: u8,
@@ -268,6 +272,7 @@ impl Connection {
             pidfd: None,
             pid: 0,
             until_ns: Some(until_ns),
+            cards: Vec::new(),
             rails: Vec::new(),
             rails_a_card: 1,
             unsent: VecDeque::new(),
@@ -291,11 +296,6 @@ impl Connection {
     fn unaware_ns(&self) -> u64 {
         let abroad = self.from.is_some() || matches!(self.led_to, Some(Url::Host { .. }));
         if abroad { u64::from(self.silence_ms) * 1_000_000 } else { 0 }
-    }
-
-    /// Cards that it has rails on.
-    fn cards(&self) -> u8 {
-        u8::try_from(self.rails.len() / usize::from(self.rails_a_card)).unwrap_or(u8::MAX)
     }
 
     /// The rails that ops of each class go by, a bit each; `None` once some are gone.

@@ -93,6 +93,8 @@ pub(crate) struct Paths {
     settings: PathSettings,
     addresses: Vec<Address>,
     role: Role,
+    /// What is known of the other end's before it says anything.
+    others: Vec<[u8; 16]>,
     /// Attempts that failed, since the addresses are these.
     failures: u32,
     because: Because,
@@ -104,17 +106,21 @@ impl Paths {
         Self::new(settings, Role::Pinned)
     }
 
-    /// Any of these addresses, in this order; the one that reaches `by` before all others.
+    /// Any of these addresses: the one that reaches `by` before all others, then those of which the
+    /// other end has a like one, as far as it is known; of these the nearest first, and what does
+    /// not reach beyond its link last.
     pub(crate) fn leading(
         settings: PathSettings,
         addresses: &[Address],
         by: Option<IpAddr>,
+        others: &[[u8; 16]],
     ) -> Self {
         let by = by.map(|by| match by {
             IpAddr::V4(by) => by.to_ipv6_mapped().octets(),
             IpAddr::V6(by) => by.octets(),
         });
         let mut paths = Self::new(settings, Role::Leads { by });
+        paths.others = others.iter().copied().filter(|gid| *gid != [0; 16]).collect();
         paths.addresses = paths.ordered(addresses);
         paths
     }
@@ -127,13 +133,20 @@ impl Paths {
     }
 
     fn new(settings: PathSettings, role: Role) -> Self {
-        Self { settings, addresses: Vec::new(), role, failures: 0, because: Because::Only }
+        let (addresses, others, because) = (Vec::new(), Vec::new(), Because::Only);
+        Self { settings, addresses, role, others, failures: 0, because }
     }
 
     fn ordered(&self, addresses: &[Address]) -> Vec<Address> {
         let mut ordered = addresses.to_vec();
-        if let Role::Leads { by: Some(by) } = self.role {
-            ordered.sort_by_key(|address| address.gid != by);
+        if let Role::Leads { by } = self.role {
+            ordered.sort_by_key(|address| {
+                let near = self.others.iter().map(|other| nearness(address.gid, *other)).max();
+                let near = near.unwrap_or(0);
+                let narrow = Ipv6Addr::from(address.gid).is_unicast_link_local();
+                let narrow = narrow && !self.others.is_empty();
+                (Some(address.gid) != by, near == 0, narrow, std::cmp::Reverse(near))
+            });
         }
         ordered.truncate(WAYS_MAX);
         ordered
@@ -283,7 +296,7 @@ mod tests {
     fn who_leads_takes_one_after_the_other_and_first_the_way_it_came() {
         let order = |by: Option<&str>| {
             let by = by.map(|by| by.parse().unwrap());
-            let mut paths = Paths::leading(PathSettings::DEFAULT, &port(), by);
+            let mut paths = Paths::leading(PathSettings::DEFAULT, &port(), by, &[]);
             assert!(!paths.follows());
             let taken = taken(&mut paths, 5, None);
             let why = taken[0].1;
@@ -292,6 +305,15 @@ mod tests {
         assert_eq!(order(None), (vec![3, 5, 7, 1, 3], Because::Best));
         assert_eq!(order(Some("192.168.4.7")), (vec![5, 3, 7, 1, 5], Because::CameBy));
         assert_eq!(order(Some("fd00::7")), (vec![7, 3, 5, 1, 7], Because::CameBy));
+        // What the other end has is tried before what it has not; zeros are none.
+        let others = ["fe80::9", "::ffff:192.168.4.9"].map(|text| address(0, text).gid);
+        let others = [others[0], others[1], [0; 16]];
+        let by = Some("fd00::7".parse().unwrap());
+        for (by, all) in [(by, [7, 5, 3, 1]), (None, [5, 3, 1, 7])] {
+            let mut paths = Paths::leading(PathSettings::DEFAULT, &port(), by, &others);
+            let order = taken(&mut paths, 4, None);
+            assert_eq!(order.iter().map(|it| it.0).collect::<Vec<_>>(), all);
+        }
         let elsewhere = order(Some("172.16.0.1"));
         assert_eq!(elsewhere, (vec![3, 5, 7, 1, 3], Because::Best), "a network without RDMA");
     }
@@ -345,7 +367,7 @@ mod tests {
 
     #[test]
     fn a_table_that_changes_is_followed_unless_the_settings_name_a_place() {
-        let mut paths = Paths::leading(PathSettings::DEFAULT, &port(), None);
+        let mut paths = Paths::leading(PathSettings::DEFAULT, &port(), None, &[]);
         assert_eq!(taken(&mut paths, 5, None)[4].0, 3);
         let chosen = |paths: &mut Paths| {
             paths.choose(None);
@@ -403,7 +425,8 @@ mod tests {
             far in some_port(),
             heeded in proptest::collection::vec(any::<bool>(), WAYS_MAX * WAYS_MAX),
         ) {
-            let mut leads = Paths::leading(PathSettings::DEFAULT, &near, None);
+            let others: Vec<_> = far.iter().map(|it| it.gid).take(4).collect();
+            let mut leads = Paths::leading(PathSettings::DEFAULT, &near, None, &others);
             let mut follows = Paths::following(PathSettings::DEFAULT, &far);
             let by_index =
                 |port: &[Address], index| port.iter().find(|it| it.gid_index == index).copied();

@@ -138,14 +138,17 @@ pub(super) struct PutOff {
     /// What is to be done, and until when nothing is.
     then: Option<(Then, u64)>,
     failures: u32,
+    told: bool,
 }
 
 impl PutOff {
-    /// One more has failed, of so many ways that there are. True if it is the first.
+    /// One more has failed, of so many ways that there are. True if it is the first of which more
+    /// is known than that there is no address.
     pub(super) fn failed(&mut self, then: Then, ways: u32, now_ns: u64) -> bool {
         let rounds = self.failures / ways.max(1);
         let pause_ns = AGAIN_AFTER_NS.start() << rounds.min(32);
-        let first = self.failures == 0;
+        let known = matches!(then, Then::NextLife(_));
+        let first = known && !std::mem::replace(&mut self.told, true);
         self.failures = self.failures.saturating_add(1);
         self.then = Some((then, now_ns + pause_ns.min(*AGAIN_AFTER_NS.end())));
         first
@@ -277,10 +280,11 @@ mod tests {
         put_off.connected();
         // Where there are several ways, each is tried before the pauses grow.
         let pauses = (0..7).map(|life| {
-            put_off.failed(Then::SeekAgain(life), 3, SECOND);
+            assert!(!put_off.failed(Then::SeekAgain(life), 3, SECOND));
             put_off.due_ns().unwrap() - SECOND
         });
         assert_eq!(pauses.collect::<Vec<_>>(), [5, 5, 5, 10, 10, 10, 20].map(|ms| ms * 1_000_000));
+        assert!(put_off.failed(Then::NextLife(Step::Up(0)), 3, SECOND));
     }
 
     /// Revocations that overlap for long are no offence, and do not hide one that is.

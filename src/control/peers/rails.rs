@@ -6,6 +6,7 @@
 use tracing::{error, info, warn};
 
 use super::joint::{Act, Job, Joint, Step};
+use super::pairing::Ports;
 use super::paths::Paths;
 use super::patience::{PutOff, Then};
 use super::{CardFor, HOME, RailPlace, Whose};
@@ -13,7 +14,7 @@ use crate::clock;
 use crate::control::card::{CardDone, CardWork, PairWork};
 use crate::control::registrations;
 use crate::control::server::Server;
-use crate::fabric::qp::provider::{Created, PathSettings, ProviderError};
+use crate::fabric::qp::provider::{Created, ProviderError};
 use crate::fabric::qp::{AdoptError, News, Told, Wish};
 use crate::fabric::verbs::{AsyncEvent, VerbsPair};
 use crate::host::link::Order;
@@ -29,7 +30,7 @@ impl Server {
         let (settings, caps, receives) = (card.paths[0][1], card.caps, card.receives);
         let ways = match card.pinned {
             true => Paths::only(settings),
-            false => Paths::leading(settings, card.addresses_of(0), None),
+            false => Paths::leading(settings, card.addresses_of(0), None, &[]),
         };
         let joint = Joint::by(ways, caps, receives);
         self.join_rail(HOME, Whose::Home, 0, joint);
@@ -61,15 +62,17 @@ impl Server {
         self.peers.rails.iter().skip(usize::from(HOME) + 1).filter(|rail| rail.is_none()).count()
     }
 
-    /// Makes a connection's rails: on each of so many cards one, or three. False if there are not
-    /// so many.
-    pub(super) fn join_rails(&mut self, connection: usize, a_card: u8, cards: u8) -> bool {
-        let Some(card) = &self.card else { return false };
-        let (caps, receives) = (card.caps, card.receives);
-        let paths: Vec<[PathSettings; 3]> =
-            card.paths.iter().copied().take(usize::from(cards)).collect();
-        let (addresses, pinned) = (card.addresses.clone(), card.pinned);
-        let count = paths.len() * usize::from(a_card);
+    /// Makes a connection's rails: one, or three, for each of these pairs of a card here and what
+    /// is told of the other's. False if there are not so many.
+    pub(super) fn join_rails(
+        &mut self,
+        connection: usize,
+        a_card: u8,
+        pairs: &[(u8, Ports)],
+    ) -> bool {
+        let Some(all) = &self.card else { return false };
+        let (caps, receives, pinned) = (all.caps, all.receives, all.pinned);
+        let count = pairs.len() * usize::from(a_card);
         let free = (HOME + 1..).zip(self.peers.rails.iter().skip(usize::from(HOME) + 1));
         let numbers: Vec<u16> = free
             .filter(|(_, place)| place.is_none())
@@ -83,19 +86,24 @@ impl Server {
         let (leads, by) = (entry.led_to.is_some(), entry.by);
         entry.rails.clone_from(&numbers);
         entry.rails_a_card = a_card;
-        let all = (0..cards).flat_map(|card| (0..a_card).map(move |class| (card, class)));
-        for ((number, at), (card, class)) in numbers.into_iter().zip(0..).zip(all) {
-            // A rail for all classes goes as medium ops do.
-            let class = if a_card == 1 { 1 } else { class };
-            let settings = paths[usize::from(card)][usize::from(class)];
-            let ways = addresses.get(usize::from(card)).map_or(&[][..], Vec::as_slice);
-            let ways = match (pinned, leads) {
-                (true, _) => Paths::only(settings),
-                (false, true) => Paths::leading(settings, ways, by),
-                (false, false) => Paths::following(settings, ways),
-            };
-            let joint = Joint::by(ways, caps, receives);
-            let joint = if cards > 1 { joint.with_siblings() } else { joint };
+        entry.cards = pairs.iter().map(|(card, _)| *card).collect();
+        let mut rails = Vec::new();
+        for (card, told) in pairs {
+            let ways = all.addresses_of(*card);
+            for class in 0..a_card {
+                // A rail for all classes goes as medium ops do.
+                let class = if a_card == 1 { 1 } else { class };
+                let settings = all.paths[usize::from(*card)][usize::from(class)];
+                let ways = match (pinned, leads) {
+                    (true, _) => Paths::only(settings),
+                    (false, true) => Paths::leading(settings, ways, by, told),
+                    (false, false) => Paths::following(settings, ways),
+                };
+                let joint = Joint::by(ways, caps, receives);
+                rails.push((*card, if pairs.len() > 1 { joint.with_siblings() } else { joint }));
+            }
+        }
+        for ((number, at), (card, joint)) in numbers.into_iter().zip(0..).zip(rails) {
             self.join_rail(number, Whose::Connection(connection, at), card, joint);
         }
         true

@@ -487,3 +487,75 @@ fn keys_of_cards_that_they_do_not_share_end_the_connection() {
         });
     }
 }
+
+/// Whoever is reached pairs cards by their addresses.
+#[test]
+fn cards_are_paired_by_their_networks() {
+    let stage = Stage::new("networks", 2, 5);
+    let gid = |network: u8| [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 10, network, 0, 1];
+    for card in [0, 1] {
+        let event = AsyncEvent::AddressesChanged(u32::from(card) + 1);
+        stage.card.say(0, CardDone::Event(card, event));
+        stage.looked_at(card, &[Address { gid_index: 3, gid: gid(card) }]);
+    }
+    let mut told = HELLO.told;
+    (told[0][0], told[1][0], told[2][0]) = (gid(7), gid(1), gid(0));
+    for (cards, picked) in [(2, [2, 1]), (1, [2, 1])] {
+        let other = Other::reach(&stage.socket);
+        other.say(&Message::Hello(Hello { cards, there: 3, told, ..HELLO }));
+        let Some(Message::Welcome(hello)) = other.hear() else { panic!("no welcome") };
+        let pairs = usize::from(hello.cards);
+        assert_eq!((hello.cards, &hello.picked[..pairs]), (cards, &picked[..pairs]));
+        assert_eq!((hello.told[0][0], hello.told[1][0]), (gid(0), gid(1)));
+        for token in stage.asked_for_pairs(cards) {
+            stage.card.say(token, no_pair());
+        }
+        other.is_left("no rail");
+    }
+}
+
+/// Whoever reaches another is told the pairs; both speak of them by their numbers, whatever the
+/// cards' own are.
+#[test]
+fn what_is_lent_is_known_by_pairs() {
+    let stage = Stage::new("by-pairs", 2, 5);
+    let (region, wanted) = stage.export();
+    let door = Door::open("by-pairs-door");
+    let url = door.url();
+    let session = stage.engine.connect().unwrap();
+    thread::scope(|scope| {
+        let connect = scope.spawn(|| session.connect_peer(&url).map(drop));
+        let (other, hello) = door.greeted();
+        assert_eq!((hello.cards, hello.there), (2, 2));
+        other.say(&Message::Welcome(Hello { cards: 2, picked: [1, 0, 2, 3], ..HELLO }));
+        for card in [1, 0] {
+            let CardOrder { token, work } = stage.card.next();
+            assert!(makes_pair(&work, card), "{work:?}");
+            stage.makes(card, token);
+        }
+        for _ in 0..2 {
+            let CardOrder { token, work } = stage.card.next();
+            let CardWork::Pair { card, work } = work else { panic!("{work:?}") };
+            assert!(matches!(work, PairWork::Endpoint { .. }), "{work:?}");
+            stage.card.say(token, CardDone::Endpoint(endpoint(card)));
+            let heard = other.hear();
+            // Our card 1 is in pair 0, card 0 in pair 1.
+            assert_eq!(heard, Some(Message::Joint(1 - card, ready(card, 0))));
+        }
+        other.say(&Message::Want(wanted));
+        let CardOrder { token, work } = stage.card.next();
+        let CardWork::Register { memory, .. } = work else { panic!("{work:?}") };
+        stage.card.say(token, CardDone::Registered(registration(8, memory.bytes())));
+        let heard = other.hear();
+        let Some(Message::Have(Have { loan, keys, .. })) = heard else { panic!("{heard:?}") };
+        let keys: Vec<_> = keys.iter().map(|(pair, key)| (*pair, key.rkey)).collect();
+        assert_eq!(keys, [(0, 108), (1, 8)]);
+        other.say(&Message::GiveBack(loan));
+        assert_eq!(stage.card.deregisters(), 8);
+        stage.settled(&other);
+        drop(other);
+        connect.join().unwrap().unwrap_err();
+    });
+    // Nobody plays the cards for its release.
+    let _: ManuallyDrop<Region> = region;
+}

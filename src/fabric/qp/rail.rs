@@ -307,7 +307,7 @@ pub(super) struct Rail {
     pub(super) inline_bytes: u32,
     /// Local ranges of one work request, at most.
     pub(super) ranges_max: u32,
-    /// The card that its queue pair is on, here and at the peer.
+    /// The card that its queue pair is on; the peer has a number of its own for its end.
     pub(super) card: u8,
     /// Other rails lead to the same place.
     pub(super) shared: bool,

@@ -45,6 +45,8 @@ mod hosts;
 mod imports;
 pub(crate) mod joint;
 mod loans;
+#[cfg(test)]
+mod logged;
 pub(crate) mod message;
 mod numbers;
 mod pairing;

@@ -44,6 +44,11 @@ pub(crate) enum CardWork<P = VerbsPair> {
         /// The registration's id.
         id: u32,
     },
+    /// Reads anew which addresses a card's port has. Answered by [`CardDone::Addresses`].
+    Addresses {
+        /// The card.
+        card: u8,
+    },
 }
 
 /// Something to be done about a queue pair, on its card.
@@ -107,6 +112,8 @@ pub(crate) enum CardDone<P = VerbsPair> {
     Registered(Registered),
     /// No key of the registration admits anything any more.
     Deregistered,
+    /// Those that a peer may be reached from, best first.
+    Addresses(Vec<Address>),
     /// It cannot be done.
     Failed(ProviderError),
     /// Nothing that was asked for: a card says something by itself. The token is 0.
@@ -174,9 +181,11 @@ pub(crate) struct Card<P = VerbsPair> {
     /// By card, how each class uses its path, high, medium, low: one queue pair a connection and
     /// card if they are all equal, else one a class.
     pub(crate) paths: Vec<[PathSettings; 3]>,
-    /// By card, the addresses that a peer may be reached from, best first; none where the one that
-    /// the paths name is the only one.
+    /// By card, the addresses that a peer may be reached from, best first; none on InfiniBand
+    /// without such.
     pub(crate) addresses: Vec<Vec<Address>>,
+    /// The settings say which address of each port is used, and no other.
+    pub(crate) pinned: bool,
     /// Sizes to ask for, for each queue pair.
     pub(crate) caps: Caps,
     /// Receives for notifications of each rail, without those that are kept back.
@@ -186,14 +195,38 @@ pub(crate) struct Card<P = VerbsPair> {
     /// How long a lost peer that may still be there is waited for, until nothing that was sent to
     /// it can be delivered any more, ns.
     pub(crate) lease_ns: u64,
-    /// The devices and their ports, for people.
-    pub(crate) name: String,
+    /// By card, the device and its port, for people.
+    pub(crate) names: Vec<String>,
 }
 
 impl<P> Card<P> {
     /// How many cards there are.
     pub(crate) fn count(&self) -> u8 {
         u8::try_from(self.paths.len()).unwrap_or(u8::MAX)
+    }
+
+    /// All of them, for people.
+    pub(crate) fn name(&self) -> String {
+        self.names.join(" and ")
+    }
+
+    /// A card's device and port, for people.
+    pub(crate) fn name_of(&self, card: u8) -> &str {
+        self.names.get(usize::from(card)).map_or("", String::as_str)
+    }
+
+    /// The addresses of a card's port.
+    pub(crate) fn addresses_of(&self, card: u8) -> &[Address] {
+        self.addresses.get(usize::from(card)).map_or(&[], Vec::as_slice)
+    }
+
+    /// What other engines are told of a card's addresses.
+    pub(crate) fn told(&self, card: u8) -> [[u8; 16]; 4] {
+        let mut told = [[0; 16]; 4];
+        for (place, address) in told.iter_mut().zip(self.addresses_of(card)) {
+            *place = address.gid;
+        }
+        told
     }
 
     /// True if each class has a queue pair of its own: the classes use their paths differently.

@@ -145,7 +145,7 @@ impl Server {
     }
 
     fn unregistered(&self, memory: &Mapping, error: &ProviderError) -> Refusal {
-        let card = self.card.as_ref().map_or("the card", |card| card.name.as_str());
+        let card = self.card.as_ref().map_or_else(String::new, super::card::Card::name);
         let bytes = memory.bytes();
         let mut text = format!("{bytes} bytes cannot be registered with {card}: {error}");
         if let ProviderError::Os { errno: errno::ENOMEM, .. } = error {

@@ -22,7 +22,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 use tracing::warn;
 
-use crate::control::{CardAnswer, CardDone, CardOrder, CardWork, PairWork, Registered};
+use crate::control::{Address, CardAnswer, CardDone, CardOrder, CardWork, PairWork, Registered};
 use crate::fabric::qp::provider::{Access, Created, Move, ProviderControl, ProviderError};
 use crate::fabric::qp::{CARDS_MAX, CardKeys};
 use crate::fabric::verbs::{AsyncEvent, VerbsControl};
@@ -49,6 +49,9 @@ impl Watched for VerbsControl {
 
 /// Wakes whoever hears the answers.
 pub(super) type Kick = Box<dyn Fn() + Send>;
+
+/// Reads which addresses a card's port has: those that a peer may be reached from, best first.
+pub(super) type Look = Box<dyn Fn(u8) -> Vec<Address> + Send>;
 
 /// What the card's thread owns.
 pub(super) struct CardThread<C: ProviderControl> {
@@ -84,14 +87,14 @@ impl<P> Drop for Voice<P> {
 impl<C: Watched> CardThread<C> {
     /// Makes what is to run on the thread.
     pub(super) fn new(
-        cards: Vec<C>,
+        (cards, look): (Vec<C>, Look),
         orders: Receiver<CardOrder<C::Pair>>,
         bell: Arc<EventFd>,
         answers: Sender<CardAnswer<C::Pair>>,
         kick: Kick,
     ) -> Self {
         let voice = Voice { answers: Some(answers), kick };
-        Self { cards: Cards::new(cards), orders, bell, voice }
+        Self { cards: Cards::new(cards, look), orders, bell, voice }
     }
 
     /// Works until nobody can ask any more.
@@ -169,13 +172,14 @@ pub(super) struct Cards<C> {
     /// What each card calls a registration, by our id.
     registrations: BTreeMap<u32, [Option<u32>; CARDS_MAX]>,
     next_id: u32,
+    look: Look,
 }
 
 impl<C: ProviderControl<Memory = Arc<Mapping>>> Cards<C> {
-    pub(super) fn new(cards: Vec<C>) -> Self {
+    pub(super) fn new(cards: Vec<C>, look: Look) -> Self {
         assert!((1..=CARDS_MAX).contains(&cards.len()), "one to {CARDS_MAX} cards");
         let failed = [false; CARDS_MAX];
-        Self { cards, failed, registrations: BTreeMap::new(), next_id: 1 }
+        Self { cards, failed, registrations: BTreeMap::new(), next_id: 1, look }
     }
 
     /// Does what is asked of the cards.
@@ -189,6 +193,7 @@ impl<C: ProviderControl<Memory = Arc<Mapping>>> Cards<C> {
                 self.register(&memory, access).map(CardDone::Registered)
             }
             CardWork::Deregister { id } => self.deregister(id).map(|()| CardDone::Deregistered),
+            CardWork::Addresses { card } => Ok(CardDone::Addresses((self.look)(card))),
         };
         done.unwrap_or_else(CardDone::Failed)
     }
@@ -296,6 +301,10 @@ mod tests {
     const CAPS: Caps = Caps { sends: 8, receives: 4, inline_bytes: 16, ranges: 1 };
     const OWN: Access = Access { write: false, read: false, atomics: false };
 
+    fn no_addresses() -> Look {
+        Box::new(|_| Vec::new())
+    }
+
     fn create() -> PairWork<u32> {
         PairWork::Create { caps: CAPS, settings: PathSettings::DEFAULT }
     }
@@ -365,7 +374,7 @@ mod tests {
     fn memory_is_registered_with_every_card_and_let_go() {
         let net = Net::new();
         let cards = [(); 2].map(|()| net.device(SimConfig::DEFAULT, 64).1);
-        let mut cards = Cards::new(cards.into());
+        let mut cards = Cards::new(cards.into(), no_addresses());
         let memory = Arc::new(Mapping::anonymous(8192).unwrap());
         let work = CardWork::Register { memory: Arc::clone(&memory), access: OWN };
         let CardDone::Registered(Registered { id, keys }) = cards.carry_out(work) else {
@@ -388,8 +397,10 @@ mod tests {
             CardWork::Register { memory, access: OWN }
         };
         let counted = [(); 3].map(|()| Arc::new(AtomicU32::new(0)));
-        let mut cards =
-            Cards::new(counted.iter().map(|count| Counting::new(Arc::clone(count))).collect());
+        let mut cards = Cards::new(
+            counted.iter().map(|count| Counting::new(Arc::clone(count))).collect(),
+            no_addresses(),
+        );
         let regions = || [0, 1, 2].map(|at| counted[at].load(Ordering::SeqCst));
         cards.cards[1].refuses = true;
         let done = cards.carry_out(register());
@@ -414,13 +425,21 @@ mod tests {
     #[test]
     fn work_is_done_on_the_card_that_is_named() {
         let counted = [(); 2].map(|()| Arc::new(AtomicU32::new(0)));
-        let mut cards =
-            Cards::new(counted.iter().map(|count| Counting::new(Arc::clone(count))).collect());
+        let mut cards = Cards::new(
+            counted.iter().map(|count| Counting::new(Arc::clone(count))).collect(),
+            no_addresses(),
+        );
         let done = cards.carry_out(CardWork::Pair { card: 1, work: create() });
         assert_eq!(made(done).number, 1);
         assert_eq!([0, 1].map(|at| counted[at].load(Ordering::SeqCst)), [0, 1]);
         let done = cards.carry_out(CardWork::Pair { card: 2, work: create() });
         assert!(matches!(done, CardDone::Failed(ProviderError::Unknown { .. })), "{done:?}");
+        let address = Address { gid_index: 3, gid: [7; 16] };
+        cards.look = Box::new(move |card| vec![address; usize::from(card)]);
+        let CardDone::Addresses(found) = cards.carry_out(CardWork::Addresses { card: 1 }) else {
+            panic!("not looked at")
+        };
+        assert_eq!(found, [address]);
     }
 
     /// A card that only counts: what it was asked for, and what it says by itself.
@@ -543,7 +562,7 @@ mod tests {
         let kick = Box::new(move || {
             counted.fetch_add(1, Ordering::SeqCst);
         });
-        let thread = CardThread::new(cards.into(), orders, bell, sender, kick);
+        let thread = CardThread::new((cards.into(), no_addresses()), orders, bell, sender, kick);
         let thread = thread::spawn(move || thread.run());
 
         for token in 1..=3 {

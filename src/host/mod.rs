@@ -48,7 +48,7 @@ use crate::gate::Key;
 use crate::gate::{Gate, GateThread};
 use crate::sched::Policy;
 use crate::shm::ShmError;
-use card_thread::CardThread;
+use card_thread::{CardThread, Look};
 use engine_thread::EngineThread;
 use link::Link;
 use verbs::Opened;
@@ -176,12 +176,12 @@ impl Engine {
         let os = |call| move |errno: Errno| SpawnError::Os { call, source: errno.into() };
         let link = Arc::new(Link::new(config.rings_max).map_err(os("epoll_create"))?);
         let (verbs, rails, card) = match opened {
-            Some(Opened { provider, controls, rails, paths, addresses, verbs }) => {
+            Some(Opened { provider, controls, rails, paths, addresses, look, verbs }) => {
                 for channel in provider.channels() {
                     link.watch_completions(channel).map_err(os("epoll_ctl"))?;
                 }
-                let lease_ms = config.verbs_lease_ms;
-                let desk = desk(controls, (paths, addresses), &rails, &verbs, lease_ms, &link);
+                let known = (paths, addresses);
+                let desk = desk((controls, look), known, &rails, &verbs, &config, &link);
                 let desk = desk.map_err(os("eventfd"))?;
                 (verbs, Some(Rails::new(provider, rails)), Some(desk))
             }
@@ -416,11 +416,11 @@ impl Drop for Engine {
 
 /// What the control thread knows of open cards, and the cards' own thread.
 fn desk(
-    controls: Vec<VerbsControl>,
+    cards: (Vec<VerbsControl>, Look),
     (paths, addresses): (Vec<[PathSettings; 3]>, Vec<Vec<Address>>),
     rails: &qp::Config,
     verbs: &[Verbs],
-    lease_ms: u32,
+    config: &Config,
     link: &Arc<Link>,
 ) -> Result<(Card, CardThread<VerbsControl>), Errno> {
     let bell = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
@@ -433,15 +433,16 @@ fn desk(
         answers,
         paths,
         addresses,
+        pinned: !config.verbs_gid.is_empty(),
         caps: rails.caps(),
         receives: rails.receives,
         rails_max: rails.rails_max,
-        lease_ns: u64::from(lease_ms) * 1_000_000,
-        name: names.join(" and "),
+        lease_ns: u64::from(config.verbs_lease_ms) * 1_000_000,
+        names,
     };
     let woken = Arc::clone(link);
     let kick = Box::new(move || woken.kick_control());
-    Ok((card, CardThread::new(controls, ordered, bell, said, kick)))
+    Ok((card, CardThread::new(cards, ordered, bell, said, kick)))
 }
 
 fn pin_to(cpu: Option<u32>) {

@@ -120,11 +120,12 @@ fn played_over(
             .map(|port| [PathSettings { port, ..PathSettings::DEFAULT }; 3])
             .collect(),
         addresses: Vec::new(),
+        pinned: !config.verbs_gid.is_empty(),
         caps: CAPS,
         receives: 4,
         rails_max,
         lease_ns: u64::from(config.verbs_lease_ms) * 1_000_000,
-        name: "card0 port 1".to_string(),
+        names: (0..cards).map(|card| format!("card{card} port {}", card + 1)).collect(),
     };
     let played = Played { ordered, said, link: Arc::clone(&link) };
     let mut engine = Engine {

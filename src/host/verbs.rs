@@ -12,14 +12,15 @@ use thiserror::Error;
 use tracing::{info, warn};
 
 use super::SpawnError;
+use super::card_thread::Look;
 use super::config::{Config, VerbsUse};
 use crate::abi::FABRIC_VERBS;
 use crate::control::Address;
 use crate::fabric::qp::provider::{DeviceLimits, PathSettings, ProviderControl};
 use crate::fabric::qp::{self, RECEIVES_KEPT, SENDS_KEPT};
 use crate::fabric::verbs::{
-    Card, Judged, Obstacle, VerbsControl, VerbsError, VerbsProvider, VerbsSettings, Wish, cards,
-    judge, numa_node_of, open_all, open_several,
+    Card, Judged, Obstacle, VerbsControl, VerbsError, VerbsProvider, VerbsSettings, Wish, card,
+    cards, judge, numa_node_of, open_all, open_several,
 };
 
 /// A card that an engine uses.
@@ -113,6 +114,8 @@ pub(super) struct Opened {
     pub(super) paths: Vec<[PathSettings; 3]>,
     /// Addresses that a peer may be reached from, best first.
     pub(super) addresses: Vec<Vec<Address>>,
+    /// Finds them anew.
+    pub(super) look: Look,
     pub(super) verbs: Vec<Verbs>,
 }
 
@@ -191,8 +194,17 @@ fn open_chosen(config: &Config) -> Result<Opened, NoVerbs> {
     });
     let verbs = verbs.collect();
     let paths = chosen.iter().map(|it| paths(config, it.port, gid_index(it))).collect();
-    let addresses = chosen.iter().map(|it| addresses(&cards, config, it)).collect();
-    Ok(Opened { provider, controls, rails, paths, addresses, verbs })
+    let pinned = !config.verbs_gid.is_empty();
+    let named = |it: &Judged| {
+        let gid = address(&cards, it)?.octets();
+        Some(Address { gid_index: gid_index(it), gid })
+    };
+    let found = |it: &Judged| match pinned {
+        true => named(it).into_iter().collect(),
+        false => addresses(&cards, it),
+    };
+    let addresses = chosen.iter().map(found).collect();
+    Ok(Opened { provider, controls, rails, paths, addresses, look: look(chosen), verbs })
 }
 
 /// The best places of those that the settings admit, one for each device that they name.
@@ -236,12 +248,16 @@ fn address(cards: &[Card], chosen: &Judged) -> Option<Ipv6Addr> {
     Some(gid.address)
 }
 
-/// All addresses of a chosen place's port that make the same packets, the chosen one first. Where
-/// the settings name one, there is no other.
-fn addresses(cards: &[Card], config: &Config, chosen: &Judged) -> Vec<Address> {
-    if !config.verbs_gid.is_empty() {
-        return Vec::new();
-    }
+/// Reads the addresses of these places' ports anew, by card.
+fn look(chosen: Vec<Judged>) -> Look {
+    Box::new(move |number| {
+        let Some(chosen) = chosen.get(usize::from(number)) else { return Vec::new() };
+        addresses(&[card(Path::new("/"), chosen.device.clone())], chosen)
+    })
+}
+
+/// All addresses of a chosen place's port that make the same packets, the chosen one first.
+fn addresses(cards: &[Card], chosen: &Judged) -> Vec<Address> {
     let wish =
         Wish { device: Some(chosen.device.clone()), port: Some(chosen.port), ..Wish::default() };
     let found = judge(cards, &wish).into_iter();

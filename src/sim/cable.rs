@@ -66,7 +66,7 @@ fn passage(act: &Act) -> Option<Count> {
         Act::Release => Count::JointReleased,
         Act::Fail(_) => Count::JointFailed,
         Act::Over => Count::JointOver,
-        Act::Card(..) => return None,
+        Act::Card(..) | Act::Send(Say::Barren { .. }) => return None,
     })
 }
 

@@ -148,7 +148,7 @@ impl Served {
         Self::with_cards(name, &[place], before, settings)
     }
 
-    /// It has several cards.
+    /// It has several cards. The address of each is its place's, unless the settings say.
     pub(crate) fn with_cards(
         name: &str,
         cards: &[&Place],
@@ -162,11 +162,14 @@ impl Served {
         };
         let devices = each(|card| format!("{}:{}", card.device, card.settings.port));
         let gids = each(|card| card.settings.gid_index.to_string());
+        let told = settings.contains(&"--verbs-gid");
+        let gids = if told { Vec::new() } else { vec!["--verbs-gid".to_string(), gids] };
         let child = Command::new("bash")
             .args(["-c", &format!("{before} \"$@\""), "bash", env!("CARGO_BIN_EXE_verbring")])
             .args(["serve", "--verbs", "require", "--verbs-device", &devices])
-            .args(["--verbs-gid", &gids, "--socket"])
+            .arg("--socket")
             .arg(&socket)
+            .args(gids)
             .args(settings)
             .env_clear()
             .envs(std::env::vars().filter(|(name, _)| !name.starts_with("VERBRING_")))

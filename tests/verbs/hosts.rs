@@ -76,6 +76,18 @@ impl Host {
         silence_ms: u32,
         key: &KeyFile,
     ) -> Self {
+        Self::with(name, cards, at, silence_ms, key, &[])
+    }
+
+    /// It has more settings.
+    pub(crate) fn with(
+        name: &str,
+        cards: &[&Place],
+        at: &str,
+        silence_ms: u32,
+        key: &KeyFile,
+        more: &[[&str; 2]],
+    ) -> Self {
         let silence_ms = silence_ms.to_string();
         let settings = [
             ["--peer-silence-ms", &silence_ms],
@@ -85,7 +97,7 @@ impl Host {
             ["--verbs-retry", "3"],
             ["--log", "warn"],
         ];
-        Self::with_settings(name, cards, at, key, &settings)
+        Self::with_settings(name, cards, at, key, &[&settings, more].concat())
     }
 
     /// It has these settings; what they do not name is as it is where nobody sets anything.

@@ -57,10 +57,15 @@ struct Loaded {
 
 impl Loaded {
     fn start(near_at: &str, far_at: &str, silence_ms: u32) -> Self {
+        Self::with(near_at, far_at, silence_ms, &[])
+    }
+
+    /// The engines have more settings.
+    fn with(near_at: &str, far_at: &str, silence_ms: u32, more: &[[&str; 2]]) -> Self {
         let [first, second] = places();
         let key = KeyFile::new();
-        let near = Host::start("near", &first, near_at, silence_ms, &key);
-        let far = Host::start("far", &second, far_at, silence_ms, &key);
+        let near = Host::with("near", &[&first], near_at, silence_ms, &key, more);
+        let far = Host::with("far", &[&second], far_at, silence_ms, &key, more);
         let session = near.served.session();
         let target = Target::at(&far);
         let (import, _) = reach(&session, &far.url, &target.secret);
@@ -258,6 +263,34 @@ impl Drop for Address {
             quietly(format!("route replace {route}"));
         }
     }
+}
+
+/// The engines choose the addresses of their ports by themselves. When the far one's goes, and
+/// another comes at another place of the table, their rail is connected again by that: the same
+/// connection, of which ops notice that they took a while, and of atomics that were under way
+/// nobody knows.
+#[test]
+#[ignore = "needs two RDMA ports: tests/run vm"]
+fn a_rail_is_connected_again_by_an_address_that_comes_at_another_place() {
+    let [first, second] = places();
+    let address = Address::of(&second);
+    let chosen = [["--verbs-gid", "auto"]];
+    let mut loaded = Loaded::with("127.0.0.1:7482", "127.0.0.1:7483", 10_000, &chosen);
+    let gid_index = address.change(&first);
+    assert_ne!(gid_index, second.settings.gid_index, "a queue pair keeps the old place");
+    let before = loaded.load.tally;
+    let begun = Instant::now();
+    while loaded.load.tally.writes < before.writes + 100 {
+        loaded.load.push(&loaded.import);
+        loaded.load.take();
+        assert_eq!(loaded.load.tally.failed_writes, 0, "{:#?}", loaded.load.failures);
+        assert!(begun.elapsed() < PATIENCE, "it does not come back");
+    }
+    println!("100 WRITEs by GID {gid_index} {:.1?} after the change", begun.elapsed());
+    loaded.judge("the address at its new place");
+    assert_eq!(loaded.anew, 0, "nobody asked for the peer again");
+    loaded.end();
+    drop(address);
 }
 
 /// An engine's settings name a place in the port's table of addresses. When the address that was

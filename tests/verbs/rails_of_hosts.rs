@@ -55,3 +55,28 @@ fn a_port_set_down_between_two_hosts_leaves_the_load_to_the_other() {
         settle(&place.device);
     }
 }
+
+/// The far engine has its cards in the other order: they are paired by the networks that they are
+/// on, not by their places, and what is lent is known by the right card's keys.
+#[test]
+#[ignore = "needs four RDMA ports on two cables: tests/run vm"]
+fn cards_in_another_order_meet_those_of_their_own_cable() {
+    let ([a0, b0], [a1, b1]) = (places(), second_places());
+    let key = KeyFile::new();
+    let near = Host::with_cards("near", &[&a0, &a1], "127.0.0.1:7492", 10_000, &key);
+    let far = Host::with_cards("far", &[&b1, &b0], "127.0.0.1:7493", 10_000, &key);
+    for (from, to, target_at) in [(&near, &far, &far), (&far, &near, &near)] {
+        let session = from.served.session();
+        let target = Target::at(target_at);
+        let (import, _) = reach(&session, &to.url, &target.secret);
+        let mut load = Load::new(&session);
+        rate(&mut load, &import, 2, "crossed, both rails");
+        load.drain(PATIENCE);
+        assert_eq!(load.tally.failed(), 0, "{:?}, {:#?}", load.tally, load.failures);
+        load.compare(&target.region);
+    }
+    drop((far, near));
+    for place in [&a0, &b0, &a1, &b1] {
+        settle(&place.device);
+    }
+}

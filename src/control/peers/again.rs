@@ -20,6 +20,7 @@ use tracing::{debug, info};
 
 use super::connections::{failure, no_room};
 use super::message::{Hello, Message};
+use super::pairing::{Pair, pair};
 use super::{Connection, Phase};
 use crate::clock;
 use crate::control::server::Server;
@@ -51,8 +52,8 @@ pub(super) struct Behind {
 enum Then {
     /// We say HELLO.
     Greet,
-    /// The other engine is welcomed, with at most so many rails a card, and cards.
-    LetIn { rails: u8, cards: u8 },
+    /// The other engine, which has said this, is welcomed with so many rails a card.
+    LetIn { rails: u8, hello: Hello },
 }
 
 /// What a connection is called at both ends, as long as this engine lives; 0 is no name.
@@ -160,9 +161,9 @@ impl Server {
 
     /// One that comes in takes the place of another, which is lost. The other end of that is
     /// silent, or nobody would have come.
-    pub(super) fn take_place(&mut self, key: usize, old: usize, rails: u8, cards: u8) {
+    pub(super) fn take_place(&mut self, key: usize, old: usize, rails: u8, hello: Hello) {
         if let Some(connection) = self.peers.connections.get_mut(key) {
-            connection.behind = Some(Behind { old, then: Then::LetIn { rails, cards } });
+            connection.behind = Some(Behind { old, then: Then::LetIn { rails, hello } });
         }
         self.lose_connection(old, "it has connected anew");
         self.peer_silent(old);
@@ -203,8 +204,8 @@ impl Server {
                 let link = connection.led_to.as_ref().map_or(0, link_name);
                 self.say_hello(key, link);
             }
-            Then::LetIn { rails, cards } => {
-                let cards = self.cards_for(rails, cards);
+            Then::LetIn { rails, hello } => {
+                let cards = self.cards_for(rails, hello.cards);
                 let still = self.peers.connections.contains(old);
                 match self.peers.connections.get_mut(key) {
                     // Its rails are what there is too little of.
@@ -213,17 +214,28 @@ impl Server {
                         self.say(key, &Message::Refuse(failure(&no_room())));
                         self.lose_connection(key, "there is no rail for it");
                     }
-                    _ => self.let_in(key, rails, cards),
+                    _ => self.let_in(key, rails, cards, &hello),
                 }
             }
         }
     }
 
-    /// Welcomes an engine that has come in.
-    pub(super) fn let_in(&mut self, key: usize, rails: u8, cards: u8) {
-        let hello = self.own_hello(rails, cards, 0);
-        self.say(key, &Message::Welcome(hello));
-        self.join_rails(key, rails, cards);
+    /// Welcomes an engine that has come in, with pairs of at most so many cards.
+    pub(super) fn let_in(&mut self, key: usize, rails: u8, cards: u8, hello: &Hello) {
+        let own = self.own_hello(rails, cards, 0);
+        let there = |it: &Hello| it.told[..usize::from(it.there)].to_vec();
+        let pairs = pair(&there(&own), &there(hello), cards.into());
+        let (mut picked, mut told) = ([0, 1, 2, 3], own.told);
+        for (at, pair) in pairs.iter().enumerate() {
+            (picked[at], told[at]) = (pair.other, own.told[usize::from(pair.own)]);
+        }
+        let cards = u8::try_from(pairs.len()).unwrap_or(0);
+        // The cards that there are is the other's to know.
+        let welcome = Hello { cards, there: hello.there, picked, told, ..own };
+        self.say(key, &Message::Welcome(welcome));
+        let with = |it: &Pair| (it.own, hello.told[usize::from(it.other)]);
+        let pairs: Vec<_> = pairs.iter().map(with).collect();
+        self.join_rails(key, rails, &pairs);
     }
 }
 

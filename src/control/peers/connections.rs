@@ -180,7 +180,11 @@ impl Server {
 
     pub(super) fn own_hello(&self, rails: u8, cards: u8, link: u64) -> Hello {
         let (boot_id, silence_ms) = (self.boot_id, self.config.peer_silence_ms);
-        Hello { boot_id, pid: std::process::id(), rails, cards, silence_ms, link }
+        let (pid, there) = (std::process::id(), self.card.as_ref().map_or(0, Card::count));
+        let picked = [0, 1, 2, 3];
+        let told = picked.map(|card| self.card.as_ref().map(|all| all.told(card)));
+        let told = told.map(Option::unwrap_or_default);
+        Hello { boot_id, pid, rails, cards, there, picked, told, silence_ms, link }
     }
 
     /// Takes a socket whose other end is another engine's of this host, if that may be a peer.
@@ -306,8 +310,8 @@ impl Server {
             connection.story.met(&hello);
         }
         match old {
-            Some(old) => self.take_place(key, old, rails, hello.cards),
-            None => self.let_in(key, rails, cards),
+            Some(old) => self.take_place(key, old, rails, hello),
+            None => self.let_in(key, rails, cards, &hello),
         }
         Ok(())
     }
@@ -413,8 +417,10 @@ impl Server {
             let text = "the URL is that of the engine itself: import with peer 0";
             return self.give_up(key, &refusal(errno::EINVAL, Detail::Url, text));
         }
-        let Hello { pid, rails, cards, silence_ms, .. } = hello;
-        if cards > self.card.as_ref().map_or(0, Card::count) {
+        let Hello { pid, rails, cards, silence_ms, picked, told, .. } = hello;
+        let there = self.card.as_ref().map_or(0, Card::count);
+        let picked = &picked[..usize::from(cards)];
+        if cards > there || picked.iter().any(|card| *card >= there) {
             return self.lose_connection(key, "it welcomes more cards than there are");
         }
         if let Some(connection) = self.peers.connections.get_mut(key) {
@@ -424,7 +430,8 @@ impl Server {
             info!(connection = key, peer = connection.place(), pid, rails, cards, "joining rails");
         }
         self.met_again(key, &hello);
-        if !self.join_rails(key, rails, cards) {
+        let pairs: Vec<_> = picked.iter().copied().zip(told).collect();
+        if !self.join_rails(key, rails, &pairs) {
             let text = "all rails are in use by connections: disconnect, or raise rails_max";
             self.give_up(key, &refusal(errno::EDQUOT, Detail::Quota, text));
         }

@@ -1,15 +1,19 @@
 //! What the log says of rails: one event for each change of a rail's state, with the rail, its
-//! connection, where that leads, the card and the queue pair.
+//! connection, where that leads, the card and its device, and the queue pair.
 //!
 //! What ops notice is for people: a rail that carried something and does no more is a warning, one
 //! that is connected is told as such. The steps between, of a rail that nobody uses meanwhile, are
 //! `debug`: a path that is down for long goes through them again and again.
 
+use std::net::Ipv6Addr;
+
+use tracing::field::{debug as in_full, display};
 use tracing::{debug, info, warn};
 
-use super::joint::Stage;
+use super::joint::{Stage, Step};
 use super::{RailPlace, Whose};
 use crate::control::server::Server;
+use crate::fabric::qp::provider::ProviderError;
 use crate::fabric::qp::{Ask, News};
 
 /// Which rail it is.
@@ -18,6 +22,7 @@ struct Subject {
     connection: Option<usize>,
     peer: String,
     card: u8,
+    device: String,
     queue_pair: Option<u32>,
 }
 
@@ -28,6 +33,7 @@ macro_rules! say {
             connection = $it.connection,
             peer = $it.peer,
             card = $it.card,
+            device = $it.device,
             queue_pair = $it.queue_pair,
             $($field = $value,)*
             $text
@@ -48,7 +54,8 @@ impl Server {
             Some(_) => known.map_or_else(String::new, super::Connection::place),
         };
         let (card, queue_pair) = (place.card, place.joint.number());
-        Some((Subject { rail, connection, peer, card, queue_pair }, place))
+        let device = self.card.as_ref().map_or("", |all| all.name_of(card)).to_string();
+        Some((Subject { rail, connection, peer, card, device, queue_pair }, place))
     }
 
     /// A rail's queue pair is asked for.
@@ -65,12 +72,16 @@ impl Server {
             News::Connected { credits } => {
                 let rebuilt = place.connected.saturating_sub(1);
                 let gid = place.joint.settings().gid_index;
+                let address = place.joint.address().map(Ipv6Addr::from).map(display);
+                let because = display(place.joint.because());
                 say!(
                     info,
                     it,
                     epoch = epoch,
                     credits = credits,
                     gid = gid,
+                    address = address,
+                    because = because,
                     rebuilt = rebuilt,
                     "rail connected"
                 );
@@ -96,7 +107,44 @@ impl Server {
             }
             Ask::Quiesce => say!(debug, it, epoch = epoch, why = why, "rail in doubt"),
             Ask::Reset => say!(debug, it, epoch = epoch, "rail to be reset"),
-            Ask::Connect => say!(debug, it, epoch = epoch, "rail connecting"),
+            Ask::Connect => say!(debug, it, epoch = epoch, "rail to be connected"),
+        }
+    }
+
+    /// An address was chosen for a rail, which is about to be connected by it.
+    pub(super) fn log_rail_connecting(&self, rail: u16) {
+        let Some((it, place)) = self.subject(rail) else { return };
+        let (gid, ways) = (place.joint.settings().gid_index, place.joint.ways());
+        let because = display(place.joint.because());
+        say!(debug, it, gid = gid, ways = ways, because = because, "rail connecting");
+    }
+
+    /// A rail could not be connected by an address that is there: the first time since it was is a
+    /// warning.
+    pub(super) fn log_rail_fails(&self, rail: u16, step: Step, error: &ProviderError, first: bool) {
+        let Some((it, place)) = self.subject(rail) else { return };
+        let (gid, ways) = (place.joint.settings().gid_index, place.joint.ways());
+        let (step, error) = (in_full(step), display(error));
+        if first {
+            say!(
+                warn,
+                it,
+                step = step,
+                gid = gid,
+                ways = ways,
+                error = error,
+                "rail not connected"
+            );
+        } else {
+            say!(
+                debug,
+                it,
+                step = step,
+                gid = gid,
+                ways = ways,
+                error = error,
+                "rail not connected"
+            );
         }
     }
 

@@ -169,9 +169,12 @@ impl Server {
             return;
         };
         let bytes = self.regions.get(&region.0).map_or(0, |place| place.bytes);
-        // The peer has no rails on other cards.
-        let keys: Vec<(u8, Key)> = (0..connection.cards())
-            .flat_map(|card| registration.keys.of(card).iter().map(move |key| (card, *key)))
+        // The peer has no rails on other cards, and knows those by their pairs' numbers.
+        let keys: Vec<(u8, Key)> = (0..)
+            .zip(&connection.cards)
+            .flat_map(|(pair, card)| {
+                registration.keys.of(*card).iter().map(move |key| (pair, *key))
+            })
             .collect();
         let keys_total = u32::try_from(keys.len()).unwrap_or(u32::MAX);
         let parts: Vec<Have> = (0..)
@@ -350,6 +353,7 @@ impl Server {
             CardFor::Loan { connection, slot } => self.loan_registered(connection, slot, done),
             CardFor::LoanOver { connection, slot } => self.loan_over(connection, slot, done),
             CardFor::Home { session, request } => self.home_registered(session, request, done),
+            CardFor::Addresses { card } => self.card_has_addresses(card, done),
             CardFor::Unused => {
                 if let CardDone::Failed(error) = done {
                     warn!(%error, "a registration did not end");

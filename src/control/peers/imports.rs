@@ -13,7 +13,7 @@ use crate::control::wire::Refusal;
 use crate::engine::Command;
 use crate::fabric::Held as Memory;
 use crate::fabric::qp::provider::Key;
-use crate::fabric::qp::{self, CARDS_MAX, CardKeys};
+use crate::fabric::qp::{self, CardKeys};
 use crate::ids::RegionId;
 
 /// An IMPORT that waits for the peer.
@@ -111,12 +111,13 @@ impl Server {
         let Have { loan, region: name, bytes, rights, .. } = *have;
         let Wanted { session, region, tag, keys, .. } = wanted;
         let covered = keys.last().and_then(|(_, key)| key.offset.checked_add(key.bytes));
-        let keys = by_card(keys);
         let Some(connection) = self.peers.connections.get_mut(key) else { return };
-        let cards = connection.cards();
-        let mute: Vec<u8> = (0..cards).filter(|card| keys.of(*card).is_empty()).collect();
-        // Of cards that they do not share there are none.
-        let shared = (cards..).take(CARDS_MAX).all(|card| keys.of(card).is_empty());
+        let cards = connection.cards.clone();
+        // Of pairs that there are not there are none.
+        let shared = keys.iter().all(|(pair, _)| usize::from(*pair) < cards.len());
+        let keys = by_card(&cards, &keys);
+        let mute: Vec<u8> =
+            cards.iter().copied().filter(|card| keys.of(*card).is_empty()).collect();
         let memory = qp::Memory::peer(keys, name)
             .filter(|_| shared && bytes > 0 && covered.is_some_and(|covered| covered >= bytes));
         let Some((memory, rails)) = memory.zip(connection.sets()) else {
@@ -235,11 +236,12 @@ impl Server {
     }
 }
 
-fn by_card(keys: Vec<(u8, Key)>) -> CardKeys {
+/// By our cards, what comes by the pairs' numbers.
+fn by_card(cards: &[u8], keys: &[(u8, Key)]) -> CardKeys {
     let mut all = CardKeys::default();
-    for card in (0..).take(CARDS_MAX) {
-        let of_it = keys.iter().filter(|(of, _)| *of == card).map(|(_, key)| *key);
-        all.put(card, of_it.collect());
+    for (pair, card) in (0..).zip(cards) {
+        let of_it = keys.iter().filter(|(of, _)| *of == pair).map(|(_, key)| *key);
+        all.put(*card, of_it.collect());
     }
     all
 }

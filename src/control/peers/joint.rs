@@ -9,6 +9,7 @@
 //!  Connect wished -> endpoint from the card -> READY       (who follows waits for READY: `paths`)
 //!  both READY     -> RTR, RTS               -> UP
 //!  both UP        -> the rail is told Connected
+//!  nobody answers -> BARREN                 (another pair of addresses is next: `paths`)
 //!  Quiesce wished -> ERROR                  -> QUIET       (the other's rail is told Broken)
 //!  both QUIET     -> the rail is told Quiet
 //!  Reset wished   -> RESET, INIT            -> the rail is told Reset: a new life
@@ -41,7 +42,7 @@ use std::collections::VecDeque;
 
 use thiserror::Error;
 
-use super::paths::Paths;
+use super::paths::{Address, Because, Heard, Paths, WAYS_MAX};
 use crate::fabric::qp::provider::{Caps, Endpoint, Link, Move, PathSettings};
 use crate::fabric::qp::{Ask, News, RECEIVES_KEPT};
 use crate::plant::{Plant, planted};
@@ -55,9 +56,18 @@ pub(crate) enum Say {
         life: u32,
         /// This end of it.
         endpoint: Endpoint,
+        /// How often the end that leads has been through its addresses: see [`Paths`]. The other
+        /// says 0.
+        round: u32,
     },
     /// Its queue pair is in RTS.
     Up {
+        /// Which life.
+        life: u32,
+    },
+    /// Nobody has answered anything that it has posted: it is said of a queue pair in doubt, before
+    /// QUIET.
+    Barren {
         /// Which life.
         life: u32,
     },
@@ -152,6 +162,8 @@ struct Own {
     moving: bool,
     up: bool,
     connected: bool,
+    /// Nobody has answered anything, at this end or at the other.
+    barren: bool,
     quiesce_wished: bool,
     quiet: bool,
 }
@@ -161,6 +173,7 @@ struct Own {
 struct Other {
     life: u32,
     endpoint: Option<Endpoint>,
+    round: u32,
     up: bool,
     quiet: bool,
 }
@@ -235,8 +248,10 @@ pub(crate) struct Joint {
     acts: VecDeque<Act>,
 }
 
-/// Lives in a row that may end before they were connected.
+/// Lives in a row that may end before they were connected, for each address that there is: at most
+/// so many are at the other end.
 const FAILURES_MAX: u32 = 8;
+const _: () = assert!(FAILURES_MAX as usize >= WAYS_MAX);
 
 impl Joint {
     /// Starts with a queue pair to be made, with room for `receives` notifications.
@@ -288,6 +303,26 @@ impl Joint {
         self.paths.settings()
     }
 
+    /// Why it uses the address that it does.
+    pub(crate) fn because(&self) -> Because {
+        self.paths.because()
+    }
+
+    /// The address that it has told the other end in this life.
+    pub(crate) fn address(&self) -> Option<[u8; 16]> {
+        self.own.endpoint.map(|endpoint| endpoint.gid)
+    }
+
+    /// Addresses that it may use, at least 1.
+    pub(crate) fn ways(&self) -> u32 {
+        self.paths.ways()
+    }
+
+    /// Its port has these addresses now: what it does from then on goes by them.
+    pub(crate) fn renew(&mut self, addresses: &[Address]) {
+        self.paths.renew(addresses);
+    }
+
     /// How far it has come.
     pub(crate) fn stage(&self) -> Stage {
         match (self.end, self.ready()) {
@@ -306,11 +341,6 @@ impl Joint {
     /// It is lost: it comes to its end, or has come to it.
     pub(crate) fn lost(&self) -> bool {
         self.end != End::No
-    }
-
-    /// It goes on trying, however often it cannot be connected.
-    pub(crate) fn patient(&self) -> bool {
-        self.siblings && self.end == End::No
     }
 
     /// Both ends are connected, as far as this one knows.
@@ -379,10 +409,14 @@ impl Joint {
         }
         if life != self.life {
             self.failures = if self.own.connected { 0 } else { self.failures + 1 };
+            if self.own.moving && (!self.own.connected || self.own.barren) {
+                self.paths.failed();
+            }
             self.life = life;
             self.own = Own::default();
             self.doubt = None;
-            if self.failures >= FAILURES_MAX && !self.siblings {
+            let failures_max = FAILURES_MAX * self.paths.ways();
+            if self.failures >= failures_max && !self.siblings {
                 return self.fail("a queue pair cannot be connected");
             }
         }
@@ -409,6 +443,19 @@ impl Joint {
         }
     }
 
+    /// Nobody has answered anything that the rail has posted in this epoch: both ends know by that
+    /// that the pair of addresses did not come up, whatever their queue pairs say.
+    pub(crate) fn barren(&mut self, epoch: u32) {
+        let life = self.life;
+        let this = self.first_epoch.is_some_and(|first| epoch.wrapping_sub(first) == life);
+        if !this || std::mem::replace(&mut self.own.barren, true) {
+            return;
+        }
+        if self.end == End::No && self.own.up && !self.own.quiet {
+            self.acts.push_back(Act::Send(Say::Barren { life }));
+        }
+    }
+
     /// The peer's control says something.
     ///
     /// # Errors
@@ -417,6 +464,7 @@ impl Joint {
         let (said, life) = match *say {
             Say::Ready { life, .. } => ("READY", life),
             Say::Up { life } => ("UP", life),
+            Say::Barren { life } => ("BARREN", life),
             Say::Quiet { life } => ("QUIET", life),
         };
         let current = self.other.life;
@@ -434,11 +482,11 @@ impl Joint {
             return violation("which it had ended");
         }
         match *say {
-            Say::Ready { endpoint, .. } => {
+            Say::Ready { endpoint, round, .. } => {
                 if self.other.endpoint.is_some() {
                     return violation("once too often");
                 }
-                self.other.endpoint = Some(endpoint);
+                (self.other.endpoint, self.other.round) = (Some(endpoint), round);
             }
             Say::Up { .. } => {
                 let told = self.life == life && self.own.endpoint.is_some();
@@ -447,6 +495,8 @@ impl Joint {
                 }
                 self.other.up = true;
             }
+            Say::Barren { .. } if !self.other.up => return violation("before it was up"),
+            Say::Barren { .. } => self.own.barren |= self.life == life,
             Say::Quiet { .. } => self.other.quiet = true,
         }
         if self.end == End::No {
@@ -464,6 +514,7 @@ impl Joint {
                 self.try_connect();
             }
             Say::Up { .. } => self.try_ready(),
+            Say::Barren { .. } => {}
             Say::Quiet { .. } if !self.peer().quiet => {}
             Say::Quiet { .. } if self.own.quiet => self.tell(News::Quiet),
             // Before it has wished anything, it is told when it does.
@@ -480,12 +531,13 @@ impl Joint {
         if !own.connect_wished || own.sought || own.quiesce_wished || self.end != End::No {
             return;
         }
-        let other = self.peer().endpoint.map(|endpoint| endpoint.gid);
+        let Other { endpoint, round, .. } = self.peer();
+        let other = endpoint.map(|endpoint| Heard { gid: endpoint.gid, round });
         if self.paths.follows() && other.is_none() {
             return;
         }
         self.own.sought = true;
-        self.paths.choose(self.failures, other);
+        self.paths.choose(other);
         let (number, credits) = (self.number, self.credits);
         self.card(Step::Endpoint(self.life), Job::Endpoint { number, credits });
     }
@@ -496,11 +548,22 @@ impl Joint {
             return;
         }
         let Some(endpoint) = endpoint else {
+            self.paths.missing();
             return self.tell_broken("its card does not tell where it is");
         };
         self.own.endpoint = Some(endpoint);
-        self.acts.push_back(Act::Send(Say::Ready { life, endpoint }));
+        let round = self.paths.round();
+        self.acts.push_back(Act::Send(Say::Ready { life, endpoint, round }));
         self.try_connect();
+    }
+
+    /// There was no address at the place that was chosen: what there is now is asked for.
+    pub(crate) fn seek_again(&mut self, life: u32) {
+        if self.heeds(life) && self.own.sought && self.own.endpoint.is_none() {
+            self.own.sought = false;
+            self.paths.missing();
+            self.seek_endpoint();
+        }
     }
 
     /// Moves were made, or not.

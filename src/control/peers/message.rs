@@ -7,8 +7,8 @@
 //! ```text
 //!  connecting side                     accepting side
 //!  HELLO ------------------------------->              the cards and rails it would have
-//!        <------------------------------- WELCOME      those that they get, or REFUSE
-//!  READY, UP, QUIET <--> READY, UP, QUIET              of each rail: see `joint`
+//!        <------------------------------- WELCOME      the pairs that they get, or REFUSE
+//!  READY, UP, QUIET <--> READY, UP, QUIET              of each rail: see `joint`; and BARREN
 //!  WANT ------------------------------->               an export is taken up
 //!        <------------------------------- HAVE, or NO
 //!        <------------------------------- WITHDRAW     it was revoked
@@ -24,14 +24,16 @@ use thiserror::Error;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 use super::joint::Say;
+use super::pairing::Ports;
 use crate::abi::{MESSAGE_BYTES_MAX, NAME_BYTES, RIGHTS_ALL, SECRET_BYTES};
 use crate::fabric::qp::CARDS_MAX;
 use crate::fabric::qp::provider::{Endpoint, Key};
 
 /// Starts every message. As kind and reserved field of a client's message it would be neither.
 pub(crate) const MAGIC: u32 = 0x3150_5256;
-/// The only version that is understood. The first one knew of one card, the second of one host.
-pub(super) const VERSION: u16 = 3;
+/// The only version that is understood. The first one knew of one card, the second of one host, the
+/// third of no rounds and pairs.
+pub(super) const VERSION: u16 = 4;
 /// How long a peer may be silent, ms: the most that one may say of itself.
 const SILENCE_MS_MAX: u32 = 600_000;
 /// Rails that a connection may have on each card.
@@ -86,9 +88,15 @@ pub(super) struct Hello {
     /// On each card one rail for all classes, or three, one a class. What WELCOME says is what
     /// they get.
     pub(super) rails: u8,
-    /// Cards, in the order of each engine's own list: those of the same place are paired. What
-    /// WELCOME says, at most what HELLO did, is what they get.
+    /// Cards to be joined, at most. What WELCOME says, at most what HELLO did, is what they get.
     pub(super) cards: u8,
+    /// In HELLO the cards that there are, of which `cards` may be joined.
+    pub(super) there: u8,
+    /// In WELCOME, which of HELLO's cards is in each of the pairs; else in order.
+    pub(super) picked: [u8; CARDS_MAX],
+    /// What ports are addressed: in HELLO of each card that there is, in WELCOME of the card there
+    /// of each pair.
+    pub(super) told: [Ports; CARDS_MAX],
     /// Who says nothing to it for so long is lost to it, ms: until then it may go on as if nothing
     /// had happened.
     pub(super) silence_ms: u32,
@@ -131,7 +139,7 @@ pub(super) struct Have {
     pub(super) keys_total: u32,
     /// The place of the first key in here.
     pub(super) first: u32,
-    /// Each with its card, all of a card's in order. Without lkey.
+    /// Each with the pair that its card is in, all of a pair's in order. Without lkey.
     pub(super) keys: Vec<(u8, Key)>,
 }
 
@@ -152,7 +160,7 @@ pub(super) enum Message {
     Hello(Hello),
     Welcome(Hello),
     Refuse(Failure),
-    /// Of one rail, by its place in the connection: all of card 0 first.
+    /// Of one rail, by its place in the connection: all of the first pair first.
     Joint(u8, Say),
     Want(Want),
     Have(Have),
@@ -178,16 +186,16 @@ macro_rules! layouts {
 
 layouts! {
     HeadWire = 16 { magic: u32, version: u16, kind: u16, bytes: u32, reserved: u32, }
-    HelloWire = 56 {
+    HelloWire = 320 {
         head: HeadWire, boot_id: [u64; 2], pid: u32, rails: u32, cards: u32, silence_ms: u32,
-        link: u64,
+        link: u64, there: u32, picked: [u8; CARDS_MAX], told: [Ports; CARDS_MAX],
     }
     FailureWire = 272 {
         head: HeadWire, tag: u64, errno: i32, detail: u16, text_bytes: u16, text: [u8; 240],
     }
     ReadyWire = 64 {
         head: HeadWire, rail: u32, life: u32, number: u32, psn: u32, gid: [u8; 16],
-        mtu_bytes: u32, credits: u32, lid: u16, reads_in: u8, reads_out: u8, reserved: u32,
+        mtu_bytes: u32, credits: u32, lid: u16, reads_in: u8, reads_out: u8, round: u32,
     }
     StepWire = 24 { head: HeadWire, rail: u32, life: u32, }
     WantWire = 136 {
@@ -216,6 +224,7 @@ const GIVE_BACK: u16 = 11;
 const CALL: u16 = 12;
 const HERE: u16 = 13;
 const BYE: u16 = 14;
+const BARREN: u16 = 15;
 
 impl Message {
     /// What it is called: what is in it is not for a log.
@@ -226,6 +235,7 @@ impl Message {
             Self::Refuse(_) => "REFUSE",
             Self::Joint(_, Say::Ready { .. }) => "READY",
             Self::Joint(_, Say::Up { .. }) => "UP",
+            Self::Joint(_, Say::Barren { .. }) => "BARREN",
             Self::Joint(_, Say::Quiet { .. }) => "QUIET",
             Self::Want(_) => "WANT",
             Self::Have(_) => "HAVE",
@@ -290,9 +300,13 @@ impl Message {
                 Self::No(wire.tag, Failure::parse(&wire)?)
             }
             READY => parse_ready(&exact(datagram)?)?,
-            UP | QUIET => {
+            kind @ (UP | BARREN | QUIET) => {
                 let StepWire { rail, life, .. } = exact(datagram)?;
-                let say = if head.kind == UP { Say::Up { life } } else { Say::Quiet { life } };
+                let say = match kind {
+                    UP => Say::Up { life },
+                    BARREN => Say::Barren { life },
+                    _ => Say::Quiet { life },
+                };
                 Self::Joint(parse_rail(rail)?, say)
             }
             WANT => {
@@ -310,7 +324,7 @@ impl Message {
             HERE => exact::<HeadWire>(datagram).map(|_| Self::Here)?,
             BYE => exact::<HeadWire>(datagram).map(|_| Self::Bye)?,
             kind => {
-                let (field, value, limit) = ("kind", u64::from(kind), "1 to 13");
+                let (field, value, limit) = ("kind", u64::from(kind), "1 to 15");
                 return Err(PeerError::Field { field, value, limit });
             }
         })
@@ -332,14 +346,16 @@ pub(crate) fn is_peers(datagram: &[u8]) -> bool {
 
 impl Hello {
     fn to_bytes(self, kind: u16) -> Vec<u8> {
-        let Self { boot_id, pid, rails, cards, silence_ms, link } = self;
+        let Self { boot_id, pid, rails, cards, there, picked, told, silence_ms, link } = self;
         let head = head::<HelloWire>(kind);
-        let (rails, cards) = (u32::from(rails), u32::from(cards));
-        bytes(&HelloWire { head, boot_id, pid, rails, cards, silence_ms, link })
+        let (rails, cards, there) = (rails.into(), cards.into(), there.into());
+        let wire =
+            HelloWire { head, boot_id, pid, rails, cards, silence_ms, link, there, picked, told };
+        bytes(&wire)
     }
 
     fn parse(wire: HelloWire) -> Result<Self, PeerError> {
-        let HelloWire { boot_id, pid, rails, cards, silence_ms, link, .. } = wire;
+        let HelloWire { boot_id, pid, rails, cards, silence_ms, link, picked, told, .. } = wire;
         field("silence_ms", silence_ms, silence_ms <= SILENCE_MS_MAX, "at most 600000")?;
         let allowed = rails == 1 || rails == u32::from(RAILS_A_CARD_MAX);
         field("rails", rails, allowed, "1, or 3 for one a class")?;
@@ -347,7 +363,13 @@ impl Hello {
         let known = card(cards.wrapping_sub(1));
         field("cards", cards, known.is_some(), "1 to 4")?;
         let cards = known.map_or(1, |last| last + 1);
-        Ok(Self { boot_id, pid, rails, cards, silence_ms, link })
+        let there = card(wire.there.wrapping_sub(1)).map_or(0, |last| last + 1);
+        field("there", wire.there, there >= cards, "cards to 4")?;
+        for (at, card) in picked.iter().enumerate() {
+            let known = *card < there && !picked[..at].contains(card);
+            field("picked", *card, known || at >= cards.into(), "each a card that is there, once")?;
+        }
+        Ok(Self { boot_id, pid, rails, cards, there, picked, told, silence_ms, link })
     }
 }
 
@@ -427,8 +449,9 @@ fn say_bytes(rail: u8, say: &Say) -> Vec<u8> {
     let step = |kind, life| bytes(&StepWire { head: head::<StepWire>(kind), rail, life });
     match *say {
         Say::Up { life } => step(UP, life),
+        Say::Barren { life } => step(BARREN, life),
         Say::Quiet { life } => step(QUIET, life),
-        Say::Ready { life, endpoint } => {
+        Say::Ready { life, endpoint, round } => {
             let Endpoint { number, psn, gid, lid, mtu_bytes, reads_in, reads_out, credits } =
                 endpoint;
             bytes(&ReadyWire {
@@ -443,23 +466,22 @@ fn say_bytes(rail: u8, say: &Say) -> Vec<u8> {
                 lid,
                 reads_in,
                 reads_out,
-                reserved: 0,
+                round,
             })
         }
     }
 }
 
 fn parse_ready(wire: &ReadyWire) -> Result<Message, PeerError> {
-    zero("reserved", wire.reserved)?;
-    let ReadyWire { life, number, psn, gid, mtu_bytes, credits, lid, reads_in, reads_out, .. } =
-        *wire;
+    let ReadyWire { life, number, psn, gid, mtu_bytes, credits, lid, .. } = *wire;
+    let ReadyWire { reads_in, reads_out, round, .. } = *wire;
     field("number", number, number < 1 << 24, "below 2^24")?;
     field("psn", psn, psn < 1 << 24, "below 2^24")?;
     let mtu = matches!(mtu_bytes, 256 | 512 | 1024 | 2048 | 4096);
     field("mtu_bytes", mtu_bytes, mtu, "256, 512, 1024, 2048 or 4096")?;
     field("credits", credits, credits <= CREDITS_MAX, "at most 2^20")?;
     let endpoint = Endpoint { number, psn, gid, lid, mtu_bytes, reads_in, reads_out, credits };
-    Ok(Message::Joint(parse_rail(wire.rail)?, Say::Ready { life, endpoint }))
+    Ok(Message::Joint(parse_rail(wire.rail)?, Say::Ready { life, endpoint, round }))
 }
 
 fn parse_rail(rail: u32) -> Result<u8, PeerError> {
@@ -532,8 +554,17 @@ mod tests {
     }
 
     fn messages() -> Vec<Message> {
-        let hello =
-            Hello { boot_id: [1, 2], pid: 3, rails: 3, cards: 4, silence_ms: 600_000, link: 5 };
+        let hello = Hello {
+            boot_id: [1, 2],
+            pid: 3,
+            rails: 3,
+            cards: 4,
+            there: 4,
+            picked: [3, 2, 0, 1],
+            told: [[[7; 16]; 4]; 4],
+            silence_ms: 600_000,
+            link: 5,
+        };
         let failure = Failure { errno: 13, detail: 25, text: "the secret is wrong".into() };
         let key = Key { offset: 0, bytes: 4096, address: 0x7000, lkey: 0, rkey: 5 };
         let want = Want {
@@ -558,8 +589,9 @@ mod tests {
             Message::Hello(hello),
             Message::Welcome(Hello { rails: 1, cards: 1, ..hello }),
             Message::Refuse(failure.clone()),
-            Message::Joint(11, Say::Ready { life: 5, endpoint: endpoint() }),
+            Message::Joint(11, Say::Ready { life: 5, endpoint: endpoint(), round: 6 }),
             Message::Joint(1, Say::Up { life: u32::MAX }),
+            Message::Joint(2, Say::Barren { life: 7 }),
             Message::Joint(0, Say::Quiet { life: 0 }),
             Message::Want(want),
             Message::Have(have),
@@ -604,10 +636,21 @@ mod tests {
     #[test]
     fn cards_and_rails_that_cannot_be_are_named() {
         let refused = |message: &Message| Message::parse(&message.to_bytes()).unwrap_err();
-        let hello = Hello { boot_id: [1, 2], pid: 3, rails: 1, cards: 0, silence_ms: 0, link: 0 };
+        let Some(Message::Hello(hello)) = messages().into_iter().next() else { panic!("HELLO") };
+        let hello = Hello { rails: 1, cards: 0, ..hello };
         assert_eq!(refused(&Message::Hello(hello)).to_string(), "cards is 0, but must be 1 to 4");
         let hello = Hello { cards: 5, ..hello };
         assert_eq!(refused(&Message::Hello(hello)).to_string(), "cards is 5, but must be 1 to 4");
+        let hello = Hello { cards: 3, there: 2, ..hello };
+        let text = refused(&Message::Hello(hello)).to_string();
+        assert_eq!(text, "there is 2, but must be cards to 4");
+        let hello = Hello { there: 3, picked: [0, 3, 0, 0], ..hello };
+        let text = refused(&Message::Hello(hello)).to_string();
+        assert_eq!(text, "picked is 3, but must be each a card that is there, once");
+        let hello = Hello { picked: [2, 1, 2, 0], ..hello };
+        assert!(Message::parse(&Message::Hello(hello).to_bytes()).is_err(), "twice");
+        let hello = Hello { cards: 2, ..hello };
+        assert!(Message::parse(&Message::Hello(hello).to_bytes()).is_ok(), "not used");
         let text = refused(&Message::Joint(12, Say::Up { life: 0 })).to_string();
         assert_eq!(text, "rail is 12, but must be below 12");
         let Some(Message::Have(mut have)) =
@@ -642,7 +685,7 @@ mod tests {
         /// parsed says the same once more.
         #[test]
         fn no_bytes_make_the_parser_panic(
-            which in 0..14_usize,
+            which in 0..15_usize,
             noise in proptest::collection::vec(any::<u8>(), 0..520),
             changes in proptest::collection::vec((any::<usize>(), any::<u8>()), 0..6),
         ) {

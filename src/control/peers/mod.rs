@@ -16,11 +16,13 @@
 //!  numbers   sessions' names for them     imports      IMPORT from a peer, until it is given back
 //!                                         again        those to other hosts, when they are lost
 //!  report    what operators are told      events       what the log says of rails
+//!  pairing   which cards are joined       addresses    ports' addresses that change
 //! ```
 //!
-//! **Cards are paired by place**: card 0 here with card 0 there, as many as both have. A connection
-//! is up while one rail of every set is. A rail that fails for good leaves it, unless it is the
-//! last of a set: then the connection is lost.
+//! **Cards are paired by reach**: those whose addresses are nearest to each other, as many as both
+//! have. In what is said of a connection a pair has a number, its place; here its card has its own.
+//! A connection is up while one rail of every set is. A rail that fails for good leaves it, unless
+//! it is the last of a set: then the connection is lost.
 //!
 //! **A connection that is lost** is forgotten in this order: its queue pairs here are moved to
 //! ERROR; the peer's are silent, too (it says BYE, its process is gone, or the lease is over, after
@@ -30,6 +32,9 @@
 //! **Rail 1** leads from this host's card 0 back to it. It carries the atomics of sessions here on
 //! what peers may use atomics on, since a card's atomics and a CPU's do not exclude each other.
 
+#[cfg(test)]
+mod addressed;
+mod addresses;
 mod again;
 mod connections;
 mod events;
@@ -40,8 +45,11 @@ mod hosts;
 mod imports;
 pub(crate) mod joint;
 mod loans;
+#[cfg(test)]
+mod logged;
 pub(crate) mod message;
 mod numbers;
+mod pairing;
 pub(crate) mod paths;
 mod patience;
 mod rails;
@@ -62,6 +70,7 @@ use std::sync::Arc;
 
 use slab::Slab;
 
+use self::addresses::Looks;
 use self::again::{Again, Behind};
 use self::imports::{Held, Wanted};
 use self::joint::{Joint, Step};
@@ -91,6 +100,8 @@ pub(super) enum CardFor {
     Home { session: usize, request: Box<Export> },
     /// A registration ends; nobody waits for it.
     Unused,
+    /// A card's port is looked at.
+    Addresses { card: u8 },
 }
 
 /// What the engine was asked for on behalf of peers.
@@ -121,6 +132,8 @@ pub(super) struct Peers {
     again: Vec<Again>,
     /// What became of connections of late.
     failures: Failures,
+    /// What is known of the cards' addresses.
+    looks: Looks,
 }
 
 /// Whose a rail is.
@@ -189,7 +202,9 @@ struct Connection {
     pid: i32,
     /// Until when it must be up, for the first time or again.
     until_ns: Option<u64>,
-    /// All of card 0 first; a card's in the order of classes, if there are three.
+    /// Our cards of its pairs, in the order of these.
+    cards: Vec<u8>,
+    /// All of the first pair first; a pair's in the order of classes, if there are three.
     rails: Vec<u16>,
     /// Rails that it has on each card.
     rails_a_card: u8,
@@ -238,6 +253,7 @@ impl Peers {
             reaching: 0,
             again: Vec::new(),
             failures: Failures::default(),
+            looks: Looks::default(),
         }
     }
 }
@@ -258,6 +274,7 @@ impl Connection {
             pidfd: None,
             pid: 0,
             until_ns: Some(until_ns),
+            cards: Vec::new(),
             rails: Vec::new(),
             rails_a_card: 1,
             unsent: VecDeque::new(),
@@ -281,11 +298,6 @@ impl Connection {
     fn unaware_ns(&self) -> u64 {
         let abroad = self.from.is_some() || matches!(self.led_to, Some(Url::Host { .. }));
         if abroad { u64::from(self.silence_ms) * 1_000_000 } else { 0 }
-    }
-
-    /// Cards that it has rails on.
-    fn cards(&self) -> u8 {
-        u8::try_from(self.rails.len() / usize::from(self.rails_a_card)).unwrap_or(u8::MAX)
     }
 
     /// The rails that ops of each class go by, a bit each; `None` once some are gone.

@@ -122,20 +122,36 @@ impl Parting {
 /// The first pause after an attempt to connect that failed, and the longest, ns.
 const AGAIN_AFTER_NS: std::ops::RangeInclusive<u64> = 5_000_000..=2_000_000_000;
 
-/// An attempt to connect a rail failed, and the next one is put off: longer with each that fails.
+/// What is to be done once a rail has waited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Then {
+    /// The step that failed ends the life: it is tried anew in the next.
+    NextLife(Step),
+    /// Its port had no address: it asks again, in this life.
+    SeekAgain(u32),
+}
+
+/// An attempt to connect a rail failed, and the next one is put off: longer with each round of all
+/// that can be tried.
 #[derive(Debug, Default)]
 pub(super) struct PutOff {
-    /// What failed, and until when nothing is made of it.
-    step: Option<(Step, u64)>,
+    /// What is to be done, and until when nothing is.
+    then: Option<(Then, u64)>,
     failures: u32,
+    told: bool,
 }
 
 impl PutOff {
-    /// One more has failed.
-    pub(super) fn failed(&mut self, step: Step, now_ns: u64) {
-        let pause_ns = AGAIN_AFTER_NS.start() << self.failures.min(32);
-        self.failures += 1;
-        self.step = Some((step, now_ns + pause_ns.min(*AGAIN_AFTER_NS.end())));
+    /// One more has failed, of so many ways that there are. True if it is the first of which more
+    /// is known than that there is no address.
+    pub(super) fn failed(&mut self, then: Then, ways: u32, now_ns: u64) -> bool {
+        let rounds = self.failures / ways.max(1);
+        let pause_ns = AGAIN_AFTER_NS.start() << rounds.min(32);
+        let known = matches!(then, Then::NextLife(_));
+        let first = known && !std::mem::replace(&mut self.told, true);
+        self.failures = self.failures.saturating_add(1);
+        self.then = Some((then, now_ns + pause_ns.min(*AGAIN_AFTER_NS.end())));
+        first
     }
 
     /// It is connected: the next pause is a short one again.
@@ -144,12 +160,12 @@ impl PutOff {
     }
 
     pub(super) fn due_ns(&self) -> Option<u64> {
-        self.step.map(|(_, due_ns)| due_ns)
+        self.then.map(|(_, due_ns)| due_ns)
     }
 
-    /// What failed, once its time has come.
-    pub(super) fn due(&mut self, now_ns: u64) -> Option<Step> {
-        self.step.take_if(|(_, due_ns)| now_ns >= *due_ns).map(|(step, _)| step)
+    /// What is to be done, once its time has come.
+    pub(super) fn due(&mut self, now_ns: u64) -> Option<Then> {
+        self.then.take_if(|(_, due_ns)| now_ns >= *due_ns).map(|(then, _)| then)
     }
 }
 
@@ -251,18 +267,24 @@ mod tests {
         assert_eq!((put_off.due_ns(), put_off.due(u64::MAX)), (None, None));
         let mut pauses = Vec::new();
         for life in 0..40 {
-            put_off.failed(Step::Up(life), SECOND);
+            let then = Then::NextLife(Step::Up(life));
+            assert_eq!(put_off.failed(then, 1, SECOND), life == 0);
             let due_ns = put_off.due_ns().unwrap();
             assert_eq!(put_off.due(due_ns - 1), None);
-            assert_eq!(put_off.due(due_ns), Some(Step::Up(life)));
+            assert_eq!(put_off.due(due_ns), Some(then));
             assert_eq!(put_off.due(due_ns), None, "once");
             pauses.push(due_ns - SECOND);
         }
         assert_eq!(pauses[..3], [5_000_000, 10_000_000, 20_000_000]);
         assert_eq!(pauses[39], 2 * SECOND);
         put_off.connected();
-        put_off.failed(Step::Up(40), SECOND);
-        assert_eq!(put_off.due_ns(), Some(SECOND + 5_000_000));
+        // Where there are several ways, each is tried before the pauses grow.
+        let pauses = (0..7).map(|life| {
+            assert!(!put_off.failed(Then::SeekAgain(life), 3, SECOND));
+            put_off.due_ns().unwrap() - SECOND
+        });
+        assert_eq!(pauses.collect::<Vec<_>>(), [5, 5, 5, 10, 10, 10, 20].map(|ms| ms * 1_000_000));
+        assert!(put_off.failed(Then::NextLife(Step::Up(0)), 3, SECOND));
     }
 
     /// Revocations that overlap for long are no offence, and do not hide one that is.

@@ -6,14 +6,15 @@
 use tracing::{error, info, warn};
 
 use super::joint::{Act, Job, Joint, Step};
+use super::pairing::Ports;
 use super::paths::Paths;
-use super::patience::PutOff;
+use super::patience::{PutOff, Then};
 use super::{CardFor, HOME, RailPlace, Whose};
 use crate::clock;
 use crate::control::card::{CardDone, CardWork, PairWork};
 use crate::control::registrations;
 use crate::control::server::Server;
-use crate::fabric::qp::provider::{Created, PathSettings};
+use crate::fabric::qp::provider::{Created, ProviderError};
 use crate::fabric::qp::{AdoptError, News, Told, Wish};
 use crate::fabric::verbs::{AsyncEvent, VerbsPair};
 use crate::host::link::Order;
@@ -27,7 +28,11 @@ impl Server {
     pub(in crate::control) fn join_home(&mut self) {
         let Some(card) = &self.card else { return };
         let (settings, caps, receives) = (card.paths[0][1], card.caps, card.receives);
-        let joint = Joint::new(settings, caps, receives);
+        let ways = match card.pinned {
+            true => Paths::only(settings),
+            false => Paths::leading(settings, card.addresses_of(0), None, &[]),
+        };
+        let joint = Joint::by(ways, caps, receives);
         self.join_rail(HOME, Whose::Home, 0, joint);
     }
 
@@ -57,15 +62,17 @@ impl Server {
         self.peers.rails.iter().skip(usize::from(HOME) + 1).filter(|rail| rail.is_none()).count()
     }
 
-    /// Makes a connection's rails: on each of so many cards one, or three. False if there are not
-    /// so many.
-    pub(super) fn join_rails(&mut self, connection: usize, a_card: u8, cards: u8) -> bool {
-        let Some(card) = &self.card else { return false };
-        let (caps, receives) = (card.caps, card.receives);
-        let paths: Vec<[PathSettings; 3]> =
-            card.paths.iter().copied().take(usize::from(cards)).collect();
-        let addresses = card.addresses.clone();
-        let count = paths.len() * usize::from(a_card);
+    /// Makes a connection's rails: one, or three, for each of these pairs of a card here and what
+    /// is told of the other's. False if there are not so many.
+    pub(super) fn join_rails(
+        &mut self,
+        connection: usize,
+        a_card: u8,
+        pairs: &[(u8, Ports)],
+    ) -> bool {
+        let Some(all) = &self.card else { return false };
+        let (caps, receives, pinned) = (all.caps, all.receives, all.pinned);
+        let count = pairs.len() * usize::from(a_card);
         let free = (HOME + 1..).zip(self.peers.rails.iter().skip(usize::from(HOME) + 1));
         let numbers: Vec<u16> = free
             .filter(|(_, place)| place.is_none())
@@ -79,24 +86,30 @@ impl Server {
         let (leads, by) = (entry.led_to.is_some(), entry.by);
         entry.rails.clone_from(&numbers);
         entry.rails_a_card = a_card;
-        let all = (0..cards).flat_map(|card| (0..a_card).map(move |class| (card, class)));
-        for ((number, at), (card, class)) in numbers.into_iter().zip(0..).zip(all) {
-            // A rail for all classes goes as medium ops do.
-            let class = if a_card == 1 { 1 } else { class };
-            let settings = paths[usize::from(card)][usize::from(class)];
-            let ways = addresses.get(usize::from(card)).cloned().unwrap_or_default();
-            let ways = match leads {
-                true => Paths::leading(settings, ways, by),
-                false => Paths::following(settings, ways),
-            };
-            let joint = Joint::by(ways, caps, receives);
-            let joint = if cards > 1 { joint.with_siblings() } else { joint };
+        entry.cards = pairs.iter().map(|(card, _)| *card).collect();
+        let mut rails = Vec::new();
+        for (card, told) in pairs {
+            let ways = all.addresses_of(*card);
+            for class in 0..a_card {
+                // A rail for all classes goes as medium ops do.
+                let class = if a_card == 1 { 1 } else { class };
+                let settings = all.paths[usize::from(*card)][usize::from(class)];
+                let ways = match (pinned, leads) {
+                    (true, _) => Paths::only(settings),
+                    (false, true) => Paths::leading(settings, ways, by, told),
+                    (false, false) => Paths::following(settings, ways),
+                };
+                let joint = Joint::by(ways, caps, receives);
+                rails.push((*card, if pairs.len() > 1 { joint.with_siblings() } else { joint }));
+            }
+        }
+        for ((number, at), (card, joint)) in numbers.into_iter().zip(0..).zip(rails) {
             self.join_rail(number, Whose::Connection(connection, at), card, joint);
         }
         true
     }
 
-    fn rail(&mut self, rail: u16) -> Option<&mut RailPlace> {
+    pub(super) fn rail(&mut self, rail: u16) -> Option<&mut RailPlace> {
         self.peers.rails.get_mut(usize::from(rail))?.as_mut()
     }
 
@@ -133,6 +146,9 @@ impl Server {
     }
 
     fn rail_job(&mut self, rail: u16, step: Step, job: Job) {
+        if let Job::Endpoint { .. } = job {
+            self.log_rail_connecting(rail);
+        }
         let Some(place) = self.rail(rail) else { return };
         let (card, settings) = (place.card, place.joint.settings());
         let work = match job {
@@ -220,16 +236,17 @@ impl Server {
     /// The card's thread has worked on a rail's queue pair.
     pub(super) fn rail_worked(&mut self, rail: u16, step: Step, done: CardDone) {
         let Some(place) = self.rail(rail) else { return };
-        let joint = &mut place.joint;
-        if let CardDone::Failed(error) = &done {
-            warn!(rail, number = joint.number(), ?step, %error, "a queue pair");
-            // The path may be down for long; meanwhile others carry what it would.
-            if matches!(step, Step::Endpoint(_) | Step::Up(_)) && joint.patient() {
-                let now_ns = clock::now_ns();
-                place.put_off.failed(step, now_ns);
-                return self.log_rail_put_off(rail, now_ns);
+        let done = match (step, done) {
+            (Step::Endpoint(_) | Step::Up(_), CardDone::Failed(error)) if !place.joint.lost() => {
+                return self.put_off_rail(rail, step, &error);
             }
-        }
+            (_, CardDone::Failed(error)) => {
+                warn!(rail, number = place.joint.number(), ?step, %error, "a queue pair");
+                CardDone::Failed(error)
+            }
+            (_, done) => done,
+        };
+        let joint = &mut place.joint;
         match (step, done) {
             (Step::Create, CardDone::Created(Created { pair, number, caps })) => {
                 if joint.created(Some((number, caps))) {
@@ -244,6 +261,8 @@ impl Server {
             }
             (Step::Endpoint(life), CardDone::Endpoint(endpoint)) => {
                 joint.endpoint(life, Some(endpoint));
+                let card = place.card;
+                self.peers.looks.found(card);
             }
             (Step::Endpoint(life), _) => joint.endpoint(life, None),
             (Step::Destroy, _) => joint.destroyed(),
@@ -253,17 +272,42 @@ impl Server {
         self.drive_rail(rail);
     }
 
+    /// A rail could not be connected: it waits a while, since the path may be down for long.
+    fn put_off_rail(&mut self, rail: u16, step: Step, error: &ProviderError) {
+        let Some(place) = self.rail(rail) else { return };
+        let now_ns = clock::now_ns();
+        let (card, ways) = (place.card, place.joint.ways());
+        let then = match (step, error) {
+            (Step::Endpoint(life), ProviderError::NoAddress { .. }) => Then::SeekAgain(life),
+            _ => Then::NextLife(step),
+        };
+        let first = place.put_off.failed(then, ways, now_ns);
+        if let Then::SeekAgain(_) = then {
+            self.log_no_address(card, error);
+        } else {
+            self.log_rail_fails(rail, step, error, first);
+        }
+        self.log_rail_put_off(rail, now_ns);
+        self.look_at_card(card);
+    }
+
     /// Rails that could not be connected have waited long enough.
     pub(super) fn retry_rails(&mut self, now_ns: u64) {
         for rail in 0..u16::try_from(self.peers.rails.len()).unwrap_or(0) {
-            let Some(place) = self.rail(rail) else { continue };
-            let Some(step) = place.put_off.due(now_ns) else { continue };
-            match step {
-                Step::Endpoint(life) => place.joint.endpoint(life, None),
-                step => place.joint.moved(step, false),
-            }
-            self.drive_rail(rail);
+            self.retry_rail(rail, now_ns);
         }
+    }
+
+    /// One of them, if it has.
+    pub(super) fn retry_rail(&mut self, rail: u16, now_ns: u64) {
+        let Some(place) = self.rail(rail) else { return };
+        match place.put_off.due(now_ns) {
+            None => return,
+            Some(Then::SeekAgain(life)) => place.joint.seek_again(life),
+            Some(Then::NextLife(Step::Endpoint(life))) => place.joint.endpoint(life, None),
+            Some(Then::NextLife(step)) => place.joint.moved(step, false),
+        }
+        self.drive_rail(rail);
     }
 
     /// Connections of which a rail has waited too long for its other end to fall quiet.
@@ -288,9 +332,12 @@ impl Server {
 
     /// A rail wishes something.
     pub(in crate::control) fn rail_wished(&mut self, wish: Wish) {
-        let Wish { rail, epoch, ask } = wish;
+        let Wish { rail, epoch, ask, barren } = wish;
         self.log_rail_wish(rail, epoch, ask);
         if let Some(place) = self.rail(rail) {
+            if barren {
+                place.joint.barren(epoch);
+            }
             place.joint.wish(epoch, ask);
         }
         self.drive_rail(rail);
@@ -342,9 +389,13 @@ impl Server {
             AsyncEvent::PortActive(_) => {
                 info!(card, ?event, "the card says");
                 // Whoever waits for it need not any more.
-                return self.retry_rails(u64::MAX);
+                self.retry_rails(u64::MAX);
+                return self.addresses_changed(card);
             }
-            AsyncEvent::AddressesChanged(_) => return warn!(card, ?event, "the card says"),
+            AsyncEvent::AddressesChanged(_) => {
+                info!(card, ?event, "the card says");
+                return self.addresses_changed(card);
+            }
             _ => return info!(card, ?event, "the card says"),
         };
         let why = match event {
@@ -375,7 +426,7 @@ impl Server {
     }
 
     /// Rails on a card of which this can be said.
-    fn rails_of(&self, card: u8, holds: impl Fn(&Self, &RailPlace) -> bool) -> Vec<u16> {
+    pub(super) fn rails_of(&self, card: u8, holds: impl Fn(&Self, &RailPlace) -> bool) -> Vec<u16> {
         let all = (0..).zip(&self.peers.rails);
         let of_it = |place: &RailPlace| place.card == card && holds(self, place);
         all.filter(|(_, place)| place.as_ref().is_some_and(of_it)).map(|(rail, _)| rail).collect()
@@ -384,10 +435,14 @@ impl Server {
     /// True if a rail is better taken for broken when its port goes down: another of its set works,
     /// which need not wait until this one's time-outs have passed. A rail without such is left to
     /// its card, which may outlast a short interruption.
-    fn cut_off(&self, port: u32, place: &RailPlace) -> bool {
+    pub(super) fn cut_off(&self, port: u32, place: &RailPlace) -> bool {
+        u32::from(place.joint.settings().port) == port && self.stand_in(place)
+    }
+
+    /// True if a rail is ready, and another of its set on another card is, too.
+    pub(super) fn stand_in(&self, place: &RailPlace) -> bool {
         let Whose::Connection(key, at) = place.whose else { return false };
-        u32::from(place.joint.settings().port) == port
-            && place.joint.ready()
+        place.joint.ready()
             && self.any_sibling(key, at, |other| other.card != place.card && other.joint.ready())
     }
 

@@ -301,7 +301,7 @@ fn field<const BYTES: usize>(text: &str) -> [u8; BYTES] {
 #[cfg(test)]
 mod tests {
     use super::super::joint::{Joint, Step};
-    use super::super::patience::PutOff;
+    use super::super::patience::{PutOff, Then};
     use super::*;
     use crate::fabric::qp::Ask;
     use crate::fabric::qp::provider::PathSettings;
@@ -359,7 +359,7 @@ mod tests {
         assert_eq!(rail_told(7, &place, 1, 0).class, 0, "all go by it");
         place.joint.created(Some((9, CAPS)));
         place.joint.wish(1, Ask::Connect);
-        place.put_off.failed(Step::Endpoint(0), 10 * MS);
+        place.put_off.failed(Then::NextLife(Step::Endpoint(0)), 1, 10 * MS);
         let put_off = PeerRail { queue_pair: 9, state: abi::JOINT_PUT_OFF, ..first };
         assert_eq!(told(&place, 10 * MS), PeerRail { put_off_ms: 5, ..put_off });
         assert_eq!(told(&place, 99 * MS), PeerRail { put_off_ms: 0, ..put_off }, "it is due");

@@ -45,7 +45,7 @@ fn why(peer: &PeerReport) -> &str {
 }
 
 /// The cards do all that they are asked for, until so many queue pairs are destroyed.
-fn plays_to_the_end(stage: &Stage, mut pairs: u32) {
+pub(super) fn plays_to_the_end(stage: &Stage, mut pairs: u32) {
     while pairs > 0 {
         let CardOrder { token, work } = stage.card.next();
         let CardWork::Pair { work, .. } = work else { panic!("{work:?}") };

@@ -539,8 +539,11 @@ fn no_order_of_events_makes_a_joint_panic() {
             let life = random.below32(3);
             match random.below(10) {
                 0..4 => {
-                    let say =
-                        [Say::Ready { life, endpoint }, Say::Up { life }, Say::Quiet { life }];
+                    let say = [
+                        Say::Ready { life, endpoint, round: 0 },
+                        Say::Up { life },
+                        Say::Quiet { life },
+                    ];
                     let _ = joint.heard(&random.pick(&say));
                 }
                 4..6 => {
@@ -622,7 +625,7 @@ fn q14_times_and_retries_in_force_are_those_that_were_set() {
     joint.created(Some((number, CONFIG.caps())));
     joint.wish(1, Ask::Connect);
     joint.endpoint(0, Some(endpoint));
-    joint.heard(&Say::Ready { life: 0, endpoint }).unwrap();
+    joint.heard(&Say::Ready { life: 0, endpoint, round: 0 }).unwrap();
     let told = std::iter::from_fn(|| joint.act()).find_map(|act| match act {
         Act::Card(Step::Up(0), Job::Move { moves, .. }) => Some(moves),
         _ => None,

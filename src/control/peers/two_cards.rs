@@ -12,7 +12,7 @@ use super::scripted::{
     Door, HELLO, Other, alloc, let_go, makes_pair, no_pair, path, refusal, serves, want,
 };
 use crate::abi::errno;
-use crate::control::{CardDone, CardOrder, CardWork, PairWork};
+use crate::control::{Address, CardDone, CardOrder, CardWork, PairWork};
 use crate::fabric::qp::provider::{Created, Endpoint, Move};
 use crate::fabric::verbs::AsyncEvent;
 use crate::fabric::verbs::hollow::Hollow;
@@ -84,7 +84,7 @@ impl Stage {
     }
 
     /// The next order, which is about the queue pair of a card.
-    fn pair_work(&self, card: u8) -> (u64, PairWork) {
+    pub(super) fn pair_work(&self, card: u8) -> (u64, PairWork) {
         let CardOrder { token, work } = self.card.next();
         let CardWork::Pair { card: on, work } = work else { panic!("{work:?}") };
         assert_eq!(on, card, "{work:?}");
@@ -106,7 +106,7 @@ impl Stage {
         // Each card is used by its own settings.
         assert_eq!(settings.port, card + 1);
         self.card.say(token, CardDone::Endpoint(endpoint(card)));
-        let ready = Message::Joint(card, Say::Ready { life, endpoint: endpoint(card) });
+        let ready = Message::Joint(card, ready(card, life));
         assert_eq!(other.hear(), Some(ready.clone()));
         other.say(&ready);
         let moves = self.moves(card, true);
@@ -159,6 +159,13 @@ impl Stage {
         }
     }
 
+    /// A card's port is looked at, and has these addresses.
+    pub(super) fn looked_at(&self, card: u8, addresses: &[Address]) {
+        let CardOrder { token, work } = self.card.next();
+        assert!(matches!(work, CardWork::Addresses { card: at } if at == card), "{work:?}");
+        self.card.say(token, CardDone::Addresses(addresses.to_vec()));
+    }
+
     /// Everybody has heard what was said before.
     pub(super) fn settled(&self, other: &Other) {
         other.say(&Message::Call);
@@ -196,7 +203,7 @@ impl Stage {
 /// What the device calls a queue pair.
 pub(super) const NUMBER: u32 = 5;
 
-fn endpoint(card: u8) -> Endpoint {
+pub(super) fn endpoint(card: u8) -> Endpoint {
     Endpoint {
         number: NUMBER,
         psn: 7,
@@ -207,6 +214,10 @@ fn endpoint(card: u8) -> Endpoint {
         reads_out: 4,
         credits: 4,
     }
+}
+
+fn ready(card: u8, life: u32) -> Say {
+    Say::Ready { life, endpoint: endpoint(card), round: 0 }
 }
 
 #[test]
@@ -258,7 +269,7 @@ fn a_connection_is_up_though_one_card_cannot_make_its_queue_pair() {
             let peer = connect.join().unwrap().expect("one rail is enough");
             assert!(peer.rail() > 1);
             // What the other engine says of the rail that there is not is heard all the same.
-            let ready = Say::Ready { life: 0, endpoint: endpoint(1 - left) };
+            let ready = ready(1 - left, 0);
             other.say(&Message::Joint(1 - left, ready));
             stage.settled(&other);
             // The last one may not fail.
@@ -364,6 +375,7 @@ fn a_rail_that_cannot_be_connected_is_tried_again_while_the_other_works() {
         let (token, work) = stage.pair_work(1);
         assert!(matches!(work, PairWork::Endpoint { .. }), "{work:?}");
         stage.card.say(token, no_pair());
+        stage.looked_at(1, &[]);
         assert_eq!(stage.moves(1, true), [Move::Error]);
         let quiet = Message::Joint(1, Say::Quiet { life });
         assert_eq!(other.hear(), Some(quiet.clone()));
@@ -394,7 +406,7 @@ fn a_card_that_fails_takes_its_rail_along_and_nothing_else() {
     stage.settled(&other);
     other.say(&quiet);
     assert_eq!(stage.moves(1, false), [Move::Reset], "the other end is silent, too");
-    other.say(&Message::Joint(1, Say::Ready { life: 1, endpoint: endpoint(1) }));
+    other.say(&Message::Joint(1, ready(1, 1)));
     stage.settled(&other);
     let loan = stage.lends(&other, wanted, &[0, 1]);
     other.say(&Message::GiveBack(loan));
@@ -474,4 +486,76 @@ fn keys_of_cards_that_they_do_not_share_end_the_connection() {
             }
         });
     }
+}
+
+/// Whoever is reached pairs cards by their addresses.
+#[test]
+fn cards_are_paired_by_their_networks() {
+    let stage = Stage::new("networks", 2, 5);
+    let gid = |network: u8| [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 10, network, 0, 1];
+    for card in [0, 1] {
+        let event = AsyncEvent::AddressesChanged(u32::from(card) + 1);
+        stage.card.say(0, CardDone::Event(card, event));
+        stage.looked_at(card, &[Address { gid_index: 3, gid: gid(card) }]);
+    }
+    let mut told = HELLO.told;
+    (told[0][0], told[1][0], told[2][0]) = (gid(7), gid(1), gid(0));
+    for (cards, picked) in [(2, [2, 1]), (1, [2, 1])] {
+        let other = Other::reach(&stage.socket);
+        other.say(&Message::Hello(Hello { cards, there: 3, told, ..HELLO }));
+        let Some(Message::Welcome(hello)) = other.hear() else { panic!("no welcome") };
+        let pairs = usize::from(hello.cards);
+        assert_eq!((hello.cards, &hello.picked[..pairs]), (cards, &picked[..pairs]));
+        assert_eq!((hello.told[0][0], hello.told[1][0]), (gid(0), gid(1)));
+        for token in stage.asked_for_pairs(cards) {
+            stage.card.say(token, no_pair());
+        }
+        other.is_left("no rail");
+    }
+}
+
+/// Whoever reaches another is told the pairs; both speak of them by their numbers, whatever the
+/// cards' own are.
+#[test]
+fn what_is_lent_is_known_by_pairs() {
+    let stage = Stage::new("by-pairs", 2, 5);
+    let (region, wanted) = stage.export();
+    let door = Door::open("by-pairs-door");
+    let url = door.url();
+    let session = stage.engine.connect().unwrap();
+    thread::scope(|scope| {
+        let connect = scope.spawn(|| session.connect_peer(&url).map(drop));
+        let (other, hello) = door.greeted();
+        assert_eq!((hello.cards, hello.there), (2, 2));
+        other.say(&Message::Welcome(Hello { cards: 2, picked: [1, 0, 2, 3], ..HELLO }));
+        for card in [1, 0] {
+            let CardOrder { token, work } = stage.card.next();
+            assert!(makes_pair(&work, card), "{work:?}");
+            stage.makes(card, token);
+        }
+        for _ in 0..2 {
+            let CardOrder { token, work } = stage.card.next();
+            let CardWork::Pair { card, work } = work else { panic!("{work:?}") };
+            assert!(matches!(work, PairWork::Endpoint { .. }), "{work:?}");
+            stage.card.say(token, CardDone::Endpoint(endpoint(card)));
+            let heard = other.hear();
+            // Our card 1 is in pair 0, card 0 in pair 1.
+            assert_eq!(heard, Some(Message::Joint(1 - card, ready(card, 0))));
+        }
+        other.say(&Message::Want(wanted));
+        let CardOrder { token, work } = stage.card.next();
+        let CardWork::Register { memory, .. } = work else { panic!("{work:?}") };
+        stage.card.say(token, CardDone::Registered(registration(8, memory.bytes())));
+        let heard = other.hear();
+        let Some(Message::Have(Have { loan, keys, .. })) = heard else { panic!("{heard:?}") };
+        let keys: Vec<_> = keys.iter().map(|(pair, key)| (*pair, key.rkey)).collect();
+        assert_eq!(keys, [(0, 108), (1, 8)]);
+        other.say(&Message::GiveBack(loan));
+        assert_eq!(stage.card.deregisters(), 8);
+        stage.settled(&other);
+        drop(other);
+        connect.join().unwrap().unwrap_err();
+    });
+    // Nobody plays the cards for its release.
+    let _: ManuallyDrop<Region> = region;
 }

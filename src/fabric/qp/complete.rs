@@ -63,7 +63,7 @@ impl<P: Provider> Rails<P> {
                 self.counts.probes_failed += 1;
                 self.rails[usize::from(number)].trust.path_failed = true;
             }
-            self.suspect_path(number, status);
+            self.suspect_path(number, at, status);
             self.degrade(number);
         } else {
             self.cards[usize::from(card)].worked();

@@ -210,6 +210,8 @@ pub struct Counts {
     pub degraded: u64,
     /// Of these, those whose work gave no sign of life for too long.
     pub silent: u64,
+    /// Lives of rails in which nobody answered the first that was posted.
+    pub barren: u64,
     /// Requests that went along in the work request of one before them.
     pub merged: u64,
     /// Requests that were repeated.

@@ -563,6 +563,16 @@ pub enum ProviderError {
         /// What to do about it.
         hint: &'static str,
     },
+    /// No address is at a place of a port's table.
+    #[error("place {index} of port {port}'s table of GIDs is empty: {hint}")]
+    NoAddress {
+        /// The port, from 1.
+        port: u8,
+        /// The place.
+        index: u8,
+        /// What to do about it.
+        hint: &'static str,
+    },
     /// A move that the state does not permit.
     #[error("queue pair {number} is in {have:?}, from which it cannot go to {want:?}")]
     State {

@@ -307,7 +307,7 @@ pub(super) struct Rail {
     pub(super) inline_bytes: u32,
     /// Local ranges of one work request, at most.
     pub(super) ranges_max: u32,
-    /// The card that its queue pair is on, here and at the peer.
+    /// The card that its queue pair is on; the peer has a number of its own for its end.
     pub(super) card: u8,
     /// Other rails lead to the same place.
     pub(super) shared: bool,
@@ -337,6 +337,9 @@ pub(super) struct Rail {
     /// While degraded: when both ends were quiet, and whether a reset was asked for.
     pub(super) quiet_since_ns: Option<u64>,
     pub(super) reset_asked: bool,
+    /// Where the first work of this life is, or will be; and that nobody answered it.
+    pub(super) first_work: u32,
+    pub(super) barren: bool,
     /// The oldest work at the last look for lost completions, and at how many it was the oldest.
     pub(super) seen_head: u32,
     pub(super) seen_looks: u64,
@@ -394,6 +397,8 @@ impl Rail {
             quiesce_asked: false,
             quiet_since_ns: None,
             reset_asked: false,
+            first_work: 0,
+            barren: false,
             seen_head: 0,
             seen_looks: 0,
             silent: false,

@@ -17,7 +17,7 @@
 
 use super::Rails;
 use super::provider::{Provider, WcStatus, WrId};
-use super::rail::{Answers, Last, RailState, Stage, Taken};
+use super::rail::{Answers, Last, Rail, RailState, Stage, Taken};
 use super::status::{EHOSTDOWN, Fault};
 use crate::plant::{Plant, planted};
 
@@ -46,6 +46,9 @@ pub struct Wish {
     pub epoch: u32,
     /// What is to be done.
     pub ask: Ask,
+    /// Nobody answered the first that was posted in this life, nor anything since: whether the path
+    /// leads to the peer at all is not known.
+    pub barren: bool,
 }
 
 /// What the control side has to say.
@@ -168,6 +171,7 @@ impl<P: Provider> Rails<P> {
         rail.epoch = rail.epoch.wrapping_add(1);
         rail.credits.restart(receives);
         rail.connect_due = true;
+        (rail.first_work, rail.barren) = (rail.works.tail(), false);
         rail.marker_posted = false;
         rail.answers = Answers::None;
         rail.unsignaled = 0;
@@ -199,7 +203,7 @@ impl<P: Provider> Rails<P> {
             if rail.seen_looks > LOOKS {
                 rail.silent = true;
                 self.counts.silent += 1;
-                self.suspect_path(number, WcStatus::ResponseTimeout);
+                self.suspect_path(number, head, WcStatus::ResponseTimeout);
                 self.degrade(number);
             }
         }
@@ -243,8 +247,8 @@ impl<P: Provider> Rails<P> {
     }
 
     fn ask(&mut self, rail: u16, ask: Ask) {
-        let epoch = self.rails[usize::from(rail)].epoch;
-        self.wishes.push_back(Wish { rail, epoch, ask });
+        let Rail { epoch, barren, .. } = self.rails[usize::from(rail)];
+        self.wishes.push_back(Wish { rail, epoch, ask, barren });
     }
 
     /// Does what a rail on the list needs.

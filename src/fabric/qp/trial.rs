@@ -120,12 +120,18 @@ fn unanswered(status: WcStatus) -> bool {
 }
 
 impl<P: Provider> Rails<P> {
-    /// A work request failed: what that says of its path and its card.
-    pub(super) fn suspect_path(&mut self, number: u16, status: WcStatus) {
+    /// A work request failed, at this position: what that says of its path and its card.
+    pub(super) fn suspect_path(&mut self, number: u16, at: u32, status: WcStatus) {
         if cards_own(status) {
-            self.card_erred(number);
-        } else if unanswered(status) {
-            self.rails[usize::from(number)].trust.path_failed = true;
+            return self.card_erred(number);
+        }
+        if !unanswered(status) {
+            return;
+        }
+        let rail = &mut self.rails[usize::from(number)];
+        rail.trust.path_failed = true;
+        if at == rail.first_work && !std::mem::replace(&mut rail.barren, true) {
+            self.counts.barren += 1;
         }
     }
 

@@ -104,22 +104,25 @@ fn names(path: &Path) -> Vec<String> {
 #[must_use]
 pub fn cards(root: &Path) -> Vec<Card> {
     let class = root.join("sys/class/infiniband");
-    let card = |name: String| {
-        let place = class.join(&name);
-        let mut ports: Vec<_> = names(&place.join("ports"))
-            .into_iter()
-            .filter_map(|number| {
-                let number = number.parse().ok()?;
-                Some(port(root, &place.join("ports").join(number_name(number)), number))
-            })
-            .collect();
-        ports.sort_unstable_by_key(|port| port.number);
-        let netdev = ports.iter().flat_map(|port| &port.gids).find_map(|gid| gid.netdev.as_ref());
-        let near = |place: &Path| line(&place.join("device/numa_node"))?.parse().ok();
-        let numa_node = near(&place).or_else(|| near(&root.join("sys/class/net").join(netdev?)));
-        Card { name, numa_node, obstacle: None, ports }
-    };
-    names(&class).into_iter().map(card).collect()
+    names(&class).into_iter().map(|name| card(root, name)).collect()
+}
+
+/// One of them, by its name; without ports if it is not there.
+#[must_use]
+pub fn card(root: &Path, name: String) -> Card {
+    let place = root.join("sys/class/infiniband").join(&name);
+    let mut ports: Vec<_> = names(&place.join("ports"))
+        .into_iter()
+        .filter_map(|number| {
+            let number = number.parse().ok()?;
+            Some(port(root, &place.join("ports").join(number_name(number)), number))
+        })
+        .collect();
+    ports.sort_unstable_by_key(|port| port.number);
+    let netdev = ports.iter().flat_map(|port| &port.gids).find_map(|gid| gid.netdev.as_ref());
+    let near = |place: &Path| line(&place.join("device/numa_node"))?.parse().ok();
+    let numa_node = near(&place).or_else(|| near(&root.join("sys/class/net").join(netdev?)));
+    Card { name, numa_node, obstacle: None, ports }
 }
 
 fn number_name(number: u8) -> String {

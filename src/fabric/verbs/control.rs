@@ -495,16 +495,23 @@ impl ProviderControl for VerbsControl {
         let port = device
             .port(settings.port)
             .map_err(|_| ProviderError::Unknown { what: "port", number: settings.port.into() })?;
-        let gid = device
-            .gid(settings.port, settings.gid_index)
-            .map_err(|errno| os("ibv_query_gid", errno))?;
+        let index = settings.gid_index;
         let table = u64::from(count(port.gid_tbl_len));
-        if self.ethernet && gid == [0; 16] {
+        if self.ethernet && u64::from(index) >= table {
             return Err(ProviderError::Limit {
                 field: "the GID's index",
-                value: settings.gid_index.into(),
+                value: index.into(),
                 limit: table.saturating_sub(1),
-                hint: "there is no GID: give the network device an address, see verbring devices",
+                hint: "the port's table is no longer: see verbring devices",
+            });
+        }
+        let gid = device.gid(settings.port, index).map_err(|errno| os("ibv_query_gid", errno))?;
+        if self.ethernet && gid == [0; 16] {
+            return Err(ProviderError::NoAddress {
+                port: settings.port,
+                index,
+                hint: "give the network device an address (ip address add), or choose another \
+                       place: see verbring devices",
             });
         }
         let mut random = [0; 4];

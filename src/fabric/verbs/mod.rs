@@ -19,7 +19,7 @@ pub(crate) mod hollow;
 mod provider;
 mod sys;
 
-pub use cards::{Card, Gid, GidKind, Port, cards, numa_node_of};
+pub use cards::{Card, Gid, GidKind, Port, card, cards, numa_node_of};
 pub use choose::{Judged, Merits, Near, Obstacle, Wish, judge};
 pub use control::{Effective, VerbsControl, VerbsSettings, open, open_all, open_several};
 pub use device::device_names;

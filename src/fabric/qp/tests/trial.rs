@@ -99,6 +99,37 @@ fn a_probe_that_succeeds_brings_a_rail_back_and_no_work_goes_before() {
     succeed(&mut two, &[write(9, 0)]);
 }
 
+/// Only of a life in which nobody has answered it is said that its path may lead nowhere.
+#[test]
+fn a_path_that_never_answered_is_told_from_one_that_did() {
+    let mut two = two(1, BACKOFF);
+    let number = two.join.number(0, 0);
+    succeed(&mut two, &[write(0, 0)]);
+    two.net.cut(number, true);
+    assert_eq!(two.near.post(&[write(0, 0), write(1, 0)]), 2);
+    while two.near.counts().degraded == 0 {
+        pass(&mut two, 500);
+    }
+    assert_eq!(two.near.counts().barren, 0, "it had answered before");
+    // What is repeated in the next life finds nobody.
+    while two.near.counts().degraded < 3 {
+        pass(&mut two, 500);
+    }
+    assert_eq!(two.near.counts().barren, 2, "once a life");
+    two.net.cut(number, false);
+    while two.near.state(0) != RailState::Ready {
+        pass(&mut two, 500);
+    }
+    // What was repeated is done.
+    pass(&mut two, 100_000);
+    succeed(&mut two, &[write(9, 0)]);
+    // What the peer refuses, or its end, is nothing that the path does.
+    let before = two.near.counts().barren;
+    two.net.break_pair(number);
+    pass(&mut two, 300_000);
+    assert_eq!(two.near.counts().barren, before);
+}
+
 /// What was under way too often is not handed back for ever.
 #[test]
 fn attempts_are_carried_along() {

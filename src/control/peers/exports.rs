@@ -111,7 +111,7 @@ impl Server {
                     self.ask_card(work, registrations::CardFor::Peers(what));
                 }
                 LoanAct::TakeBack { region } => {
-                    for rail in connection.rails.clone() {
+                    for rail in connection.all_rails().collect::<Vec<_>>() {
                         let token = self.pending.insert(Pending::Peers(OrderFor::Nothing)) as u64;
                         self.order(Command::TakeBack { region, rail, token });
                     }
@@ -140,7 +140,8 @@ impl Server {
         // What the core has said of the region is known here before the loan was decided on.
         let heard = self.regions.get(&region.0).map_or(0, |place| place.links.revocations);
         let Some(connection) = self.peers.connections.get_mut(key) else { return };
-        let rails = connection.rails.clone();
+        let rails: Vec<u16> =
+            connection.rails.iter().copied().chain(connection.aparts.lent()).collect();
         connection.lends.insert(loan, (rails.len(), true));
         for rail in rails {
             let what = OrderFor::Lend { connection: key, loan };
@@ -369,6 +370,7 @@ impl Server {
             OrderFor::Lend { connection, loan } => self.lent(connection, loan, well),
             OrderFor::Withdraw { connection, loan } => self.withdrawal_over(connection, loan),
             OrderFor::Home { session, request } => self.at_home(session, &request, reply),
+            OrderFor::Clear { connection, at } => self.apart_cleared(connection, at),
             OrderFor::Nothing => {}
         }
     }

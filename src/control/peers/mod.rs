@@ -16,6 +16,7 @@
 //!  numbers   sessions' names for them     imports      IMPORT from a peer, until it is given back
 //!                                         again        those to other hosts, when they are lost
 //!  report    what operators are told      events       what the log says of rails
+//!  apart     rails of one flow, as values alone        their joints, loans and imports
 //! ```
 //!
 //! **Cards are paired by place**: card 0 here with card 0 there, as many as both have. A connection
@@ -31,6 +32,8 @@
 //! what peers may use atomics on, since a card's atomics and a CPU's do not exclude each other.
 
 mod again;
+mod alone;
+pub(crate) mod apart;
 mod connections;
 mod events;
 mod exports;
@@ -51,6 +54,8 @@ mod reported;
 #[cfg(test)]
 mod scripted;
 #[cfg(test)]
+mod set_apart;
+#[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod two_cards;
@@ -63,6 +68,7 @@ use std::sync::Arc;
 use slab::Slab;
 
 use self::again::{Again, Behind};
+use self::apart::Aparts;
 use self::imports::{Held, Wanted};
 use self::joint::{Joint, Step};
 use self::loans::Loans;
@@ -102,6 +108,8 @@ pub(super) enum OrderFor {
     Withdraw { connection: usize, loan: u32 },
     /// EXPORT: atomics on the region go by way of the card.
     Home { session: usize, request: Box<Export> },
+    /// Nothing waits for a flow's own rail any more.
+    Clear { connection: usize, at: u8 },
     /// Nobody waits for it.
     Nothing,
 }
@@ -130,6 +138,8 @@ enum Whose {
     Home,
     /// Of a connection, and which of its rails.
     Connection(usize, u8),
+    /// Of one flow of a connection, and at which place.
+    Apart(usize, u8),
 }
 
 /// A rail, as the control thread sees it.
@@ -178,6 +188,8 @@ struct Connection {
     boot_id: [u64; 2],
     /// What it calls the connection, if it has made it from another host.
     link: u64,
+    /// `FEATURE_*` that it has said.
+    features: u32,
     /// It waits for the end of the one whose place it takes.
     behind: Option<Behind>,
     /// The address of ours by which the other host was reached.
@@ -193,6 +205,8 @@ struct Connection {
     rails: Vec<u16>,
     /// Rails that it has on each card.
     rails_a_card: u8,
+    /// Those that are one flow's alone.
+    aparts: Aparts,
     /// Messages that found the socket full.
     unsent: VecDeque<Vec<u8>>,
     /// CONNECTs that wait for it: session and tag.
@@ -251,6 +265,7 @@ impl Connection {
             url,
             boot_id: [0; 2],
             link: 0,
+            features: 0,
             behind: None,
             by: None,
             from: None,
@@ -260,6 +275,7 @@ impl Connection {
             until_ns: Some(until_ns),
             rails: Vec::new(),
             rails_a_card: 1,
+            aparts: Aparts::default(),
             unsent: VecDeque::new(),
             waiting: Vec::new(),
             loans: Loans::default(),
@@ -286,6 +302,16 @@ impl Connection {
     /// Cards that it has rails on.
     fn cards(&self) -> u8 {
         u8::try_from(self.rails.len() / usize::from(self.rails_a_card)).unwrap_or(u8::MAX)
+    }
+
+    /// All its rails, flows' own among them.
+    fn all_rails(&self) -> impl Iterator<Item = u16> + '_ {
+        self.rails.iter().copied().chain(self.aparts.rails())
+    }
+
+    /// The rails that a session's ops of each class go by.
+    fn sets_of(&self, session: usize) -> Option<[u64; 3]> {
+        self.aparts.rail_of(session).map(|rail| [1 << rail; 3]).or_else(|| self.sets())
     }
 
     /// The rails that ops of each class go by, a bit each; `None` once some are gone.

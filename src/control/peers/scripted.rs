@@ -133,7 +133,7 @@ impl Other {
 }
 
 pub(super) const HELLO: Hello =
-    Hello { boot_id: [1, 2], pid: 3, rails: 1, cards: 1, silence_ms: 10_000, link: 0 };
+    Hello { boot_id: [1, 2], pid: 3, rails: 1, cards: 1, silence_ms: 10_000, link: 0, features: 0 };
 
 pub(super) fn makes_pair(work: &CardWork, on: u8) -> bool {
     matches!(work, CardWork::Pair { card, work: PairWork::Create { .. } } if *card == on)

@@ -61,8 +61,12 @@ impl Stage {
     /// The other engine has come, and is welcomed with so many cards; each has been asked for a
     /// queue pair, under these tokens.
     pub(super) fn greet(&self, asks: u8, gets: u8) -> (Other, Vec<u64>) {
+        self.greet_as(Hello { cards: asks, ..HELLO }, gets)
+    }
+
+    pub(super) fn greet_as(&self, hello: Hello, gets: u8) -> (Other, Vec<u64>) {
         let other = Other::reach(&self.socket);
-        other.say(&Message::Hello(Hello { cards: asks, ..HELLO }));
+        other.say(&Message::Hello(hello));
         let Some(Message::Welcome(hello)) = other.hear() else { panic!("no welcome") };
         assert_eq!((hello.rails, hello.cards), (1, gets));
         (other, self.asked_for_pairs(gets))
@@ -84,7 +88,7 @@ impl Stage {
     }
 
     /// The next order, which is about the queue pair of a card.
-    fn pair_work(&self, card: u8) -> (u64, PairWork) {
+    pub(super) fn pair_work(&self, card: u8) -> (u64, PairWork) {
         let CardOrder { token, work } = self.card.next();
         let CardWork::Pair { card: on, work } = work else { panic!("{work:?}") };
         assert_eq!(on, card, "{work:?}");
@@ -196,7 +200,7 @@ impl Stage {
 /// What the device calls a queue pair.
 pub(super) const NUMBER: u32 = 5;
 
-fn endpoint(card: u8) -> Endpoint {
+pub(super) fn endpoint(card: u8) -> Endpoint {
     Endpoint {
         number: NUMBER,
         psn: 7,

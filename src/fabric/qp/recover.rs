@@ -46,6 +46,9 @@ pub struct Wish {
     pub epoch: u32,
     /// What is to be done.
     pub ask: Ask,
+    /// The queue pair failed by the fault of a request itself: the index of its remote region.
+    /// Told once, before the queue pair's reset.
+    pub offender: Option<u32>,
 }
 
 /// What the control side has to say.
@@ -177,6 +180,7 @@ impl<P: Provider> Rails<P> {
         rail.quiet_since_ns = None;
         rail.reset_asked = false;
         rail.silent = false;
+        rail.offender = None;
         self.attend(number);
     }
 
@@ -243,8 +247,9 @@ impl<P: Provider> Rails<P> {
     }
 
     fn ask(&mut self, rail: u16, ask: Ask) {
-        let epoch = self.rails[usize::from(rail)].epoch;
-        self.wishes.push_back(Wish { rail, epoch, ask });
+        let state = &mut self.rails[usize::from(rail)];
+        let (epoch, offender) = (state.epoch, state.offender.take());
+        self.wishes.push_back(Wish { rail, epoch, ask, offender });
     }
 
     /// Does what a rail on the list needs.
@@ -365,7 +370,8 @@ impl<P: Provider> Rails<P> {
             let chained = taken.chained() && !planted(Plant::ChainUncut);
             // Nothing of it can still happen, and to do it again is harmless. It does not go ahead
             // of what it is chained to.
-            let spare = rail.shared
+            let parted = self.parted.get(taken.request.remote as usize) == Some(&true);
+            let spare = (rail.shared || parted)
                 && (taken.repeatable() || !taken.begun())
                 && !(chained && before == Before::Kept);
             let gone = verdict.filter(|_| !spare);

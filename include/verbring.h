@@ -837,6 +837,7 @@ VR_SIZE_(vr_telemetry_reply, 32);
 #define VR_UNHEARD 0xffffffffu /* heard_ms: never */
 #define VR_PEER_OURS 1u        /* sessions here asked for it */
 #define VR_PEER_THEIRS 2u      /* the other engine came */
+#define VR_PEER_RAIL_APART 4u  /* class of a rail: that of one flow, which failed others' */
 #define VR_PHASE_REACHING 1u   /* on the way to the URL */
 #define VR_PHASE_GREETING 2u   /* greeted, not answered yet */
 #define VR_PHASE_JOINING 3u    /* rails are being joined */
@@ -861,7 +862,7 @@ struct vr_peer_rail {
     uint32_t queue_pair; /* its number on its device; 0: none */
     uint8_t rail;        /* its number, as in CQEs and the telemetry page */
     uint8_t card;
-    uint8_t class_; /* that goes by it; 0: all */
+    uint8_t class_; /* that goes by it; 0: all; VR_PEER_RAIL_APART */
     uint8_t state;  /* VR_JOINT_* */
     uint16_t rebuilt;
     uint16_t put_off_ms;

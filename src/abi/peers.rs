@@ -37,7 +37,7 @@ layout! {
         rail: u8,
         /// The card that its queue pair is on.
         card: u8,
-        /// The class that goes by it: 1 high, 2 medium, 3 low; 0 all.
+        /// The class that goes by it: 1 high, 2 medium, 3 low; 0 all; [`PEER_RAIL_APART`].
         class: u8,
         /// `JOINT_*`.
         state: u8,
@@ -94,6 +94,9 @@ layout! {
 }
 
 const _: () = assert!(size_of::<PeersReply>() <= super::MESSAGE_BYTES_MAX);
+
+/// PEERS rail class: one flow goes by it, that of a session whose requests failed the rails of all.
+pub const PEER_RAIL_APART: u8 = 4;
 
 /// PEERS: nothing was heard of it yet.
 pub const UNHEARD: u32 = u32::MAX;

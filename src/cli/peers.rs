@@ -172,8 +172,13 @@ fn nobody(verbs: bool) -> &'static str {
     }
 }
 
+/// What goes by a rail, in a word.
+fn class_of(rail: &PeerRail) -> &'static str {
+    if rail.apart { "apart" } else { rail.class.map_or("all", class_name) }
+}
+
 fn rail_text(survey: &Survey, rail: &PeerRail) -> String {
-    let class = rail.class.map_or("all", class_name);
+    let class = class_of(rail);
     let mut state = joint_words(rail.state).to_string();
     if let Some(put_off) = rail.put_off {
         state += &format!(" for {}", span(put_off));
@@ -216,7 +221,7 @@ fn peer_json(survey: &Survey, peer: &PeerReport) -> Value {
             json!({
                 "rail": rail.rail,
                 "card": rail.card,
-                "class": rail.class.map_or("all", class_name),
+                "class": class_of(rail),
                 "state": joint_words(rail.state),
                 "queue_pair": rail.queue_pair,
                 "rebuilt": rail.rebuilt,

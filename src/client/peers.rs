@@ -48,6 +48,8 @@ pub struct PeerRail {
     pub card: u8,
     /// The class that goes by it; `None` if all do.
     pub class: Option<Class>,
+    /// One flow goes by it: that of a session whose requests have failed the rails of all.
+    pub apart: bool,
     /// How far it has come, an `abi::JOINT_*` number; [`joint_words`] has words for it.
     pub state: u8,
     /// Its queue pair's number on its device, if it has one.
@@ -152,6 +154,7 @@ fn rail(rail: &abi::PeerRail) -> PeerRail {
         rail: rail.rail,
         card: rail.card,
         class: Class::from_byte(rail.class).filter(|_| rail.class != 0),
+        apart: rail.class == abi::PEER_RAIL_APART,
         state: rail.state,
         queue_pair: Some(rail.queue_pair).filter(|number| *number != 0),
         rebuilt: rail.rebuilt,

@@ -101,6 +101,23 @@ pub enum Command<Mem, M> {
         /// Comes back in the answer.
         token: u64,
     },
+    /// From now on ops by a peer import go by these rails; those of which requests are with the
+    /// fabric end where they are, and what comes back of them undone goes by these, too. Answered
+    /// by Done, or Failed if the import is gone or withdrawn.
+    Reroute {
+        /// Which import.
+        region: RegionId,
+        /// The rails by class, under the rule of [`Command::AddPeerImport`].
+        rails: [u64; 3],
+        /// Comes back in the answer.
+        token: u64,
+    },
+    /// Answered by Done once each queued op has been looked at, and waits for the rails that its
+    /// import names by now: whatever rail none names, and which is dead, may be released then.
+    Clear {
+        /// Comes back in the answer.
+        token: u64,
+    },
     /// The peer withdraws what a peer import stands for: new ops and queued ones fail as revoked.
     /// Answered by Done, once no op through it is under way.
     Withdraw {
@@ -293,6 +310,11 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
                 self.add_peer_import(region, session, bytes, (rights, rails));
                 self.replies.push_back(Reply::Done { token });
             }
+            Command::Reroute { region, rails, token } => {
+                let outcome = self.reroute(region, rails);
+                self.answer(outcome, token);
+            }
+            Command::Clear { token } => self.begin_clear(token),
             Command::Withdraw { region, token } => self.begin_withdraw(region, token),
             Command::Lend { region, rail, rights, heard, token } => {
                 let outcome = self.lend(region, rail, rights, heard);

@@ -94,11 +94,14 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let record = &mut self.ledger[old];
         let (line, rail, aside, aged) = (record.line, record.rail, record.aside, record.aged);
         let (wait, sequence, class) = (record.wait, record.sequence, record.class);
+        let checked = record.checked;
         let whole = std::mem::take(&mut record.whole);
         let record = &mut self.ledger[new];
         (record.line, record.rail, record.aside, record.aged) = (line, rail, aside, aged);
         (record.wait, record.whole, record.laid) = (wait, whole, false);
         record.class = class;
+        // It stands in a line that may be its import's no more.
+        record.checked = checked.min(record.checked);
         // Where the oldest goes first it is as old as what it stands for. A FLUSH between the two
         // has that one to wait for, which ends no earlier.
         record.sequence = sequence.min(record.sequence);

@@ -55,6 +55,8 @@ pub(super) struct Abroad {
     pub(super) cut_off: u64,
     /// Next record to look at for ops whose region is gone.
     pub(super) purge: Option<u32>,
+    /// Who waits for the end of such a look that was begun since: tokens.
+    pub(super) clearing: Vec<u64>,
     /// Notifications heard in this turn.
     pub(super) arrived: Vec<Arrival>,
     /// A FLUSH has moved, or an op has ended, in this turn.
@@ -208,6 +210,7 @@ impl Abroad {
             flying: 0,
             cut_off: 0,
             purge: None,
+            clearing: Vec::with_capacity(usize::from(RAILS_MAX)),
             arrived: Vec::with_capacity(arrivals),
             moved: false,
             batch: vec![Request::NONE; if several { usize::from(rails) * POST_MAX } else { 0 }]

@@ -36,6 +36,7 @@ mod owner;
 mod pages;
 mod rails;
 mod record;
+mod reroute;
 mod returned;
 mod schedule;
 mod search;

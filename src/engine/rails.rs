@@ -149,6 +149,9 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         while steps > 0 && ends > 0 && self.abroad.queued() & round.open != 0 {
             steps -= 1;
             let Some(slot) = self.first_abroad(&round) else { break };
+            if self.ledger[slot].checked != self.withdrawn && self.divert(slot) {
+                continue;
+            }
             if let Some(failure) = self.spoiled(slot) {
                 ends -= 1;
                 self.ledger[slot].failure = Some(failure);
@@ -577,11 +580,16 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             if let Some(failure) = self.spoiled(slot) {
                 self.ledger[slot].failure = Some(failure);
                 self.settle_head(slot);
+            } else {
+                self.divert(slot);
             }
         }
         // What was withdrawn meanwhile has set it back to the start.
         if self.abroad.purge == Some(from) {
             self.abroad.purge = (end < self.ledger.capacity()).then_some(end);
+        }
+        if self.abroad.purge.is_none() {
+            self.end_clear();
         }
     }
 

@@ -62,6 +62,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         } else {
             self.abroad.remove(&mut self.ledger, slot);
         }
+        self.follow_import(slot);
         self.abroad.push_returned(&mut self.ledger, slot, front);
     }
 

@@ -145,7 +145,8 @@ pub const DONE_MAYBE: u16 = 1 << 1;
 pub const DONE_PLACED: u16 = 1 << 2;
 
 /// It did not end: its rail failed, and it is handed back, to be posted by another rail of the same
-/// set ([`Fabric::share`]). Nothing of it can still happen, and repeating it is harmless.
+/// set ([`Fabric::share`]), or of another ([`Fabric::part`]). Nothing of it can still happen, and
+/// repeating it is harmless.
 pub const DONE_RETURNED: u16 = 1 << 3;
 
 /// What a fabric can take.
@@ -276,6 +277,10 @@ pub trait Fabric {
     /// to do, and it takes nothing more until it has shown that it works. One that is named alone
     /// shares with none, whatever was said of its number before.
     fn share(&mut self, _rails: u64) {}
+
+    /// From now on, until it is detached, what a failed rail had for this remote region is handed
+    /// back ([`DONE_RETURNED`]), whether other rails lead there or not: it may go elsewhere now.
+    fn part(&mut self, _region: u32) {}
 
     /// Requests that went along in the work request of a neighbour, since the start.
     fn merged(&self) -> u64 {

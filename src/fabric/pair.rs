@@ -166,6 +166,12 @@ impl<P: Provider> Fabric for Pair<P> {
         }
     }
 
+    fn part(&mut self, region: u32) {
+        if let Some(rails) = self.rails.as_mut() {
+            rails.part(region);
+        }
+    }
+
     fn merged(&self) -> u64 {
         self.rails.as_ref().map_or(0, Fabric::merged)
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::link::Answer;
 use super::*;
 use crate::abi::{Counter, errno};
 use crate::client::{RingOptions, Scope, Stats};
@@ -35,6 +36,15 @@ impl Played {
 
     pub(crate) fn say(&self, token: u64, done: CardDone) {
         self.said.send(CardAnswer { token, done }).unwrap();
+        self.link.kick_control();
+    }
+
+    /// A rail in its first life says by whose fault it failed. What it wishes it had wished before,
+    /// so that nothing else comes of it.
+    pub(crate) fn blames(&self, rail: u16, region: u32) {
+        let (epoch, ask, offender) = (1, qp::Ask::Connect, Some(region));
+        let wish = qp::Wish { rail, epoch, ask, barren: false, offender };
+        self.link.answers.push(Answer::Wish(wish)).unwrap();
         self.link.kick_control();
     }
 

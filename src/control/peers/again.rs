@@ -225,15 +225,16 @@ impl Server {
         let own = self.own_hello(rails, cards, 0);
         let there = |it: &Hello| it.told[..usize::from(it.there)].to_vec();
         let pairs = pair(&there(&own), &there(hello), cards.into());
-        let (mut picked, mut told) = ([0, 1, 2, 3], own.told);
+        let mut welcome = own;
         for (at, pair) in pairs.iter().enumerate() {
-            (picked[at], told[at]) = (pair.other, own.told[usize::from(pair.own)]);
+            (welcome.picked[at], welcome.own[at]) = (pair.other, pair.own);
+            welcome.told[at] = own.told[usize::from(pair.own)];
         }
         let cards = u8::try_from(pairs.len()).unwrap_or(0);
         // The cards that there are is the other's to know.
-        let welcome = Hello { cards, there: hello.there, picked, told, ..own };
+        let welcome = Hello { cards, there: hello.there, ..welcome };
         self.say(key, &Message::Welcome(welcome));
-        let with = |it: &Pair| (it.own, hello.told[usize::from(it.other)]);
+        let with = |it: &Pair| (*it, hello.told[usize::from(it.other)]);
         let pairs: Vec<_> = pairs.iter().map(with).collect();
         self.join_rails(key, rails, &pairs);
     }

@@ -11,7 +11,8 @@ use nix::sys::socket::{Shutdown, UnixAddr, getsockopt, shutdown, sockopt::PeerCr
 use tracing::{debug, info, warn};
 
 use super::joint::Say;
-use super::message::{Failure, Hello, Message, PeerError, RAILS_A_CARD_MAX};
+use super::message::{APARTS, Failure, Hello, Message, PeerError, RAILS_A_CARD_MAX};
+use super::pairing::Pair;
 use super::patience::{Due, Pulse};
 use super::{Connection, Phase};
 use crate::abi::{self, Connect, ConnectReply, Detail, Kind, REPLY, ReplyHead, errno};
@@ -184,7 +185,9 @@ impl Server {
         let picked = [0, 1, 2, 3];
         let told = picked.map(|card| self.card.as_ref().map(|all| all.told(card)));
         let told = told.map(Option::unwrap_or_default);
-        Hello { boot_id, pid, rails, cards, there, picked, told, silence_ms, link }
+        let features = self.own_features();
+        let own = picked;
+        Hello { boot_id, pid, rails, cards, there, picked, own, told, silence_ms, link, features }
     }
 
     /// Takes a socket whose other end is another engine's of this host, if that may be a peer.
@@ -307,6 +310,7 @@ impl Server {
         if let Some(connection) = self.peers.connections.get_mut(key) {
             connection.silence_ms = silence_ms;
             (connection.boot_id, connection.link) = (boot_id, link);
+            connection.features = hello.features;
             connection.story.met(&hello);
         }
         match old {
@@ -379,6 +383,8 @@ impl Server {
             Message::No(tag, why) if up => self.denied(key, tag, &why),
             Message::Withdraw(loan) if up => self.withdrawn(key, loan),
             Message::GiveBack(loan) if up => self.given_back(key, loan),
+            Message::Apart(at) if up => self.asked_apart(key, at),
+            Message::Over(at) if up => self.heard_over(key, at),
             Message::Call if up => self.say(key, &Message::Here),
             Message::Here if up => {
                 if let Some(pulse) = &mut connection.pulse {
@@ -417,7 +423,7 @@ impl Server {
             let text = "the URL is that of the engine itself: import with peer 0";
             return self.give_up(key, &refusal(errno::EINVAL, Detail::Url, text));
         }
-        let Hello { pid, rails, cards, silence_ms, picked, told, .. } = hello;
+        let Hello { pid, rails, cards, silence_ms, picked, own, told, .. } = hello;
         let there = self.card.as_ref().map_or(0, Card::count);
         let picked = &picked[..usize::from(cards)];
         if cards > there || picked.iter().any(|card| *card >= there) {
@@ -426,11 +432,13 @@ impl Server {
         if let Some(connection) = self.peers.connections.get_mut(key) {
             connection.enter(Phase::Joining);
             connection.silence_ms = silence_ms;
+            connection.features = hello.features;
             connection.story.met(&hello);
             info!(connection = key, peer = connection.place(), pid, rails, cards, "joining rails");
         }
         self.met_again(key, &hello);
-        let pairs: Vec<_> = picked.iter().copied().zip(told).collect();
+        let pairs = picked.iter().zip(own).map(|(own, other)| Pair { own: *own, other });
+        let pairs: Vec<_> = pairs.zip(told).collect();
         if !self.join_rails(key, rails, &pairs) {
             let text = "all rails are in use by connections: disconnect, or raise rails_max";
             self.give_up(key, &refusal(errno::EDQUOT, Detail::Quota, text));
@@ -439,7 +447,13 @@ impl Server {
 
     fn heard_of_rail(&mut self, key: usize, at: u8, say: Say) {
         let Some(connection) = self.peers.connections.get(key) else { return };
-        let Some(rail) = connection.rails.get(usize::from(at)).copied() else {
+        let rail = match APARTS.contains(&at) {
+            // What was said before it was heard that there is none.
+            true if connection.aparts.rail_at(at).is_none() => return,
+            true => connection.aparts.rail_at(at),
+            false => connection.rails.get(usize::from(at)).copied(),
+        };
+        let Some(rail) = rail else {
             return self.lose_connection(key, "it speaks of a rail that there is not");
         };
         let Some(Some(place)) = self.peers.rails.get_mut(usize::from(rail)) else { return };
@@ -535,6 +549,9 @@ impl Server {
         let text = format!("the connection to the other engine is lost: {why}");
         self.fail_waiting(waiting, &refusal(errno::EHOSTDOWN, Detail::Peer, &*text));
         self.deny_all(key, &refusal(errno::EHOSTDOWN, Detail::Peer, text));
+        if let Some(connection) = self.peers.connections.get_mut(key) {
+            connection.aparts.lose();
+        }
         self.withdraw_all(key);
         self.each_rail(key, super::joint::Joint::lose);
         self.look_after(key);
@@ -676,6 +693,7 @@ impl Server {
     /// A session ends: its numbers mean nothing any more.
     pub(in crate::control) fn forget_numbers(&mut self, session: usize) {
         self.peers.numbers.forget(session);
+        self.forget_errors(session);
     }
 
     /// Forgets a lost connection, in the order that is right.
@@ -699,7 +717,7 @@ impl Server {
             return self.each_rail(key, super::joint::Joint::release);
         }
         let Some(connection) = self.peers.connections.get(key) else { return };
-        if !connection.rails.is_empty() {
+        if connection.all_rails().next().is_some() || connection.aparts.clearing() {
             return;
         }
         let reaching =

@@ -46,7 +46,7 @@ impl Server {
         let place = self.peers.rails.get(usize::from(rail))?.as_ref()?;
         let connection = match place.whose {
             Whose::Home => None,
-            Whose::Connection(key, _) => Some(key),
+            Whose::Connection(key, _) | Whose::Apart(key, _) => Some(key),
         };
         let known = connection.and_then(|key| self.peers.connections.get(key));
         let peer = match connection {

@@ -74,10 +74,19 @@ impl Server {
             let text = format!("the secret for {name:?} is wrong; ten wrong ones end the session");
             return Err(Refusal::new(errno::EACCES, Detail::Secret, text));
         }
-        let rights = if want.rights == 0 { entry.rights } else { want.rights };
+        // They go by card 0 here, or they would not exclude those of others.
+        let atomics = if connection.with_ours.is_some() { RIGHT_ATOMIC } else { 0 };
+        let offered = entry.rights & !(RIGHT_ATOMIC ^ atomics);
+        let rights = if want.rights == 0 { offered } else { want.rights };
         if rights & !entry.rights != 0 {
             let text = format!("rights {rights:#x} are wanted, {:#x} are offered", entry.rights);
             return Err(Refusal::new(errno::EACCES, Detail::Rights, text));
+        }
+        if rights == 0 || rights & !offered != 0 {
+            let text = "atomics on it go by the first of its engine's cards, to which no rail of \
+                        this connection leads: import it without RIGHT_ATOMIC, or have the cards \
+                        of one network first in verbs_device at both engines";
+            return Err(Refusal::new(errno::EOPNOTSUPP, Detail::Rights, text));
         }
         Ok((entry.region, rights))
     }
@@ -111,7 +120,7 @@ impl Server {
                     self.ask_card(work, registrations::CardFor::Peers(what));
                 }
                 LoanAct::TakeBack { region } => {
-                    for rail in connection.rails.clone() {
+                    for rail in connection.all_rails().collect::<Vec<_>>() {
                         let token = self.pending.insert(Pending::Peers(OrderFor::Nothing)) as u64;
                         self.order(Command::TakeBack { region, rail, token });
                     }
@@ -140,7 +149,8 @@ impl Server {
         // What the core has said of the region is known here before the loan was decided on.
         let heard = self.regions.get(&region.0).map_or(0, |place| place.links.revocations);
         let Some(connection) = self.peers.connections.get_mut(key) else { return };
-        let rails = connection.rails.clone();
+        let rails: Vec<u16> =
+            connection.rails.iter().copied().chain(connection.aparts.lent()).collect();
         connection.lends.insert(loan, (rails.len(), true));
         for rail in rails {
             let what = OrderFor::Lend { connection: key, loan };
@@ -373,6 +383,7 @@ impl Server {
             OrderFor::Lend { connection, loan } => self.lent(connection, loan, well),
             OrderFor::Withdraw { connection, loan } => self.withdrawal_over(connection, loan),
             OrderFor::Home { session, request } => self.at_home(session, &request, reply),
+            OrderFor::Clear { connection, at } => self.apart_cleared(connection, at),
             OrderFor::Nothing => {}
         }
     }

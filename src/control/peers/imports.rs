@@ -32,7 +32,8 @@ pub(super) struct Wanted {
 /// An import of a peer's region.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Held {
-    region: RegionId,
+    pub(super) session: usize,
+    pub(super) region: RegionId,
     /// The engine was asked to let no op go by it any more.
     withdrawing: bool,
 }
@@ -120,7 +121,7 @@ impl Server {
             cards.iter().copied().filter(|card| keys.of(*card).is_empty()).collect();
         let memory = qp::Memory::peer(keys, name)
             .filter(|_| shared && bytes > 0 && covered.is_some_and(|covered| covered >= bytes));
-        let Some((memory, rails)) = memory.zip(connection.sets()) else {
+        let Some((memory, rails)) = memory.zip(connection.sets_of(session)) else {
             self.deny(wanted_by(session, region, tag), &gone());
             return self.lose_connection(key, "its keys do not cover what it lends");
         };
@@ -136,16 +137,26 @@ impl Server {
         entry.arriving = true;
         entry.bytes = bytes;
         entry.links.abroad = Some(Abroad { connection: key, loan });
-        connection.imports.insert(loan, Held { region, withdrawing: false });
+        connection.imports.insert(loan, Held { session, region, withdrawing: false });
         info!(connection = key, session, region = region.0, rights, loan, "a region is imported");
         // The request is under way since it was sent on: its session's hold is taken over.
         let pending = Pending::ImportLive { session, region: region.0, rights, tag };
         let token = self.pending.insert(pending) as u64;
         let memory = Memory { mapping: None, card: Some(memory) };
-        let session = place(session);
+        let place = place(session);
         // A card that knows nothing of it has failed there, and its rails will be heard to have.
         self.break_rails_of(key, &mute);
-        self.order(Command::AddPeerImport { region, session, bytes, rights, rails, memory, token });
+        let add = |session| Command::AddPeerImport {
+            region,
+            session,
+            bytes,
+            rights,
+            rails,
+            memory,
+            token,
+        };
+        self.order(add(place));
+        self.set_apart_again(key, session);
     }
 
     /// A peer does not lend what was asked for.
@@ -220,6 +231,7 @@ impl Server {
             info!(connection = key, region = held.region.0, loan, "an import is over");
             self.say(key, &Message::GiveBack(loan));
         }
+        self.give_back_aparts(key);
         self.look_after(key);
     }
 
@@ -232,6 +244,7 @@ impl Server {
         }
         info!(connection = key, loan, "an import is given back");
         self.say(key, &Message::GiveBack(loan));
+        self.give_back_aparts(key);
         self.look_after(key);
     }
 }

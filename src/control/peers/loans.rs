@@ -193,6 +193,17 @@ impl Loans {
         Some((registration, loan.region, loan.rights))
     }
 
+    /// Regions that the core has lent, or was asked to lend, with the rights of all their loans;
+    /// and whether they were revoked.
+    pub(crate) fn lent_regions(&self) -> Vec<(RegionId, u32, bool)> {
+        let lent = self.regions.iter().filter(|(_, entry)| entry.lent);
+        let rights = |region| {
+            let of_it = self.loans.values().filter(|loan| loan.region == region);
+            of_it.fold(0, |rights, loan| rights | loan.rights)
+        };
+        lent.map(|(region, entry)| (*region, rights(*region), entry.revoked)).collect()
+    }
+
     /// The peer wants a region, and may have it with these rights.
     pub(crate) fn want(&mut self, tag: u64, region: RegionId, rights: u32) {
         let lent = self.regions.get(&region).copied().unwrap_or_default();

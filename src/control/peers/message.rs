@@ -13,6 +13,9 @@
 //!        <------------------------------- HAVE, or NO
 //!        <------------------------------- WITHDRAW     it was revoked
 //!  GIVE BACK -------------------------->               nothing touches it here any more
+//!  APART ------------------------------>               from either side: one more rail, for a flow
+//!        <------------------------------- OVER         there is none, or none any more
+//!  OVER ------------------------------->               who asked for it needs it no more
 //!  CALL ------------------------------->               from either side, after a silence
 //!        <------------------------------- HERE
 //!  BYE  <------------------------------>               lost, and nothing more is delivered
@@ -32,14 +35,20 @@ use crate::fabric::qp::provider::{Endpoint, Key};
 /// Starts every message. As kind and reserved field of a client's message it would be neither.
 pub(crate) const MAGIC: u32 = 0x3150_5256;
 /// The only version that is understood. The first one knew of one card, the second of one host, the
-/// third of no rounds and pairs.
+/// third of no rounds and pairs, and of no features.
 pub(super) const VERSION: u16 = 4;
+/// It knows what APART is, and has rails for it.
+pub(super) const FEATURE_APART: u32 = 1 << 0;
 /// How long a peer may be silent, ms: the most that one may say of itself.
 const SILENCE_MS_MAX: u32 = 600_000;
 /// Rails that a connection may have on each card.
 pub(super) const RAILS_A_CARD_MAX: u8 = 3;
 /// Rails that a connection may have.
-const RAILS_MAX: usize = RAILS_A_CARD_MAX as usize * CARDS_MAX;
+const RAILS_MAX: u8 = 12;
+const _: () = assert!(RAILS_MAX as usize == RAILS_A_CARD_MAX as usize * CARDS_MAX);
+/// Places of rails that are one flow's alone, behind those of all: even ones are asked for by the
+/// end that made the connection, odd ones by the other.
+pub(super) const APARTS: std::ops::Range<u8> = RAILS_MAX..RAILS_MAX + 8;
 /// Keys in one HAVE. A region of more pieces comes in several.
 pub(super) const KEYS_A_MESSAGE: usize = 12;
 /// Pieces of one region.
@@ -94,6 +103,8 @@ pub(super) struct Hello {
     pub(super) there: u8,
     /// In WELCOME, which of HELLO's cards is in each of the pairs; else in order.
     pub(super) picked: [u8; CARDS_MAX],
+    /// In WELCOME, which of its sender's own is; else in order.
+    pub(super) own: [u8; CARDS_MAX],
     /// What ports are addressed: in HELLO of each card that there is, in WELCOME of the card there
     /// of each pair.
     pub(super) told: [Ports; CARDS_MAX],
@@ -103,6 +114,8 @@ pub(super) struct Hello {
     /// Between hosts: what the connecting engine calls this connection. Who says the same boot id
     /// and link once more has lost the one before. 0 on one host, and in WELCOME.
     pub(super) link: u64,
+    /// `FEATURE_*`; what is not known is nothing to who reads it.
+    pub(super) features: u32,
 }
 
 /// Asks for an export of the peer.
@@ -160,13 +173,20 @@ pub(super) enum Message {
     Hello(Hello),
     Welcome(Hello),
     Refuse(Failure),
-    /// Of one rail, by its place in the connection: all of the first pair first.
+    /// Of one rail, by its place in the connection: all of the first pair first, then those of
+    /// flows.
     Joint(u8, Say),
     Want(Want),
     Have(Have),
     No(u64, Failure),
     Withdraw(u32),
     GiveBack(u32),
+    /// One more rail on card 0, at this place: for one flow of who asks. The other end lends on it
+    /// what it has lent, and joins it, or says OVER.
+    Apart(u8),
+    /// Of the rail at this place: who asked for it needs it no more; or there is no such rail at
+    /// who was asked, or none any more.
+    Over(u8),
     /// Are you there?
     Call,
     /// The answer to it.
@@ -186,9 +206,10 @@ macro_rules! layouts {
 
 layouts! {
     HeadWire = 16 { magic: u32, version: u16, kind: u16, bytes: u32, reserved: u32, }
-    HelloWire = 320 {
+    HelloWire = 328 {
         head: HeadWire, boot_id: [u64; 2], pid: u32, rails: u32, cards: u32, silence_ms: u32,
         link: u64, there: u32, picked: [u8; CARDS_MAX], told: [Ports; CARDS_MAX],
+        features: u32, own: [u8; CARDS_MAX],
     }
     FailureWire = 272 {
         head: HeadWire, tag: u64, errno: i32, detail: u16, text_bytes: u16, text: [u8; 240],
@@ -207,6 +228,7 @@ layouts! {
         head: HeadWire, tag: u64, bytes: u64, loan: u32, region: u32, rights: u32,
         keys_total: u32, first: u32, count: u32, keys: [KeyWire; KEYS_A_MESSAGE],
     }
+    PlaceWire = 24 { head: HeadWire, place: u32, reserved: u32, }
     LoanWire = 24 { head: HeadWire, loan: u32, reserved: u32, }
 }
 
@@ -225,6 +247,8 @@ const CALL: u16 = 12;
 const HERE: u16 = 13;
 const BYE: u16 = 14;
 const BARREN: u16 = 15;
+const APART: u16 = 16;
+const OVER: u16 = 17;
 
 impl Message {
     /// What it is called: what is in it is not for a log.
@@ -242,6 +266,8 @@ impl Message {
             Self::No(..) => "NO",
             Self::Withdraw(_) => "WITHDRAW",
             Self::GiveBack(_) => "GIVE BACK",
+            Self::Apart(_) => "APART",
+            Self::Over(_) => "OVER",
             Self::Call => "CALL",
             Self::Here => "HERE",
             Self::Bye => "BYE",
@@ -265,6 +291,8 @@ impl Message {
             Self::Have(have) => have.to_bytes(),
             Self::Withdraw(loan) => loan_bytes(WITHDRAW, *loan),
             Self::GiveBack(loan) => loan_bytes(GIVE_BACK, *loan),
+            Self::Apart(place) => place_bytes(APART, *place),
+            Self::Over(place) => place_bytes(OVER, *place),
             Self::Call => bytes(&head::<HeadWire>(CALL)),
             Self::Here => bytes(&head::<HeadWire>(HERE)),
             Self::Bye => bytes(&head::<HeadWire>(BYE)),
@@ -320,11 +348,13 @@ impl Message {
             HAVE => Self::Have(Have::parse(&exact(datagram)?)?),
             WITHDRAW => Self::Withdraw(parse_loan(datagram)?),
             GIVE_BACK => Self::GiveBack(parse_loan(datagram)?),
+            APART => Self::Apart(parse_place(datagram)?),
+            OVER => Self::Over(parse_place(datagram)?),
             CALL => exact::<HeadWire>(datagram).map(|_| Self::Call)?,
             HERE => exact::<HeadWire>(datagram).map(|_| Self::Here)?,
             BYE => exact::<HeadWire>(datagram).map(|_| Self::Bye)?,
             kind => {
-                let (field, value, limit) = ("kind", u64::from(kind), "1 to 15");
+                let (field, value, limit) = ("kind", u64::from(kind), "1 to 17");
                 return Err(PeerError::Field { field, value, limit });
             }
         })
@@ -346,16 +376,30 @@ pub(crate) fn is_peers(datagram: &[u8]) -> bool {
 
 impl Hello {
     fn to_bytes(self, kind: u16) -> Vec<u8> {
-        let Self { boot_id, pid, rails, cards, there, picked, told, silence_ms, link } = self;
+        let Self { boot_id, pid, rails, cards, there, picked, own, told, .. } = self;
+        let Self { silence_ms, link, features, .. } = self;
         let head = head::<HelloWire>(kind);
         let (rails, cards, there) = (rails.into(), cards.into(), there.into());
-        let wire =
-            HelloWire { head, boot_id, pid, rails, cards, silence_ms, link, there, picked, told };
+        let wire = HelloWire {
+            head,
+            boot_id,
+            pid,
+            rails,
+            cards,
+            silence_ms,
+            link,
+            there,
+            picked,
+            told,
+            features,
+            own,
+        };
         bytes(&wire)
     }
 
     fn parse(wire: HelloWire) -> Result<Self, PeerError> {
         let HelloWire { boot_id, pid, rails, cards, silence_ms, link, picked, told, .. } = wire;
+        let HelloWire { features, own, .. } = wire;
         field("silence_ms", silence_ms, silence_ms <= SILENCE_MS_MAX, "at most 600000")?;
         let allowed = rails == 1 || rails == u32::from(RAILS_A_CARD_MAX);
         field("rails", rails, allowed, "1, or 3 for one a class")?;
@@ -369,7 +413,23 @@ impl Hello {
             let known = *card < there && !picked[..at].contains(card);
             field("picked", *card, known || at >= cards.into(), "each a card that is there, once")?;
         }
-        Ok(Self { boot_id, pid, rails, cards, there, picked, told, silence_ms, link })
+        for (at, card) in own.iter().enumerate() {
+            let known = usize::from(*card) < CARDS_MAX && !own[..at].contains(card);
+            field("own", *card, known || at >= cards.into(), "each below 4, once")?;
+        }
+        Ok(Self {
+            boot_id,
+            pid,
+            rails,
+            cards,
+            there,
+            picked,
+            own,
+            told,
+            silence_ms,
+            link,
+            features,
+        })
     }
 }
 
@@ -485,14 +545,26 @@ fn parse_ready(wire: &ReadyWire) -> Result<Message, PeerError> {
 }
 
 fn parse_rail(rail: u32) -> Result<u8, PeerError> {
-    let known = u8::try_from(rail).ok().filter(|rail| usize::from(*rail) < RAILS_MAX);
-    field("rail", rail, known.is_some(), "below 12")?;
+    let known = u8::try_from(rail).ok().filter(|rail| *rail < APARTS.end);
+    field("rail", rail, known.is_some(), "below 20")?;
     Ok(known.unwrap_or(0))
 }
 
 /// A card's number, if there can be such a card.
 fn card(number: u32) -> Option<u8> {
     u8::try_from(number).ok().filter(|number| usize::from(*number) < CARDS_MAX)
+}
+
+fn place_bytes(kind: u16, place: u8) -> Vec<u8> {
+    bytes(&PlaceWire { head: head::<PlaceWire>(kind), place: u32::from(place), reserved: 0 })
+}
+
+fn parse_place(datagram: &[u8]) -> Result<u8, PeerError> {
+    let wire: PlaceWire = exact(datagram)?;
+    zero("reserved", wire.reserved)?;
+    let known = u8::try_from(wire.place).ok().filter(|place| APARTS.contains(place));
+    field("place", wire.place, known.is_some(), "12 to 19")?;
+    Ok(known.unwrap_or(APARTS.start))
 }
 
 fn loan_bytes(kind: u16, loan: u32) -> Vec<u8> {
@@ -561,9 +633,11 @@ mod tests {
             cards: 4,
             there: 4,
             picked: [3, 2, 0, 1],
+            own: [1, 0, 2, 3],
             told: [[[7; 16]; 4]; 4],
             silence_ms: 600_000,
             link: 5,
+            features: 7,
         };
         let failure = Failure { errno: 13, detail: 25, text: "the secret is wrong".into() };
         let key = Key { offset: 0, bytes: 4096, address: 0x7000, lkey: 0, rkey: 5 };
@@ -589,7 +663,7 @@ mod tests {
             Message::Hello(hello),
             Message::Welcome(Hello { rails: 1, cards: 1, ..hello }),
             Message::Refuse(failure.clone()),
-            Message::Joint(11, Say::Ready { life: 5, endpoint: endpoint(), round: 6 }),
+            Message::Joint(19, Say::Ready { life: 5, endpoint: endpoint(), round: 6 }),
             Message::Joint(1, Say::Up { life: u32::MAX }),
             Message::Joint(2, Say::Barren { life: 7 }),
             Message::Joint(0, Say::Quiet { life: 0 }),
@@ -598,6 +672,8 @@ mod tests {
             Message::No(7, failure),
             Message::Withdraw(3),
             Message::GiveBack(4),
+            Message::Apart(APARTS.start),
+            Message::Over(APARTS.end - 1),
             Message::Call,
             Message::Here,
             Message::Bye,
@@ -651,8 +727,17 @@ mod tests {
         assert!(Message::parse(&Message::Hello(hello).to_bytes()).is_err(), "twice");
         let hello = Hello { cards: 2, ..hello };
         assert!(Message::parse(&Message::Hello(hello).to_bytes()).is_ok(), "not used");
-        let text = refused(&Message::Joint(12, Say::Up { life: 0 })).to_string();
-        assert_eq!(text, "rail is 12, but must be below 12");
+        let hello = Hello { own: [0, 4, 2, 3], ..hello };
+        let text = refused(&Message::Hello(hello)).to_string();
+        assert_eq!(text, "own is 4, but must be each below 4, once");
+        let hello = Hello { own: [1, 1, 2, 3], ..hello };
+        assert!(Message::parse(&Message::Hello(hello).to_bytes()).is_err(), "twice");
+        let text = refused(&Message::Joint(20, Say::Up { life: 0 })).to_string();
+        assert_eq!(text, "rail is 20, but must be below 20");
+        for place in [0, 11, 20] {
+            let text = refused(&Message::Apart(place)).to_string();
+            assert_eq!(text, format!("place is {place}, but must be 12 to 19"));
+        }
         let Some(Message::Have(mut have)) =
             messages().into_iter().find(|it| matches!(it, Message::Have(_)))
         else {
@@ -685,7 +770,7 @@ mod tests {
         /// parsed says the same once more.
         #[test]
         fn no_bytes_make_the_parser_panic(
-            which in 0..15_usize,
+            which in 0..18_usize,
             noise in proptest::collection::vec(any::<u8>(), 0..520),
             changes in proptest::collection::vec((any::<usize>(), any::<u8>()), 0..6),
         ) {

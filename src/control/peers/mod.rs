@@ -17,6 +17,7 @@
 //!                                         again        those to other hosts, when they are lost
 //!  report    what operators are told      events       what the log says of rails
 //!  pairing   which cards are joined       addresses    ports' addresses that change
+//!  apart     rails of one flow, as values alone        their joints, loans and imports
 //! ```
 //!
 //! **Cards are paired by reach**: those whose addresses are nearest to each other, as many as both
@@ -36,9 +37,13 @@
 mod addressed;
 mod addresses;
 mod again;
+mod alone;
+pub(crate) mod apart;
 mod connections;
 mod events;
 mod exports;
+#[cfg(test)]
+mod first_cards;
 #[cfg(feature = "net")]
 #[cfg(test)]
 mod hosts;
@@ -59,6 +64,8 @@ mod reported;
 #[cfg(test)]
 mod scripted;
 #[cfg(test)]
+mod set_apart;
+#[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod two_cards;
@@ -72,10 +79,12 @@ use slab::Slab;
 
 use self::addresses::Looks;
 use self::again::{Again, Behind};
+use self::apart::Aparts;
 use self::imports::{Held, Wanted};
 use self::joint::{Joint, Step};
 use self::loans::Loans;
 use self::numbers::Numbers;
+use self::pairing::Ports;
 use self::patience::{Parting, Pulse, PutOff, Withdrawals};
 use self::report::{Failures, Story};
 use super::card::Card;
@@ -113,6 +122,8 @@ pub(super) enum OrderFor {
     Withdraw { connection: usize, loan: u32 },
     /// EXPORT: atomics on the region go by way of the card.
     Home { session: usize, request: Box<Export> },
+    /// Nothing waits for a flow's own rail any more.
+    Clear { connection: usize, at: u8 },
     /// Nobody waits for it.
     Nothing,
 }
@@ -143,6 +154,8 @@ enum Whose {
     Home,
     /// Of a connection, and which of its rails.
     Connection(usize, u8),
+    /// Of one flow of a connection, and at which place.
+    Apart(usize, u8),
 }
 
 /// A rail, as the control thread sees it.
@@ -191,6 +204,8 @@ struct Connection {
     boot_id: [u64; 2],
     /// What it calls the connection, if it has made it from another host.
     link: u64,
+    /// `FEATURE_*` that it has said.
+    features: u32,
     /// It waits for the end of the one whose place it takes.
     behind: Option<Behind>,
     /// The address of ours by which the other host was reached.
@@ -204,10 +219,18 @@ struct Connection {
     until_ns: Option<u64>,
     /// Our cards of its pairs, in the order of these.
     cards: Vec<u8>,
+    /// How the peer's are addressed.
+    told: Vec<Ports>,
+    /// The pair with the peer's card 0, if there is one, and that with ours. Another engine's
+    /// atomics on a region go by its owner's card 0 and by no other, as the owner's own do.
+    with_theirs: Option<usize>,
+    with_ours: Option<usize>,
     /// All of the first pair first; a pair's in the order of classes, if there are three.
     rails: Vec<u16>,
     /// Rails that it has on each card.
     rails_a_card: u8,
+    /// Those that are one flow's alone.
+    aparts: Aparts,
     /// Messages that found the socket full.
     unsent: VecDeque<Vec<u8>>,
     /// CONNECTs that wait for it: session and tag.
@@ -267,6 +290,7 @@ impl Connection {
             url,
             boot_id: [0; 2],
             link: 0,
+            features: 0,
             behind: None,
             by: None,
             from: None,
@@ -275,8 +299,12 @@ impl Connection {
             pid: 0,
             until_ns: Some(until_ns),
             cards: Vec::new(),
+            told: Vec::new(),
+            with_theirs: None,
+            with_ours: None,
             rails: Vec::new(),
             rails_a_card: 1,
+            aparts: Aparts::default(),
             unsent: VecDeque::new(),
             waiting: Vec::new(),
             loans: Loans::default(),
@@ -298,6 +326,16 @@ impl Connection {
     fn unaware_ns(&self) -> u64 {
         let abroad = self.from.is_some() || matches!(self.led_to, Some(Url::Host { .. }));
         if abroad { u64::from(self.silence_ms) * 1_000_000 } else { 0 }
+    }
+
+    /// All its rails, flows' own among them.
+    fn all_rails(&self) -> impl Iterator<Item = u16> + '_ {
+        self.rails.iter().copied().chain(self.aparts.rails())
+    }
+
+    /// The rails that a session's ops of each class go by.
+    fn sets_of(&self, session: usize) -> Option<[u64; 3]> {
+        self.aparts.rail_of(session).map(|rail| [1 << rail; 3]).or_else(|| self.sets())
     }
 
     /// The rails that ops of each class go by, a bit each; `None` once some are gone.

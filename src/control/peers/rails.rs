@@ -6,7 +6,7 @@
 use tracing::{error, info, warn};
 
 use super::joint::{Act, Job, Joint, Step};
-use super::pairing::Ports;
+use super::pairing::{Pair, Ports};
 use super::paths::Paths;
 use super::patience::{PutOff, Then};
 use super::{CardFor, HOME, RailPlace, Whose};
@@ -36,7 +36,7 @@ impl Server {
         self.join_rail(HOME, Whose::Home, 0, joint);
     }
 
-    fn join_rail(&mut self, rail: u16, whose: Whose, card: u8, joint: Joint) {
+    pub(super) fn join_rail(&mut self, rail: u16, whose: Whose, card: u8, joint: Joint) {
         let Some(place) = self.peers.rails.get_mut(usize::from(rail)) else { return };
         *place = Some(RailPlace {
             whose,
@@ -62,13 +62,16 @@ impl Server {
         self.peers.rails.iter().skip(usize::from(HOME) + 1).filter(|rail| rail.is_none()).count()
     }
 
-    /// Makes a connection's rails: one, or three, for each of these pairs of a card here and what
-    /// is told of the other's. False if there are not so many.
+    /// Makes a connection's rails: one, or three, for each of these pairs of cards, with what is
+    /// told of the other's. False if there are not so many.
+    ///
+    /// Atomics go by the lowest rail of a set. So the pair with the peer's card 0 has the lowest
+    /// numbers, wherever it is in the list.
     pub(super) fn join_rails(
         &mut self,
         connection: usize,
         a_card: u8,
-        pairs: &[(u8, Ports)],
+        pairs: &[(Pair, Ports)],
     ) -> bool {
         let Some(all) = &self.card else { return false };
         let (caps, receives, pinned) = (all.caps, all.receives, all.pinned);
@@ -84,11 +87,23 @@ impl Server {
             return false;
         }
         let (leads, by) = (entry.led_to.is_some(), entry.by);
-        entry.rails.clone_from(&numbers);
         entry.rails_a_card = a_card;
-        entry.cards = pairs.iter().map(|(card, _)| *card).collect();
+        entry.cards = pairs.iter().map(|(pair, _)| pair.own).collect();
+        entry.told = pairs.iter().map(|(_, told)| *told).collect();
+        entry.with_theirs = pairs.iter().position(|(pair, _)| pair.other == 0);
+        entry.with_ours = pairs.iter().position(|(pair, _)| pair.own == 0);
+        let mut order: Vec<usize> = (0..pairs.len()).collect();
+        order.sort_by_key(|at| Some(*at) != entry.with_theirs);
+        let places = order.iter().flat_map(|pair| {
+            (0..usize::from(a_card)).map(move |class| pair * usize::from(a_card) + class)
+        });
+        entry.rails = vec![0; count];
+        for (place, number) in places.zip(&numbers) {
+            entry.rails[place] = *number;
+        }
+        let numbers = entry.rails.clone();
         let mut rails = Vec::new();
-        for (card, told) in pairs {
+        for (Pair { own: card, .. }, told) in pairs {
             let ways = all.addresses_of(*card);
             for class in 0..a_card {
                 // A rail for all classes goes as medium ops do.
@@ -125,7 +140,9 @@ impl Server {
                         let heard = place.joint.heard(&say);
                         debug_assert!(heard.is_ok(), "{heard:?}");
                     }
-                    Whose::Connection(key, at) => self.say_of_rail(key, at, say),
+                    Whose::Connection(key, at) | Whose::Apart(key, at) => {
+                        self.say_of_rail(key, at, say);
+                    }
                 },
                 Act::Card(step, job) => self.rail_job(rail, step, job),
                 Act::Tell(epoch, news) => self.tell_rail(rail, epoch, news),
@@ -140,8 +157,17 @@ impl Server {
         } else if place.quiet_by_ns.is_none() {
             place.quiet_by_ns = Some(clock::now_ns().saturating_add(QUIET_WITHIN_NS));
         }
-        if let Whose::Connection(key, _) = place.whose {
-            self.look_after(key);
+        let over = place.joint.releasable();
+        match place.whose {
+            Whose::Home => {}
+            Whose::Connection(key, _) => self.look_after(key),
+            Whose::Apart(key, _) => {
+                if over && let Some(connection) = self.peers.connections.get_mut(key) {
+                    connection.aparts.dead(rail);
+                }
+                self.drive_aparts(key);
+                self.look_after(key);
+            }
         }
     }
 
@@ -205,6 +231,7 @@ impl Server {
                     place.joint.leave();
                 }
             }
+            Whose::Apart(key, _) => self.apart_failed(key, rail, why),
         }
     }
 
@@ -225,12 +252,13 @@ impl Server {
         if let Some(place) = self.peers.rails.get_mut(usize::from(rail)) {
             *place = None;
         }
-        if let Whose::Connection(key, _) = whose {
-            if let Some(connection) = self.peers.connections.get_mut(key) {
-                connection.rails.retain(|other| *other != rail);
-            }
-            self.look_after(key);
+        let (Whose::Connection(key, _) | Whose::Apart(key, _)) = whose else { return };
+        if let Some(connection) = self.peers.connections.get_mut(key) {
+            connection.rails.retain(|other| *other != rail);
+            connection.aparts.gone(rail);
         }
+        self.drive_aparts(key);
+        self.look_after(key);
     }
 
     /// The card's thread has worked on a rail's queue pair.
@@ -315,7 +343,7 @@ impl Server {
         let mut found = Vec::new();
         for place in self.peers.rails.iter_mut().flatten() {
             let over = place.quiet_by_ns.take_if(|by_ns| now_ns >= *by_ns).is_some();
-            if over && let Whose::Connection(key, _) = place.whose {
+            if over && let Whose::Connection(key, _) | Whose::Apart(key, _) = place.whose {
                 found.push(key);
             }
         }
@@ -332,8 +360,12 @@ impl Server {
 
     /// A rail wishes something.
     pub(in crate::control) fn rail_wished(&mut self, wish: Wish) {
-        let Wish { rail, epoch, ask, barren } = wish;
+        let Wish { rail, epoch, ask, barren, offender } = wish;
         self.log_rail_wish(rail, epoch, ask);
+        // Before the rail is told anything, so that it hands back what is to go elsewhere.
+        if let Some(index) = offender {
+            self.blame(rail, index);
+        }
         if let Some(place) = self.rail(rail) {
             if barren {
                 place.joint.barren(epoch);
@@ -413,8 +445,10 @@ impl Server {
 
     /// A connection's rails on these cards are taken for broken.
     pub(super) fn break_rails_of(&mut self, key: usize, cards: &[u8]) {
-        let of_it =
-            |place: &RailPlace| matches!(place.whose, Whose::Connection(of, _) if of == key);
+        let of_it = |place: &RailPlace| match place.whose {
+            Whose::Connection(of, _) | Whose::Apart(of, _) => of == key,
+            Whose::Home => false,
+        };
         for card in cards {
             for rail in self.rails_of(*card, |_, place| of_it(place)) {
                 if let Some(place) = self.rail(rail) {
@@ -466,7 +500,7 @@ impl Server {
             let place = self.peers.rails.get(usize::from(*rail)).and_then(Option::as_ref);
             place.is_none_or(|place| place.joint.dead())
         };
-        connection.rails.iter().all(dead)
+        connection.all_rails().all(|rail| dead(&rail))
     }
 
     /// Nothing that a lost peer has sent is delivered here any more.
@@ -476,7 +510,7 @@ impl Server {
             let place = self.peers.rails.get(usize::from(*rail)).and_then(Option::as_ref);
             place.is_none_or(|place| place.joint.hushed())
         };
-        connection.rails.iter().all(hushed)
+        connection.all_rails().all(|rail| hushed(&rail))
     }
 
     /// A rail of a connection is dead, and has not been asked to be released.
@@ -486,13 +520,13 @@ impl Server {
             let place = self.peers.rails.get(usize::from(*rail)).and_then(Option::as_ref);
             place.is_some_and(|place| place.joint.releasable())
         };
-        connection.rails.iter().any(releasable)
+        connection.all_rails().any(|rail| releasable(&rail))
     }
 
     /// Applies something to each rail of a connection, and does what they ask for then.
     pub(super) fn each_rail(&mut self, key: usize, apply: impl Fn(&mut Joint)) {
         let Some(connection) = self.peers.connections.get(key) else { return };
-        let rails = connection.rails.clone();
+        let rails: Vec<u16> = connection.all_rails().collect();
         // All before any is driven: driving one looks after the connection, and so at the others.
         for rail in &rails {
             if let Some(place) = self.rail(*rail) {

@@ -196,9 +196,9 @@ impl Server {
         let story = &connection.story;
         let failure = self.peers.failures.of(&connection.fails_as());
         let mut rails = [PeerRail::default(); PEER_RAILS_MAX];
-        let known = connection.rails.iter().filter_map(|number| {
-            let place = self.peers.rails.get(usize::from(*number))?.as_ref()?;
-            Some(rail_told(*number, place, connection.rails_a_card, now_ns))
+        let known = connection.all_rails().filter_map(|number| {
+            let place = self.peers.rails.get(usize::from(number))?.as_ref()?;
+            Some(rail_told(number, place, connection.rails_a_card, now_ns))
         });
         let mut rails_count = 0;
         for (rail, known) in rails.iter_mut().zip(known) {
@@ -243,6 +243,7 @@ fn failure_told(failure: &Failure, now_ns: u64) -> PeersReply {
 fn rail_told(number: u16, place: &RailPlace, a_card: u8, now_ns: u64) -> PeerRail {
     let class = match place.whose {
         Whose::Connection(_, at) if a_card > 1 => at % a_card + 1,
+        Whose::Apart(..) => abi::PEER_RAIL_APART,
         _ => 0,
     };
     let put_off = place.put_off.due_ns().filter(|_| place.joint.stage() == Stage::Connecting);

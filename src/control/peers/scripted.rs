@@ -132,9 +132,11 @@ pub(super) const HELLO: Hello = Hello {
     cards: 1,
     there: 4,
     picked: [0, 1, 2, 3],
+    own: [0, 1, 2, 3],
     told: [[[0; 16]; 4]; 4],
     silence_ms: 10_000,
     link: 0,
+    features: 0,
 };
 
 pub(super) fn makes_pair(work: &CardWork, on: u8) -> bool {

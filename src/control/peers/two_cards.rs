@@ -27,7 +27,7 @@ pub(super) struct Stage {
     pub(super) session: Session,
     pub(super) engine: Engine,
     hollow: Hollow,
-    socket: std::path::PathBuf,
+    pub(super) socket: std::path::PathBuf,
 }
 
 impl Stage {
@@ -61,8 +61,12 @@ impl Stage {
     /// The other engine has come, and is welcomed with so many cards; each has been asked for a
     /// queue pair, under these tokens.
     pub(super) fn greet(&self, asks: u8, gets: u8) -> (Other, Vec<u64>) {
+        self.greet_as(Hello { cards: asks, ..HELLO }, gets)
+    }
+
+    pub(super) fn greet_as(&self, hello: Hello, gets: u8) -> (Other, Vec<u64>) {
         let other = Other::reach(&self.socket);
-        other.say(&Message::Hello(Hello { cards: asks, ..HELLO }));
+        other.say(&Message::Hello(hello));
         let Some(Message::Welcome(hello)) = other.hear() else { panic!("no welcome") };
         assert_eq!((hello.rails, hello.cards), (1, gets));
         (other, self.asked_for_pairs(gets))

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 mod abroad;
+mod apart;
 mod board;
 mod budget;
 mod bytes;

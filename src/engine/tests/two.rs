@@ -266,7 +266,7 @@ impl Two {
         self.import_set(SessionId(0), owner, rights, (sets, name), region)
     }
 
-    fn import_set(
+    pub(super) fn import_set(
         &mut self,
         session: SessionId,
         owner: usize,

@@ -8,7 +8,7 @@ use super::Rails;
 use super::message::Message;
 use super::provider::{Provider, Wc, WcKind, WcStatus, WrId};
 use super::rail::{RailState, Role, Stage};
-use super::status::judge;
+use super::status::{Fault, judge};
 use crate::fabric::Arrival;
 use crate::plant::{Plant, planted};
 
@@ -149,6 +149,9 @@ impl super::rail::Rail {
                     self.used -= u32::from(!planted(Plant::DepthKept));
                     self.data_posted -= 1;
                     if status != WcStatus::Success {
+                        if judge(status).0 != Fault::Path {
+                            self.offender.get_or_insert(taken.request.remote);
+                        }
                         match work.count {
                             1 => taken.fail(judge(status), work.role == Role::Data),
                             _ => taken.fail_together(judge(status)),

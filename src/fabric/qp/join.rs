@@ -15,6 +15,8 @@ pub struct Join<C> {
     /// Rails before the first joint's.
     before: u16,
     lost: [bool; 2],
+    /// What rails failed by, of its own fault: side, rail, and the remote region's index.
+    pub offences: Vec<(usize, u16, u32)>,
 }
 
 /// One rail, at both ends.
@@ -33,7 +35,14 @@ struct Joint {
 impl<C: ProviderControl> Join<C> {
     /// Takes the control of two devices, or of one that was opened twice.
     pub fn new(controls: [C; 2], settings: PathSettings) -> Self {
-        Self { controls, settings, joints: Vec::new(), before: 0, lost: [false; 2] }
+        Self {
+            controls,
+            settings,
+            joints: Vec::new(),
+            before: 0,
+            lost: [false; 2],
+            offences: Vec::new(),
+        }
     }
 
     /// Has rail 0 left out, as [`Pair`](crate::fabric::Pair) has it.
@@ -106,6 +115,8 @@ impl<C: ProviderControl> Join<C> {
                 && let Some(wish) = ends[side].wish()
             {
                 served = true;
+                let blamed = wish.offender.map(|region| (side, wish.rail, region));
+                self.offences.extend(blamed);
                 let tell = |news| Told { rail: wish.rail, epoch: wish.epoch, news };
                 match wish.ask {
                     Ask::Quiesce if self.lost[1 - side] => {

@@ -243,6 +243,8 @@ pub struct Rails<P> {
     config: Config,
     rails: Box<[Rail]>,
     regions: Box<[Option<Memory>]>,
+    /// Of a region: what a failed rail had for it is handed back.
+    parted: Box<[bool]>,
     /// Requests in all rails' tables, and ends to report: together below a fixed number.
     live: u32,
     finished: VecDeque<Done>,
@@ -287,6 +289,7 @@ impl<P: Provider> Rails<P> {
             config,
             rails,
             regions: (0..config.regions_max).map(|_| None).collect(),
+            parted: vec![false; config.regions_max as usize].into(),
             live: 0,
             finished: VecDeque::with_capacity(requests as usize),
             finished_max: requests,
@@ -439,6 +442,7 @@ impl<P: Provider> Fabric for Rails<P> {
         let place = &mut self.regions[region as usize];
         assert!(place.is_none(), "attached a region twice");
         *place = Some(memory);
+        self.parted[region as usize] = false;
     }
 
     fn detach(&mut self, region: u32) -> Option<Memory> {
@@ -532,6 +536,10 @@ impl<P: Provider> Fabric for Rails<P> {
                 rail.shared = several;
             }
         }
+    }
+
+    fn part(&mut self, region: u32) {
+        self.parted[region as usize] = true;
     }
 
     fn merged(&self) -> u64 {

@@ -345,6 +345,9 @@ pub(super) struct Rail {
     pub(super) seen_looks: u64,
     /// It is degraded because work gave no sign of life: the first to be flushed is the cause.
     pub(super) silent: bool,
+    /// The remote region of the request that it failed by, if that was at fault itself, until the
+    /// control side is told.
+    pub(super) offender: Option<u32>,
     /// A connection is to be asked for once receives are posted.
     pub(super) connect_due: bool,
     /// It is on the list of rails to look at.
@@ -402,6 +405,7 @@ impl Rail {
             seen_head: 0,
             seen_looks: 0,
             silent: false,
+            offender: None,
             connect_due: false,
             listed: false,
         }

@@ -17,7 +17,7 @@
 
 use super::Rails;
 use super::provider::{Provider, WcStatus, WrId};
-use super::rail::{Answers, Last, Rail, RailState, Stage, Taken};
+use super::rail::{Answers, Last, RailState, Stage, Taken};
 use super::status::{EHOSTDOWN, Fault};
 use crate::plant::{Plant, planted};
 
@@ -49,6 +49,9 @@ pub struct Wish {
     /// Nobody answered the first that was posted in this life, nor anything since: whether the path
     /// leads to the peer at all is not known.
     pub barren: bool,
+    /// The queue pair failed by the fault of a request itself: the index of its remote region.
+    /// Told once, before the queue pair's reset.
+    pub offender: Option<u32>,
 }
 
 /// What the control side has to say.
@@ -181,6 +184,7 @@ impl<P: Provider> Rails<P> {
         rail.quiet_since_ns = None;
         rail.reset_asked = false;
         rail.silent = false;
+        rail.offender = None;
         self.attend(number);
     }
 
@@ -247,8 +251,9 @@ impl<P: Provider> Rails<P> {
     }
 
     fn ask(&mut self, rail: u16, ask: Ask) {
-        let Rail { epoch, barren, .. } = self.rails[usize::from(rail)];
-        self.wishes.push_back(Wish { rail, epoch, ask, barren });
+        let state = &mut self.rails[usize::from(rail)];
+        let (epoch, barren, offender) = (state.epoch, state.barren, state.offender.take());
+        self.wishes.push_back(Wish { rail, epoch, ask, barren, offender });
     }
 
     /// Does what a rail on the list needs.
@@ -369,7 +374,8 @@ impl<P: Provider> Rails<P> {
             let chained = taken.chained() && !planted(Plant::ChainUncut);
             // Nothing of it can still happen, and to do it again is harmless. It does not go ahead
             // of what it is chained to.
-            let spare = rail.shared
+            let parted = self.parted.get(taken.request.remote as usize) == Some(&true);
+            let spare = (rail.shared || parted)
                 && (taken.repeatable() || !taken.begun())
                 && !(chained && before == Before::Kept);
             let gone = verdict.filter(|_| !spare);

@@ -69,7 +69,7 @@ impl SimProvider {
             return Err(errno::EINVAL);
         }
         let whole = ranges.iter().map(|range| u64::from(range.bytes)).sum::<u64>();
-        assert_eq!(whole, wr.bytes.into(), "ranges that are not the whole");
+        assert_eq!(whole, u64::from(wr.bytes), "ranges that are not the whole");
         let mut payload = Vec::new();
         if wr.inline && wr.verb == WrVerb::Write {
             payload = world.gather(number as usize, &ranges).ok_or(errno::EINVAL)?;

@@ -283,6 +283,10 @@ fn a_bound_of_a_running_engine_goes_by_what_it_moves() {
     assert_eq!((code, out.as_str()), (Some(1), ""));
     assert!(errors.contains("the engine moved nothing meanwhile"), "{errors}");
 
+    let (code, out, errors) = output(&[&flags[..], &["--peer", "verbring://nowhere:1"]].concat());
+    assert_eq!((code, out.as_str()), (Some(1), ""));
+    assert!(errors.contains("no connection to verbring://nowhere:1 is up"), "{errors}");
+
     let loaded = rows(&[&flags[..], &["--load"]].concat());
     assert!(loaded.iter().all(|row| row["window_ops"] == 9 && number(row, "wr_ns") > 0.0));
 
@@ -338,6 +342,11 @@ fn what_cannot_be_is_refused_with_field_value_and_limit() {
         (&["bench", "--json", "burst"], "cannot be used with"),
         (&["qos"], "--bound"),
         (&["qos", "--bound", "--rails", "0"], "invalid value '0' for '--rails"),
+        (&["qos", "--bound", "--peer", "verbring://there:1"], "--socket <PATH>"),
+        (
+            &["qos", "--bound", "--socket", "/nowhere", "--peer", "there", "--load"],
+            "'--peer <URL>' cannot be used with '--load'",
+        ),
     ] {
         let (code, out, errors) = output(flags);
         assert_eq!((code, out.as_str()), (Some(2), ""), "{flags:?}: {errors}");

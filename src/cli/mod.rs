@@ -22,6 +22,7 @@ mod settings;
 mod sim;
 mod stat;
 mod watch;
+mod way;
 mod why;
 
 use std::fmt;

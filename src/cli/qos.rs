@@ -2,7 +2,8 @@
 //!
 //! The arithmetic is the library's (`sched::bound`); here its terms are found out: windows and
 //! slices from an engine that runs, or from the settings of one that is started for it; the rate
-//! from an engine's counters, or from a short load.
+//! from an engine's counters, or from a short load. Bounds are of what stays on the engine's host
+//! or, with `--peer`, of what goes to a peer.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -15,11 +16,13 @@ use verbring::abi::{Class, Counter, Opcode, Sqe};
 use verbring::client::{RingError, Scope};
 use verbring::host::Config;
 use verbring::sched::bound::Device;
-use verbring::sched::{Mode, Policy};
+use verbring::sched::{Bounds, Mode, Policy};
 use verbring::{Engine, Rights, RingOptions, Session};
 
 use super::place::Place;
 use super::settings::{Flags, Settings};
+use super::stat::per_second;
+use super::way::Way;
 use super::{Failure, class_name, grouped, say, say_json};
 
 /// Arguments of `verbring qos`.
@@ -41,9 +44,13 @@ pub(crate) struct Qos {
     /// Measures a running engine by a load of our own, not by what it does for others meanwhile.
     #[arg(long, requires = "socket")]
     load: bool,
-    /// Rails over which the device is reached.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
-    rails: u32,
+    /// Bounds what goes to this peer of a running engine, by the cards that lead to it, and not
+    /// what stays on its host: the URL by which it is connected, as verbring peers shows it.
+    #[arg(long, value_name = "URL", requires = "socket", conflicts_with = "load")]
+    peer: Option<String>,
+    /// Rails over which the device is reached [default: 1; with --peer those that are up].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]
+    rails: Option<u32>,
     /// Bytes of its own class that are served before the op.
     #[arg(long, value_name = "BYTES", default_value_t = 0)]
     ahead: u64,
@@ -51,7 +58,8 @@ pub(crate) struct Qos {
     #[arg(long, default_value = "1", value_parser = read_seconds)]
     seconds: Duration,
     /// A setting of the engine, as in `verbring serve`; of a running one, those that it does not
-    /// tell: class_weights, min_share, window_wrs and floor_bytes. May be repeated.
+    /// tell: class_weights, min_share, window_wrs and floor_bytes, with --peer also
+    /// verbs_window_ops, verbs_window_wrs and verbs_window_bytes. May be repeated.
     #[arg(long, value_name = "NAME=VALUE")]
     set: Vec<String>,
     /// Prints one JSON object for each mode and class instead of text.
@@ -65,6 +73,8 @@ struct Terms {
     device: Device,
     window_ops: u32,
     policy: Policy,
+    /// Whom the device leads to, if not back to its own host, and by how many cards.
+    peer: Option<(String, u32)>,
     rate_from: &'static str,
     wr_from: &'static str,
 }
@@ -103,13 +113,15 @@ impl Qos {
 
     fn measured(&self, session: &Session, config: &Config, load: bool) -> Result<Terms, Failure> {
         let probe = session.probe().map_err(|error| Failure::of("no answer", &error))?;
-        let (rate, rate_from) = match self.rate {
-            Some(rate) => (rate, "as given"),
-            None if load => {
+        let way = self.peer.as_deref().map(|peer| Way::ask(session, peer)).transpose()?;
+        let (rate, rate_from) = match (self.rate, &way) {
+            (Some(rate), _) => (rate, "as given"),
+            (None, Some(way)) => (way.watched(session, self.seconds)?, "as its cards' rails moved"),
+            (None, None) if load => {
                 let rate = load_for(session, self.seconds, LARGE)?;
                 (rate.saturating_mul(LARGE), "by a load of large ops")
             }
-            None => (self.watched(session)?, "as the engine's counter grew"),
+            (None, None) => (self.watched(session)?, "as the engine's counter grew"),
         };
         let (wr_ns, wr_from) = match self.wr_ns {
             Some(ns) => (ns, "as given"),
@@ -117,18 +129,33 @@ impl Qos {
                 let per_s = load_for(session, self.seconds, SMALL)?.max(1);
                 (NS_PER_S.div_ceil(per_s), "by a load of small ops")
             }
+            None if way.is_some() => (0, "not counted: give --wr-ns"),
             None => (0, "not counted: give --wr-ns, or --load to have it measured"),
         };
+        let (window, rails) = match &way {
+            // What goes to a peer may have to wait until the windows of all its cards are empty.
+            Some(way) => {
+                let each = |window: u32| window.saturating_mul(way.cards);
+                let bytes = config.verbs_window_bytes.saturating_mul(way.cards.into());
+                let (ops, wrs) = (config.verbs_window_ops, config.verbs_window_wrs);
+                (Bounds { ops: each(ops), wrs: each(wrs), bytes }, way.rails)
+            }
+            None => {
+                let (ops, bytes) = (probe.window_ops, probe.window_bytes);
+                (Bounds { ops, wrs: config.window_wrs, bytes }, 1)
+            }
+        };
         let device = Device {
-            window_bytes: probe.window_bytes,
-            window_wrs: config.window_wrs,
+            window_bytes: window.bytes,
+            window_wrs: window.wrs,
             slice_bytes: probe.slice_bytes,
-            rails: self.rails,
+            rails: self.rails.unwrap_or(rails),
             bytes_per_s: rate.max(1),
             wr_ns,
         };
-        let policy = policy_of(config);
-        Ok(Terms { device, window_ops: probe.window_ops, policy, rate_from, wr_from })
+        let (policy, window_ops) = (policy_of(config), window.ops);
+        let peer = self.peer.clone().zip(way.map(|way| way.cards));
+        Ok(Terms { device, window_ops, policy, peer, rate_from, wr_from })
     }
 
     /// Bytes a second that an engine moves for whoever uses it.
@@ -160,6 +187,8 @@ impl Terms {
         let device = &self.device;
         let row = |policy: &Policy, class: Class| {
             json!({
+                "peer": self.peer.as_ref().map(|(peer, _)| peer),
+                "cards": self.peer.as_ref().map(|(_, cards)| cards),
                 "mode": policy.mode.name(),
                 "class": class_name(class),
                 "worst_wait_ns": device.worst_wait_ns(policy, class, ahead),
@@ -185,7 +214,11 @@ impl Terms {
     fn text(&self, ahead: u64) -> String {
         let Device { window_bytes, window_wrs, slice_bytes, rails, bytes_per_s, wr_ns } =
             self.device;
-        let mut out = format!(
+        let mut out = match &self.peer {
+            Some((peer, cards)) => format!("peer          {peer}, cards {cards}\n"),
+            None => String::new(),
+        };
+        out += &format!(
             "window        {} bytes, {} ops, {} work requests\n\
              slice         {} bytes, rails {rails}\n\
              rate          {} bytes/s, {}\n\
@@ -283,11 +316,6 @@ fn attach(socket: &std::path::Path) -> Result<Session, Failure> {
     Session::connect(socket).map_err(|error| Failure::of("cannot attach", &error))
 }
 
-fn per_second(count: u64, time: Duration) -> u64 {
-    let rate = u128::from(count) * u128::from(NS_PER_S) / time.as_nanos().max(1);
-    u64::try_from(rate).unwrap_or(u64::MAX)
-}
-
 fn us(ns: Option<u64>) -> String {
     let us = |ns: u64| format!("{}.{} us", grouped(ns / 1_000), ns / 100 % 10);
     ns.map_or_else(|| "no bound".to_string(), us)
@@ -335,6 +363,7 @@ mod tests {
             },
             window_ops: 64,
             policy: policy_of(&Config::default()),
+            peer: None,
             rate_from: "as given",
             wr_from: "as given",
         }
@@ -354,9 +383,16 @@ mod tests {
     #[test]
     fn text_tells_every_term() {
         let text = terms().text(7);
+        assert!(text.starts_with("window "), "{text}");
         for part in ["256,000 bytes, 64 ops", "262.4 us", "128.1 us", "7 bytes", "no bound"] {
             assert!(text.contains(part), "{part}: {text}");
         }
+        let abroad = Terms { peer: Some(("verbring://there:7471".into(), 2)), ..terms() };
+        assert!(
+            abroad.text(0).starts_with("peer          verbring://there:7471, cards 2\nwindow ")
+        );
+        let row = &abroad.rows(0)[0];
+        assert_eq!((&row["peer"], &row["cards"]), (&"verbring://there:7471".into(), &2.into()));
         assert_eq!((us(None), us(Some(1_234_567))), ("no bound".into(), "1,234.5 us".into()));
     }
 

@@ -76,10 +76,8 @@ impl Host {
         silence_ms: u32,
         key: &KeyFile,
     ) -> Self {
-        let (key, silence_ms) = (key.0.to_str().expect("a path"), silence_ms.to_string());
+        let silence_ms = silence_ms.to_string();
         let settings = [
-            ["--listen", at],
-            ["--psk-file", key],
             ["--peer-silence-ms", &silence_ms],
             ["--verbs-lease-ms", "500"],
             ["--verbs-timeout", "14"],
@@ -87,7 +85,21 @@ impl Host {
             ["--verbs-retry", "3"],
             ["--log", "warn"],
         ];
-        let served = Served::with_cards(name, cards, "exec", settings.as_flattened());
+        Self::with_settings(name, cards, at, key, &settings)
+    }
+
+    /// It has these settings; what they do not name is as it is where nobody sets anything.
+    pub(crate) fn with_settings(
+        name: &str,
+        cards: &[&Place],
+        at: &str,
+        key: &KeyFile,
+        settings: &[[&str; 2]],
+    ) -> Self {
+        let key = key.0.to_str().expect("a path");
+        let own = [["--listen", at], ["--psk-file", key]];
+        let all = [&own, settings].concat();
+        let served = Served::with_cards(name, cards, "exec", all.as_flattened());
         Self { served, url: format!("verbring://{at}") }
     }
 

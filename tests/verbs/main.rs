@@ -8,9 +8,11 @@
 //! Whole engines, alone and joined, are in `engine` and `engines`, chains of their rings in
 //! `ring_chains`; `two_rails` joins them by two cables, the second of which `VERBRING_TEST_SECOND`
 //! names in the same way. `hosts` starts engines as two hosts have them, joined by TCP; `restarts`
-//! kills them, `losses` takes their packets, `rails_of_hosts` one of their cables, and `commands`
-//! tries the commands that people use between hosts.
+//! kills them, `losses` takes their packets, `rails_of_hosts` one of their cables, `bounds` floods
+//! them, and `commands` tries the commands that people use between hosts.
 
+#[cfg(feature = "cli")]
+mod bounds;
 #[cfg(feature = "sim")]
 mod chains;
 #[cfg(feature = "cli")]

@@ -44,8 +44,8 @@ pub(crate) struct Qos {
     /// Measures a running engine by a load of our own, not by what it does for others meanwhile.
     #[arg(long, requires = "socket")]
     load: bool,
-    /// Bounds what goes to this peer of a running engine, by the cards that lead to it, and not what
-    /// stays on its host: the URL by which it is connected, as verbring peers shows it.
+    /// Bounds what goes to this peer of a running engine, by the cards that lead to it, and not
+    /// what stays on its host: the URL by which it is connected, as verbring peers shows it.
     #[arg(long, value_name = "URL", requires = "socket", conflicts_with = "load")]
     peer: Option<String>,
     /// Rails over which the device is reached [default: 1; with --peer those that are up].

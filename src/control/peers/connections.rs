@@ -423,6 +423,9 @@ impl Server {
         if cards > there || picked.iter().any(|card| *card >= there) {
             return self.lose_connection(key, "it welcomes more cards than there are");
         }
+        if !picked.contains(&0) {
+            return self.lose_connection(key, "it leaves out the first card, by which atomics go");
+        }
         if let Some(connection) = self.peers.connections.get_mut(key) {
             connection.enter(Phase::Joining);
             connection.silence_ms = silence_ms;
@@ -431,7 +434,9 @@ impl Server {
         }
         self.met_again(key, &hello);
         let pairs: Vec<_> = picked.iter().copied().zip(told).collect();
-        if !self.join_rails(key, rails, &pairs) {
+        // They are in the order of the other's own numbers.
+        let order: Vec<usize> = (0..pairs.len()).collect();
+        if !self.join_rails(key, rails, &pairs, &order) {
             let text = "all rails are in use by connections: disconnect, or raise rails_max";
             self.give_up(key, &refusal(errno::EDQUOT, Detail::Quota, text));
         }

@@ -7,6 +7,9 @@
 //! networks, and count as little as can be. Cards that share no kind of address, or tell none, are
 //! paired by what is left: InfiniBand needs no address.
 //!
+//! **The first card of both is always in a pair**, not necessarily in one: atomics on an engine's
+//! memory all go by its first card, its own too, since no card excludes another.
+//!
 //! **Deliberately absent**: what becomes of it. A pair is told by the numbers that each engine has
 //! for its own cards; between the engines it has the number of its place in the list.
 //! **Tests**: against all ways to pair.
@@ -69,6 +72,10 @@ impl Search<'_> {
     /// best does not take its place.
     fn go_on(&mut self, from: usize) {
         if self.laid.len() == self.count {
+            let first = |of: fn(&Pair) -> u8| self.laid.iter().any(|pair| of(pair) == 0);
+            if !first(|pair| pair.own) || !first(|pair| pair.other) {
+                return;
+            }
             let merits = merits(self.own, self.others, &self.laid);
             if self.best.as_ref().is_none_or(|(best, _)| merits > *best) {
                 self.best = Some((merits, self.laid.clone()));
@@ -113,10 +120,11 @@ mod tests {
         let (c, d) = (card(&["fe80::2", "::ffff:10.1.0.9"]), card(&["::ffff:10.2.0.9"]));
         assert_eq!(paired(&[a, b], &[c, d], 4), [(0, 0), (1, 1)]);
         assert_eq!(paired(&[a, b], &[d, c], 4), [(0, 1), (1, 0)]);
-        // Where there is room for one, it is the pair that is nearest.
-        assert_eq!(paired(&[b, a], &[c, d], 1), [(0, 1)], "link-local ones are all near");
+        // Of two that are left to choose from it is the nearer one, by what tells networks apart.
+        assert_eq!(paired(&[b, a], &[c, c, d], 2), [(0, 2), (1, 0)]);
+        // Where there is room for one, it is the first of both.
+        assert_eq!(paired(&[b, a], &[c, d], 1), [(0, 0)]);
         let far = card(&["::ffff:172.16.0.1"]);
-        assert_eq!(paired(&[far, a], &[d, c], 1), [(1, 1)]);
         assert_eq!(paired(&[far, a], &[d, c], 2), [(0, 0), (1, 1)], "what is left, too");
     }
 
@@ -164,7 +172,9 @@ mod tests {
             let mut taken: Vec<u8> = pairs.iter().map(|it| it.other).collect();
             taken.sort_unstable();
             taken.dedup();
-            if pairs.len() == count && taken.len() == count && pairs.iter().all(there) {
+            let whole = pairs.len() == count && taken.len() == count && pairs.iter().all(there);
+            let firsts = taken.first() == Some(&0) && pairs[0].own == 0;
+            if whole && (count == 0 || firsts) {
                 ways.push(pairs);
             }
         }

@@ -63,12 +63,14 @@ impl Server {
     }
 
     /// Makes a connection's rails: one, or three, for each of these pairs of a card here and what
-    /// is told of the other's. False if there are not so many.
+    /// is told of the other's. Numbers are given to the pairs in this order. False if there are not
+    /// so many.
     pub(super) fn join_rails(
         &mut self,
         connection: usize,
         a_card: u8,
         pairs: &[(u8, Ports)],
+        order: &[usize],
     ) -> bool {
         let Some(all) = &self.card else { return false };
         let (caps, receives, pinned) = (all.caps, all.receives, all.pinned);
@@ -84,13 +86,15 @@ impl Server {
             return false;
         }
         let (leads, by) = (entry.led_to.is_some(), entry.by);
-        entry.rails.clone_from(&numbers);
+        entry.rails = vec![0; count];
         entry.rails_a_card = a_card;
         entry.cards = pairs.iter().map(|(card, _)| *card).collect();
         let mut rails = Vec::new();
-        for (card, told) in pairs {
+        for pair in order {
+            let (card, told) = &pairs[*pair];
             let ways = all.addresses_of(*card);
             for class in 0..a_card {
+                let at = pair * usize::from(a_card) + usize::from(class);
                 // A rail for all classes goes as medium ops do.
                 let class = if a_card == 1 { 1 } else { class };
                 let settings = all.paths[usize::from(*card)][usize::from(class)];
@@ -100,11 +104,17 @@ impl Server {
                     (false, false) => Paths::following(settings, ways),
                 };
                 let joint = Joint::by(ways, caps, receives);
-                rails.push((*card, if pairs.len() > 1 { joint.with_siblings() } else { joint }));
+                let joint = if pairs.len() > 1 { joint.with_siblings() } else { joint };
+                rails.push((at, *card, joint));
             }
         }
-        for ((number, at), (card, joint)) in numbers.into_iter().zip(0..).zip(rails) {
-            self.join_rail(number, Whose::Connection(connection, at), card, joint);
+        for (number, (at, ..)) in numbers.iter().zip(&rails) {
+            entry.rails[*at] = *number;
+        }
+        for (number, (at, card, joint)) in numbers.into_iter().zip(rails) {
+            // There are at most 12.
+            let whose = Whose::Connection(connection, u8::try_from(at).unwrap_or(u8::MAX));
+            self.join_rail(number, whose, card, joint);
         }
         true
     }

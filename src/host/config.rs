@@ -91,8 +91,9 @@ pub struct Config {
     /// Whether queue pairs of a card are used.
     pub verbs: VerbsUse,
     /// The devices, each with its port; at most [`VERBS_DEVICES_MAX`], each once. Without any, the
-    /// one that `verbring devices` calls chosen. Two engines that are connected pair theirs in the
-    /// order in which both list them, as many as both have: each pair is a rail of its own.
+    /// one that `verbring devices` calls chosen; with [`VerbsDevice::ALL`] alone, every one that
+    /// can be used, the best first. Two engines that are connected pair theirs by their networks,
+    /// as many as both have: each pair is a rail of its own.
     pub verbs_device: Vec<VerbsDevice>,
     /// Place in the port's table of GIDs, one for all devices or one for each; without any, what
     /// `verbring devices` calls chosen.
@@ -168,6 +169,11 @@ impl VerbsDevice {
         let any = self.port.is_none() || other.port.is_none();
         self.name == other.name && (any || self.port == other.port)
     }
+}
+
+impl VerbsDevice {
+    /// Instead of a device's name: all that can be used.
+    pub const ALL: &str = "all";
 }
 
 impl FromStr for VerbsDevice {

@@ -1,5 +1,5 @@
-//! Which devices an engine uses, and opening them: those that the settings name, or the one that
-//! `verbring devices` calls chosen.
+//! Which devices an engine uses, and opening them: those that the settings name, all that can be
+//! used, or the one that `verbring devices` calls chosen.
 //!
 //! **Tests**: here for the sizes and the choice; over a device in `tests/verbs`.
 
@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use super::SpawnError;
 use super::card_thread::Look;
-use super::config::{Config, VerbsUse};
+use super::config::{Config, VERBS_DEVICES_MAX, VerbsDevice, VerbsUse};
 use crate::abi::FABRIC_VERBS;
 use crate::control::Address;
 use crate::fabric::qp::provider::{DeviceLimits, PathSettings, ProviderControl};
@@ -219,7 +219,29 @@ fn choose(cards: &[Card], config: &Config, numa_node: Option<u32>) -> Result<Vec
             numa_node,
         }
     };
+    if let [one] = &config.verbs_device[..]
+        && one.name == VerbsDevice::ALL
+        && one.port.is_none()
+    {
+        let wish = Wish { device: None, ..wish(0) };
+        let all = choose_all(cards, &wish);
+        return if all.is_empty() { Ok(vec![choose_one(cards, &wish)?]) } else { Ok(all) };
+    }
     (0..config.verbs_device.len().max(1)).map(|at| choose_one(cards, &wish(at))).collect()
+}
+
+/// The best place of every device whose packets pass routers and that can be used, the best
+/// devices first: near ones before far ones.
+fn choose_all(cards: &[Card], wish: &Wish) -> Vec<Judged> {
+    let mut chosen: Vec<Judged> = Vec::new();
+    let usable = |it: &Judged| it.obstacles.is_empty() && it.merits.routed_packets;
+    for place in judge(cards, wish).into_iter().filter(usable) {
+        let known = chosen.iter().any(|it| it.device == place.device);
+        if !known && chosen.len() < VERBS_DEVICES_MAX {
+            chosen.push(place);
+        }
+    }
+    chosen
 }
 
 fn choose_one(cards: &[Card], wish: &Wish) -> Result<Judged, NoVerbs> {
@@ -401,6 +423,26 @@ mod tests {
         assert_eq!(chosen(&each), Ok(vec![of("rxe2", 0), of("rxe0", 1)]), "one for each");
         let text = "rxe1 port 1 GID 1 cannot be used: wire0 is down: ip link set wire0 up";
         assert_eq!(chosen(&config("rxe0,rxe1", None)), Err(text.to_string()));
+    }
+
+    #[test]
+    fn all_are_those_that_can_be_used_near_ones_first() {
+        let mut cards = ["a", "b", "c", "d", "e", "f"].map(|name| card(name, name != "b"));
+        cards[2].numa_node = Some(1);
+        cards[0].numa_node = Some(0);
+        let chosen = |cards: &[Card], numa_node| {
+            let all = choose(cards, &config("all", None), numa_node);
+            let all = all.map_err(|error| error.to_string())?;
+            Ok::<_, String>(all.into_iter().map(|it| it.device).collect::<Vec<_>>().join(","))
+        };
+        assert_eq!(chosen(&cards, None), Ok("a,c,d,e".to_string()), "four at the most");
+        assert_eq!(chosen(&cards, Some(1)), Ok("c,d,e,f".to_string()), "without the far one");
+        let text = "b port 1 GID 1 cannot be used: wire0 is down: ip link set wire0 up";
+        assert_eq!(chosen(&cards[1..2], None), Err(text.to_string()));
+        // What passes no router is used only if there is nothing else.
+        cards[0].ports[0].gids.iter_mut().for_each(|gid| gid.kind = GidKind::RoceV1);
+        assert_eq!(chosen(&cards[..3], None), Ok("c".to_string()));
+        assert_eq!(chosen(&cards[..2], None), Ok("a".to_string()));
     }
 
     #[test]

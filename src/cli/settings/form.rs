@@ -94,7 +94,7 @@ impl Form {
                 .to_string(),
             Self::Devices => format!(
                 "DEVICE or DEVICE:PORT, with a port from 1 to 255; or up to {VERBS_DEVICES_MAX} \
-                 of them, \"A,B\", each once; or auto"
+                 of them, \"A,B\", each once; or all, or auto"
             ),
             Self::PerClass => format!(
                 "a whole number, {}, or three of them, \"HIGH,MEDIUM,LOW\"",

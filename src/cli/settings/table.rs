@@ -130,7 +130,8 @@ table! {
     "pin" Cpu pin, "CPU to pin the engine thread to";
     "verbs" Use verbs, "Whether queue pairs are used: off; auto, with a card; require, or fail";
     "verbs_device" Devices verbs_device,
-        "The card's device and port, or several; auto is what verbring devices calls chosen";
+        "The card's device and port, or several; all that can be used, near ones first; auto is \
+         what verbring devices calls chosen";
     "verbs_gid" Places verbs_gid,
         "Place in the ports' tables of GIDs; auto is what verbring devices calls chosen";
     "verbs_window_ops" Number(u32) verbs_window_ops, "Ops in flight on one card";

@@ -235,7 +235,7 @@ fn devices_that_cannot_be_are_refused_with_what_may() {
         let expected = format!(
             "FILE:1: verbs_device is the string \"{text}\", but must be DEVICE or \
              DEVICE:PORT, with a port from 1 to 255; or up to 4 of them, \"A,B\", each once; \
-             or auto"
+             or all, or auto"
         );
         assert_eq!(refusal(&format!("verbs_device = \"{text}\"")), expected);
     }

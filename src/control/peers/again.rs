@@ -41,19 +41,19 @@ pub(super) struct Again {
 }
 
 /// A connection that waits for the end of a lost one, whose queue pairs here still deliver.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Behind {
     old: usize,
     then: Then,
 }
 
 /// What is done once they do not.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Then {
     /// We say HELLO.
     Greet,
     /// The other engine, which has said this, is welcomed with so many rails a card.
-    LetIn { rails: u8, hello: Hello },
+    LetIn { rails: u8, hello: Box<Hello> },
 }
 
 /// What a connection is called at both ends, as long as this engine lives; 0 is no name.
@@ -163,7 +163,8 @@ impl Server {
     /// silent, or nobody would have come.
     pub(super) fn take_place(&mut self, key: usize, old: usize, rails: u8, hello: Hello) {
         if let Some(connection) = self.peers.connections.get_mut(key) {
-            connection.behind = Some(Behind { old, then: Then::LetIn { rails, hello } });
+            connection.behind =
+                Some(Behind { old, then: Then::LetIn { rails, hello: Box::new(hello) } });
         }
         self.lose_connection(old, "it has connected anew");
         self.peer_silent(old);
@@ -194,7 +195,8 @@ impl Server {
     /// A lost connection's queue pairs here deliver nothing any more, or it is gone: whoever
     /// waits for that goes on.
     pub(super) fn let_on_behind(&mut self, old: usize) {
-        let behind = |connection: &Connection| connection.behind.is_some_and(|it| it.old == old);
+        let behind =
+            |connection: &Connection| connection.behind.as_ref().is_some_and(|it| it.old == old);
         let found = self.peers.connections.iter().find(|(_, it)| behind(it));
         let Some(key) = found.map(|(key, _)| key) else { return };
         let Some(connection) = self.peers.connections.get_mut(key) else { return };
@@ -209,7 +211,10 @@ impl Server {
                 let still = self.peers.connections.contains(old);
                 match self.peers.connections.get_mut(key) {
                     // Its rails are what there is too little of.
-                    Some(connection) if cards == 0 && still => connection.behind = Some(behind),
+                    Some(connection) if cards == 0 && still => {
+                        connection.behind =
+                            Some(Behind { old, then: Then::LetIn { rails, hello } });
+                    }
                     _ if cards == 0 => {
                         self.say(key, &Message::Refuse(failure(&no_room())));
                         self.lose_connection(key, "there is no rail for it");

@@ -42,7 +42,7 @@ fn the_lowest_rail_leads_to_the_other_engines_first_card() {
     }
 }
 
-/// Our card 0 is of another network than all of the other engine's, which has one.
+/// Our card 0 has an address of another kind than the other engine's only card.
 #[test]
 fn without_our_first_card_no_atomics_are_lent() {
     let stage = Stage::new("no-first-card", 2, 5);
@@ -55,22 +55,25 @@ fn without_our_first_card_no_atomics_are_lent() {
         stage.card.say(token, CardDone::Registered(registration(7, memory.bytes())));
         export.join().unwrap().unwrap()
     });
-    let gid = |network: u8| [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 10, network, 0, 1];
+    let gid = |kind: u8| match kind {
+        0 => [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 10, 0, 0, 1],
+        _ => [253, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
+    };
     for card in [0, 1] {
         let event = AsyncEvent::AddressesChanged(u32::from(card) + 1);
         stage.card.say(0, CardDone::Event(card, event));
         let address = super::paths::Address { gid_index: 3, gid: gid(card) };
         stage.looked_at(card, &[address]);
     }
-    for (network, first) in [(0, true), (1, false)] {
+    for (kind, first) in [(0, true), (1, false)] {
         let mut told = HELLO.told;
-        told[0][0] = gid(network);
+        told[0][0] = gid(kind);
         let other = Other::reach(&stage.socket);
         other.say(&Message::Hello(Hello { cards: 1, there: 1, told, ..HELLO }));
         let Some(Message::Welcome(hello)) = other.hear() else { panic!("no welcome") };
-        assert_eq!((hello.cards, hello.own[0]), (1, network));
+        assert_eq!((hello.cards, hello.own[0]), (1, kind));
         let pair = stage.card.next();
-        assert!(makes_pair(&pair.work, network), "{:?}", pair.work);
+        assert!(makes_pair(&pair.work, kind), "{:?}", pair.work);
         let asked = want(1, 0, "there", *secret.as_bytes());
         other.say(&Message::Want(Want { rights: RIGHT_ATOMIC, ..asked.clone() }));
         if !first {

@@ -254,12 +254,13 @@ const FAILURES_MAX: u32 = 8;
 const _: () = assert!(FAILURES_MAX as usize >= WAYS_MAX);
 
 impl Joint {
-    /// Starts with a queue pair to be made, with room for `receives` notifications.
+    /// Starts with a queue pair to be made, with room for `receives` notifications, and one way.
+    #[cfg(any(test, feature = "sim"))]
     pub(crate) fn new(settings: PathSettings, caps: Caps, receives: u32) -> Self {
         Self::by(Paths::only(settings), caps, receives)
     }
 
-    /// As [`Joint::new`], where there are several ways to take.
+    /// Starts with a queue pair to be made, with room for `receives` notifications, and these ways.
     pub(crate) fn by(paths: Paths, caps: Caps, receives: u32) -> Self {
         let create = Act::Card(Step::Create, Job::Create { caps });
         Self {

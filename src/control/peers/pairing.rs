@@ -7,6 +7,10 @@
 //! networks, and count as little as can be. Cards that share no kind of address, or tell none, are
 //! paired by what is left: InfiniBand needs no address.
 //!
+//! **The first cards**: atomics on an engine's memory all go by its first card, its own too, since
+//! no card excludes another. So of ways to pair in which as many pairs share a kind of address, one
+//! that has the first card of both is taken, not necessarily in one pair, before one that is nearer.
+//!
 //! **Deliberately absent**: what becomes of it. A pair is told by the numbers that each engine has
 //! for its own cards; between the engines it has the number of its place in the list.
 //! **Tests**: against all ways to pair.
@@ -40,11 +44,14 @@ fn reach(one: &Ports, other: &Ports) -> u32 {
     one.iter().filter(known).filter_map(near).max().unwrap_or(0)
 }
 
-/// What speaks for a way to pair: so many pairs share a kind of address, and how near they are.
-fn merits(own: &[Ports], others: &[Ports], pairs: &[Pair]) -> (usize, u32) {
+/// What speaks for a way to pair: how many pairs share a kind of address, how many of the two first
+/// cards are there, and how near the pairs are.
+fn merits(own: &[Ports], others: &[Ports], pairs: &[Pair]) -> (usize, usize, u32) {
+    let has = |of: fn(&Pair) -> u8| usize::from(pairs.iter().any(|pair| of(pair) == 0));
+    let firsts = has(|pair| pair.own) + has(|pair| pair.other);
     let of = |pair: &Pair| reach(&own[usize::from(pair.own)], &others[usize::from(pair.other)]);
     let each = pairs.iter().map(of).filter(|reach| *reach > 0);
-    each.fold((0, 0), |(count, sum), reach| (count + 1, sum + reach))
+    each.fold((0, firsts, 0), |(count, _, sum), reach| (count + 1, firsts, sum + reach))
 }
 
 /// Pairs so many cards, or as many as there are at both. Own cards are in order.
@@ -61,7 +68,7 @@ struct Search<'a> {
     others: &'a [Ports],
     count: usize,
     laid: Vec<Pair>,
-    best: Option<((usize, u32), Vec<Pair>)>,
+    best: Option<((usize, usize, u32), Vec<Pair>)>,
 }
 
 impl Search<'_> {
@@ -113,10 +120,12 @@ mod tests {
         let (c, d) = (card(&["fe80::2", "::ffff:10.1.0.9"]), card(&["::ffff:10.2.0.9"]));
         assert_eq!(paired(&[a, b], &[c, d], 4), [(0, 0), (1, 1)]);
         assert_eq!(paired(&[a, b], &[d, c], 4), [(0, 1), (1, 0)]);
-        // Where there is room for one, it is the pair that is nearest.
-        assert_eq!(paired(&[b, a], &[c, d], 1), [(0, 1)], "link-local ones are all near");
+        // Of two that are left to choose from it is the nearer one, by what tells networks apart.
+        assert_eq!(paired(&[b, a], &[c, c, d], 2), [(0, 2), (1, 0)]);
+        // Where there is room for one, it is the first of both, if these share a kind of address.
+        assert_eq!(paired(&[b, a], &[c, d], 1), [(0, 0)]);
+        assert_eq!(paired(&[card(&["fd00::1"]), a], &[d], 1), [(1, 0)]);
         let far = card(&["::ffff:172.16.0.1"]);
-        assert_eq!(paired(&[far, a], &[d, c], 1), [(1, 1)]);
         assert_eq!(paired(&[far, a], &[d, c], 2), [(0, 0), (1, 1)], "what is left, too");
     }
 

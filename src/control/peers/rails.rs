@@ -94,18 +94,13 @@ impl Server {
         entry.with_ours = pairs.iter().position(|(pair, _)| pair.own == 0);
         let mut order: Vec<usize> = (0..pairs.len()).collect();
         order.sort_by_key(|at| Some(*at) != entry.with_theirs);
-        let places = order.iter().flat_map(|pair| {
-            (0..usize::from(a_card)).map(move |class| pair * usize::from(a_card) + class)
-        });
         entry.rails = vec![0; count];
-        for (place, number) in places.zip(&numbers) {
-            entry.rails[place] = *number;
-        }
-        let numbers = entry.rails.clone();
         let mut rails = Vec::new();
-        for (Pair { own: card, .. }, told) in pairs {
+        for pair in order {
+            let (Pair { own: card, .. }, told) = &pairs[pair];
             let ways = all.addresses_of(*card);
             for class in 0..a_card {
+                let at = pair * usize::from(a_card) + usize::from(class);
                 // A rail for all classes goes as medium ops do.
                 let class = if a_card == 1 { 1 } else { class };
                 let settings = all.paths[usize::from(*card)][usize::from(class)];
@@ -115,11 +110,17 @@ impl Server {
                     (false, false) => Paths::following(settings, ways),
                 };
                 let joint = Joint::by(ways, caps, receives);
-                rails.push((*card, if pairs.len() > 1 { joint.with_siblings() } else { joint }));
+                let joint = if pairs.len() > 1 { joint.with_siblings() } else { joint };
+                rails.push((at, *card, joint));
             }
         }
-        for ((number, at), (card, joint)) in numbers.into_iter().zip(0..).zip(rails) {
-            self.join_rail(number, Whose::Connection(connection, at), card, joint);
+        for (number, (at, ..)) in numbers.iter().zip(&rails) {
+            entry.rails[*at] = *number;
+        }
+        for (number, (at, card, joint)) in numbers.into_iter().zip(rails) {
+            // There are at most 12.
+            let whose = Whose::Connection(connection, u8::try_from(at).unwrap_or(u8::MAX));
+            self.join_rail(number, whose, card, joint);
         }
         true
     }

@@ -503,15 +503,24 @@ fn cards_are_paired_by_their_networks() {
         stage.looked_at(card, &[Address { gid_index: 3, gid: gid(card) }]);
     }
     let mut told = HELLO.told;
-    (told[0][0], told[1][0], told[2][0]) = (gid(7), gid(1), gid(0));
-    for (cards, picked) in [(2, [2, 1]), (1, [2, 1])] {
+    (told[0][0], told[1][0], told[2][0]) = (gid(1), gid(7), gid(0));
+    for (cards, picked) in [(2, [2, 0]), (1, [0, 1])] {
         let other = Other::reach(&stage.socket);
         other.say(&Message::Hello(Hello { cards, there: 3, told, ..HELLO }));
         let Some(Message::Welcome(hello)) = other.hear() else { panic!("no welcome") };
         let pairs = usize::from(hello.cards);
         assert_eq!((hello.cards, &hello.picked[..pairs]), (cards, &picked[..pairs]));
         assert_eq!((hello.told[0][0], hello.told[1][0]), (gid(0), gid(1)));
-        for token in stage.asked_for_pairs(cards) {
+        // The lowest rail, by which atomics go, leads to the other's first card.
+        let tokens: Vec<u64> = (0..cards)
+            .rev()
+            .map(|card| {
+                let CardOrder { token, work } = stage.card.next();
+                assert!(makes_pair(&work, card), "{work:?}");
+                token
+            })
+            .collect();
+        for token in tokens {
             stage.card.say(token, no_pair());
         }
         other.is_left("no rail");

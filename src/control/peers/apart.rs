@@ -573,7 +573,7 @@ mod tests {
                     _ => ends[side].clear(),
                 }
                 for end in &ends {
-                    let told: Vec<_> = end.sessions.iter().filter_map(|(_, by)| *by).collect();
+                    let told: Vec<_> = end.sessions.values().filter_map(|by| *by).collect();
                     let each: BTreeSet<_> = told.iter().collect();
                     assert_eq!(told.len(), each.len(), "a rail of two flows");
                     for (session, by) in &end.sessions {

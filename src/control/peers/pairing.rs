@@ -8,8 +8,8 @@
 //! paired by what is left: InfiniBand needs no address.
 //!
 //! **The first cards**: atomics on an engine's memory all go by its first card, its own too, since
-//! no card excludes another. So of ways to pair in which as many pairs share a kind of address, one
-//! that has the first card of both is taken, not necessarily in one pair, before one that is nearer.
+//! no card excludes another. So of ways to pair in which as many pairs share a kind of address,
+//! those that have the first card of both come before others, and then the nearest.
 //!
 //! **Deliberately absent**: what becomes of it. A pair is told by the numbers that each engine has
 //! for its own cards; between the engines it has the number of its place in the list.

@@ -9,7 +9,8 @@
 //! `ring_chains`; `two_rails` joins them by two cables, the second of which `VERBRING_TEST_SECOND`
 //! names in the same way. `hosts` starts engines as two hosts have them, joined by TCP; `restarts`
 //! kills them, `losses` takes their packets, `rails_of_hosts` one of their cables, `bounds` floods
-//! them, and `commands` tries the commands that people use between hosts.
+//! them, `ghosts` makes packets late, and `commands` tries the commands that people use between
+//! hosts.
 
 #[cfg(feature = "cli")]
 mod bounds;
@@ -24,6 +25,7 @@ mod engine;
 mod engines;
 mod errors;
 mod files;
+mod ghosts;
 mod hosts;
 mod losses;
 mod rails_of_hosts;

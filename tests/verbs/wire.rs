@@ -29,8 +29,18 @@ pub(crate) fn sent(netdev: &str) -> u64 {
     fs::read_to_string(path).expect("a counter").trim().parse().expect("a number")
 }
 
-/// Both ends of a cable that is not as it was, until this is dropped.
-pub(crate) struct Wire([String; 2]);
+/// Packets that a network device has to send, and holds back.
+pub(crate) fn held_back(netdev: &str) -> u64 {
+    let told = Command::new("tc").args(["-s", "qdisc", "show", "dev", netdev]).output();
+    let text = String::from_utf8(told.expect("tc, of iproute2").stdout).expect("text");
+    // backlog 1968b 24p requeues 0
+    let mut words = text.split_whitespace().skip_while(|word| *word != "backlog");
+    let packets = words.nth(2).and_then(|word| word.strip_suffix('p')?.parse().ok());
+    packets.unwrap_or_else(|| panic!("{netdev} has no queue: {text}"))
+}
+
+/// Ends of cables that are not as they were, until this is dropped.
+pub(crate) struct Wire(Vec<String>);
 
 impl Wire {
     /// A cable on which everything takes its time.
@@ -49,7 +59,12 @@ impl Wire {
     }
 
     fn between(ends: [&Place; 2], how: &[&str]) -> Self {
-        let wire = Self(ends.map(netdev));
+        Self::from(ends.map(netdev).into(), how)
+    }
+
+    /// What these network devices send is treated so by netem.
+    pub(crate) fn from(netdevs: Vec<String>, how: &[&str]) -> Self {
+        let wire = Self(netdevs);
         for netdev in &wire.0 {
             let status = Command::new("tc")
                 .args(["qdisc", "add", "dev", netdev, "root", "netem"])

@@ -336,7 +336,11 @@ fn what_takes_the_place_of_an_op_follows_too() {
     scene.two.step();
     let shared = scene.writes(SHARED);
     scene.reroute(OWN);
+    // The walk over the records has not come there yet.
+    scene.two.worlds[0].engine.abroad.purge = None;
     scene.push(BAD, newer);
+    scene.two.step();
+    scene.two.worlds[0].engine.abroad.purge = Some(0);
     scene.settle();
     assert_eq!(scene.two.worlds[0].pop(BAD).len(), 2);
     assert_eq!((scene.writes(SHARED), scene.writes(OWN)), (shared, 1));

@@ -75,7 +75,7 @@ fn without_our_first_card_no_atomics_are_lent() {
         let pair = stage.card.next();
         assert!(makes_pair(&pair.work, kind), "{:?}", pair.work);
         let asked = want(1, 0, "there", *secret.as_bytes());
-        other.say(&Message::Want(Want { rights: RIGHT_ATOMIC, ..asked.clone() }));
+        other.say(&Message::Want(Want { rights: RIGHT_ATOMIC, ..asked }));
         if !first {
             let heard = other.hear();
             let Some(Message::No(1, why)) = heard else { panic!("{heard:?}") };

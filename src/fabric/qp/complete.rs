@@ -9,6 +9,7 @@ use super::message::Message;
 use super::provider::{Provider, Wc, WcKind, WcStatus, WrId};
 use super::rail::{RailState, Role, Stage};
 use super::status::{Fault, judge};
+use crate::abi::errno;
 use crate::fabric::Arrival;
 use crate::plant::{Plant, planted};
 
@@ -149,7 +150,9 @@ impl super::rail::Rail {
                     self.used -= u32::from(!planted(Plant::DepthKept));
                     self.data_posted -= 1;
                     if status != WcStatus::Success {
-                        if judge(status).0 != Fault::Path {
+                        let (fault, code) = judge(status);
+                        let invalid = fault == Fault::Refused && code == errno::EINVAL;
+                        if fault != Fault::Path && !invalid {
                             self.offender.get_or_insert(taken.request.remote);
                         }
                         match work.count {

@@ -188,6 +188,14 @@ impl Taken {
         self.fail((Fault::Path, EIO), true);
     }
 
+    /// It may do better another time. So may what the peer's card has called invalid, since nothing
+    /// is asked for here that is: Soft-RoCE says so when it repeats a WRITE of several packets from
+    /// its middle.
+    pub(super) fn worth_another_try(&self) -> bool {
+        let invalid = (Fault::Refused, errno::EINVAL);
+        self.failure.is_some_and(|failure| failure.0 == Fault::Path || failure == invalid)
+    }
+
     /// The peer's card would not have it.
     pub(super) fn refused_by_peer(&self) -> bool {
         self.failure.is_some_and(|(fault, _)| fault == Fault::Refused)

@@ -113,7 +113,7 @@ impl Rule {
     fn apply(self, taken: &mut Taken) -> bool {
         let Self { verdict, gone, attempts_max } = self;
         let whole = taken.over() && taken.failure.is_none();
-        let hurt = taken.failure.is_some_and(|(fault, _)| fault == Fault::Path);
+        let hurt = taken.worth_another_try();
         let shut_out = taken.shut_out_the_rest();
         if !whole && taken.failure.is_none() {
             taken.failure = gone;
@@ -370,7 +370,7 @@ impl<P: Provider> Rails<P> {
                 (taken.cursor, taken.stage) = (0, Stage::Data);
             }
             let whole = taken.over() && taken.failure.is_none();
-            let hurt = taken.failure.is_some_and(|(fault, _)| fault == Fault::Path);
+            let hurt = taken.worth_another_try();
             let chained = taken.chained() && !planted(Plant::ChainUncut);
             // Nothing of it can still happen, and to do it again is harmless. It does not go ahead
             // of what it is chained to.

@@ -243,6 +243,24 @@ fn a_card_that_fails_by_itself_is_not_what_its_requests_are_blamed_for() {
 }
 
 #[test]
+fn what_a_card_calls_invalid_is_tried_again_before_it_is_blamed() {
+    for (times, good) in [(1, true), (50, false)] {
+        let mut two = two();
+        let status = WcStatus::RemoteInvalid;
+        for _ in 0..times {
+            two.net.plan_work(two.join.number(0, 0), WorkPlan { after: 0, status, effect: false });
+        }
+        assert_eq!(two.near.post(&[write(0)]), 1);
+        let done = ends(&mut two, 1);
+        let (errno, flags) = (done[0].errno, done[0].flags);
+        assert_eq!((errno, flags), (if good { 0 } else { errno::EINVAL }, 0));
+        let repeats = if good { 1 } else { CONFIG.attempts_max };
+        assert_eq!(two.near.counts().repeats, u64::from(repeats));
+        assert!(two.near.at_rest());
+    }
+}
+
+#[test]
 fn a_request_is_not_repeated_for_ever() {
     let mut two = two();
     for _ in 0..50 {

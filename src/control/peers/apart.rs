@@ -3,8 +3,8 @@
 //!
 //! A flow is what a session here has for the peer. A request of it that the peer's card refuses, or
 //! this one's, fails the queue pair for all who share it; at its second such error the flow is
-//! moved to a rail of its own, one by the card of its atomics, before the failed one takes anything again. Its ops
-//! wait there until the rail is joined. If the peer has none to spare, they go back.
+//! moved to a rail of its own, one by the card of its atomics, before the failed one takes anything
+//! again. Its ops wait there until the rail is joined. If the peer has none to spare, they go back.
 //!
 //! ```text
 //!  who asks                                          who is asked

@@ -181,8 +181,8 @@ pub(super) enum Message {
     No(u64, Failure),
     Withdraw(u32),
     GiveBack(u32),
-    /// One more rail to the first card of who is asked, at this place: for one flow of who asks. The other end lends on it
-    /// what it has lent, and joins it, or says OVER.
+    /// One more rail to the first card of who is asked, at this place, for one flow of who asks.
+    /// The other end lends on it what it has lent, and joins it, or says OVER.
     Apart(u8),
     /// Of the rail at this place: who asked for it needs it no more; or there is no such rail at
     /// who was asked, or none any more.

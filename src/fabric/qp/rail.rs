@@ -189,8 +189,8 @@ impl Taken {
     }
 
     /// It may do better another time. So may what the peer's card has called invalid, since nothing
-    /// is asked for here that is: Soft-RoCE says so when it repeats a WRITE of several packets from
-    /// its middle.
+    /// is asked for here that is: it was seen of Soft-RoCE after time-outs, of WRITEs of several
+    /// packets only.
     pub(super) fn worth_another_try(&self) -> bool {
         let invalid = (Fault::Refused, errno::EINVAL);
         self.failure.is_some_and(|failure| failure.0 == Fault::Path || failure == invalid)

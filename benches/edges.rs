@@ -51,6 +51,7 @@ const LIMITS: Limits = Limits {
     window_wrs: 4_096,
     window_bytes: 64 << 20,
     slice_bytes: 128 << 10,
+    turn_bytes: u64::MAX,
     intake_budget: 1_024,
     ring_idle_ns: u64::MAX,
     cut_off_ns: u64::MAX,

@@ -44,6 +44,7 @@ const LIMITS: Limits = Limits {
     window_wrs: 64,
     window_bytes: 256 << 10,
     slice_bytes: 128 << 10,
+    turn_bytes: 256 << 10,
     intake_budget: 64,
     ring_idle_ns: u64::MAX,
     cut_off_ns: u64::MAX,

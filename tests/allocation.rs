@@ -75,6 +75,7 @@ const LIMITS: Limits = Limits {
     window_wrs: 8,
     window_bytes: 4096,
     slice_bytes: 1024,
+    turn_bytes: u64::MAX,
     intake_budget: 8,
     ring_idle_ns: 20_000,
     cut_off_ns: 1_000_000,

@@ -33,6 +33,7 @@ fn core() -> (Core<Local, Arc<Heap>>, [Arc<Heap>; 2]) {
         window_wrs: 8,
         window_bytes: 1 << 20,
         slice_bytes: 1 << 16,
+        turn_bytes: u64::MAX,
         intake_budget: 16,
         ring_idle_ns: u64::MAX,
         cut_off_ns: u64::MAX,

@@ -35,6 +35,10 @@ pub(super) const SET_MAX: usize = 8;
 /// Most cards.
 pub(super) const CARDS_MAX: usize = 4;
 
+/// Slices for peers are never smaller, unless they have to be. What the requests cost beside their
+/// bytes (`REQUEST_BYTES`) then is an eighth at most, on a slow device too.
+const SLICE_MIN: u32 = 8 * REQUEST_BYTES;
+
 /// Notifications of peers that are heard in one turn.
 const ARRIVALS_PER_TURN: usize = 64;
 
@@ -114,6 +118,10 @@ pub(super) struct Card {
     pub(super) full: bool,
     /// The op that it is reserved for has asked again.
     pub(super) asked: bool,
+    /// It had nothing in flight when this turn's posts began.
+    pub(super) idle: bool,
+    /// Requests that have ended since the pace was told, and their bytes.
+    ended: (u32, u64),
 }
 
 /// What is in flight by a card and by a rail of it, and the card's rate.
@@ -193,10 +201,12 @@ impl Abroad {
         };
         let card = |_| Card {
             window: Window::with_reserve(card, reserve_ops, reserve_bytes),
-            pace: Pace::new(slice_bytes, policy.slice_ns),
+            pace: Pace::new(slice_bytes, policy.slice_ns, SLICE_MIN),
             reserved: None,
             full: false,
             asked: false,
+            idle: true,
+            ended: (0, 0),
         };
         let (sessions, peers) = if several { (sessions, rails) } else { (1, 1) };
         let shape = Shape { sessions, peers, window_bytes: policy.card.bytes };
@@ -533,13 +543,30 @@ impl Abroad {
         let bytes = window.bytes() + way.bytes + u64::from(bytes);
         // What was measured once may be long over: a card that has nothing to do is tried again.
         let rate = if window.wrs() == 0 { 0 } else { pace.rate() };
-        Burden { bytes: bytes + requests * REQUEST_BYTES, rate }
+        Burden { bytes: bytes + requests * u64::from(REQUEST_BYTES), rate }
     }
 
-    /// Something that went by a rail has ended: for the measured rate of its card.
-    pub(super) fn ended(&mut self, rail: u16, bytes: u32, now_ns: u64) {
-        let card = self.card(rail);
-        card.pace.ended(1, u64::from(bytes), card.window.wrs() > 0, now_ns);
+    /// Something that went by a rail has ended. [`Abroad::pace`] follows.
+    pub(super) fn ended(&mut self, rail: u16, bytes: u32) {
+        let (requests, sum) = &mut self.card(rail).ended;
+        (*requests, *sum) = (*requests + 1, *sum + u64::from(bytes));
+    }
+
+    /// For the measured rates of cards: so much has ended by now.
+    pub(super) fn pace(&mut self, now_ns: u64) {
+        for card in &mut self.cards {
+            let (requests, bytes) = std::mem::take(&mut card.ended);
+            if requests > 0 {
+                card.pace.ended(requests, bytes, card.window.wrs() > 0, now_ns);
+            }
+        }
+    }
+
+    /// For the same: cards that had nothing in flight have what was posted at that time.
+    pub(super) fn posted_at(&mut self, now_ns: u64) {
+        for card in self.cards.iter_mut().filter(|card| card.idle) {
+            card.pace.began(now_ns);
+        }
     }
 
     /// Lists of a line, and of the rail of the same number, with what their ops have stepped

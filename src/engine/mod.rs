@@ -63,7 +63,7 @@ use crate::ledger::{LANE, Ledger, List};
 use crate::ring::Memory;
 use crate::sched::ahead::Ahead;
 use crate::sched::credits::Window;
-use crate::sched::pace::Pace;
+use crate::sched::pace::{GRAIN_BYTES, Pace};
 use crate::sched::{Bounds, Mode, Policy, Scheduler, Shape};
 use crate::telemetry::{Page, Recorder};
 
@@ -104,6 +104,11 @@ pub struct Limits {
     pub window_bytes: u64,
     /// Bytes of a slice.
     pub slice_bytes: u32,
+    /// Bytes given to rails in one turn: once it was so many, no more is begun with. The rest of
+    /// what windows hold goes in the turns after, which costs a doorbell for so many bytes and
+    /// fills a window as well. So a device whose driver moves the bytes while it posts (Soft-RoCE)
+    /// keeps the engine from rings and completions for no longer than these take.
+    pub turn_bytes: u64,
     /// SQEs taken from one ring in a turn.
     pub intake_budget: u32,
     /// Nanoseconds without an SQE after which a ring leaves the poll set.
@@ -116,7 +121,8 @@ pub struct Limits {
 
 impl Limits {
     fn check(&self) {
-        assert!(self.slice_bytes > 0 && self.intake_budget > 0, "or nothing would ever move");
+        let some = self.slice_bytes > 0 && self.turn_bytes > 0 && self.intake_budget > 0;
+        assert!(some, "or nothing would ever move");
         let longest = PagePool::blocks_for(PAGES_MAX);
         // Half of the pool is set aside for each session's part.
         assert!(self.list_blocks >= 2 * longest, "or the longest list could never be taken");
@@ -287,7 +293,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             abroad: Abroad::new(&fabric, limits.sessions_max, limits.slice_bytes, policy),
             window,
             ahead: Ahead::new(depth),
-            pace: Pace::new(limits.slice_bytes, policy.slice_ns),
+            pace: Pace::new(limits.slice_bytes, policy.slice_ns, GRAIN_BYTES),
             // What was handed back keeps its place until it is posted again.
             posts: Posts::new(depth, 4 * abroad),
             pages: PagePool::new(limits.list_blocks),
@@ -345,6 +351,12 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 
     /// Makes one bounded, non-blocking pass. `now_ns` is monotonic.
     pub fn turn(&mut self, now_ns: u64) -> Turn {
+        self.turn_by(now_ns, || now_ns)
+    }
+
+    /// [`Engine::turn`] that asks for the time once more if a device was done with something by the
+    /// time that a post returned: that may have taken long.
+    pub fn turn_by(&mut self, now_ns: u64, clock: impl FnOnce() -> u64) -> Turn {
         self.now_ns = now_ns.max(self.now_ns);
         self.turns += 1;
         let abroad = self.abroad();
@@ -372,7 +384,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             let sent = self.schedule_abroad();
             turn.posted += sent;
             // Some devices have done it all by the time that the post returns.
-            turn.reaped += if sent > 0 { self.reap_abroad() } else { 0 };
+            turn.reaped += if sent > 0 { self.reap_abroad(clock) } else { 0 };
             self.abroad.moved = flushed || self.ledger.open_count() != open;
         }
         self.step_why_query();

@@ -22,6 +22,7 @@ use crate::fabric::{
     DONE_FLUSHED, DONE_MAYBE, DONE_PLACED, Done, Fabric, REQUEST_CHAIN, REQUEST_NOTIFY, Request,
     Stop,
 };
+use crate::ids::RecordId;
 use crate::ledger::{Aside, Failure, NIL, Record, State, TIE_RIDES};
 use crate::plant::{Plant, planted};
 use crate::ring::Memory;
@@ -53,10 +54,13 @@ enum Hold {
     Rail(u16, u16),
 }
 
-/// Lines that take something in this turn, a bit each.
+/// What becomes of rails in this turn.
 #[derive(Debug)]
 pub(super) struct Round {
+    /// Lines that take something, a bit each.
     pub(super) open: u64,
+    /// Bytes laid.
+    laid: u64,
 }
 
 /// What an op posts next.
@@ -147,6 +151,10 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         self.abroad.queue.begin(ops, bytes);
         let mut steps = 2 * STEPS_PER_TURN;
         while steps > 0 && ends > 0 && self.abroad.queued() & round.open != 0 {
+            if round.laid >= self.limits.turn_bytes {
+                self.keep_reserved(&round);
+                break;
+            }
             steps -= 1;
             let Some(slot) = self.first_abroad(&round) else { break };
             if self.ledger[slot].checked != self.withdrawn && self.divert(slot) {
@@ -174,9 +182,12 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 
     /// Looks what each line with ops takes, and brings those back into turn that take something.
     fn begin_round(&mut self, ends: &mut u32) -> Round {
-        let mut round = Round { open: 0 };
+        let mut round = Round { open: 0, laid: 0 };
         for card in &mut self.abroad.cards {
-            card.full = false;
+            (card.full, card.idle) = (false, card.window.wrs() == 0);
+            if card.idle {
+                card.pace.rests();
+            }
             // Whoever has not asked again since does not want it any more, or cannot go.
             card.reserved = card.reserved.take_if(|_| std::mem::take(&mut card.asked));
         }
@@ -312,6 +323,16 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             card.full = true;
             let (kept_for, _) = card.reserved.get_or_insert((slot, id));
             card.asked |= *kept_for == slot;
+        }
+    }
+
+    /// The turn has given enough: whoever would have asked again for what is kept for it still may.
+    fn keep_reserved(&mut self, round: &Round) {
+        for card in &mut self.abroad.cards {
+            let waits = |&(slot, id): &(u32, RecordId)| {
+                self.ledger.find(id) == Some(slot) && round.open >> self.ledger[slot].line & 1 != 0
+            };
+            card.asked |= card.reserved.as_ref().is_some_and(waits);
         }
     }
 
@@ -492,6 +513,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         self.abroad.batch[place] = request;
         self.abroad.set_last(rail, Some(id));
         self.abroad.laid |= 1 << rail;
+        round.laid += u64::from(next.bytes);
         let way = &mut self.abroad.ways[usize::from(rail)];
         way.laid += 1;
         way.room.requests = way.room.requests.saturating_sub(1);

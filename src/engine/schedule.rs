@@ -35,9 +35,13 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     }
 
     /// [`Engine::reap`] once more, of the rails to peers alone: nothing is copied in it.
-    pub(super) fn reap_abroad(&mut self) -> u32 {
+    pub(super) fn reap_abroad(&mut self, clock: impl FnOnce() -> u64) -> u32 {
         let mut done = std::mem::take(&mut self.done);
         self.fabric.poll_rails(self.now_ns, &mut done);
+        if !done.is_empty() {
+            self.abroad.posted_at(self.now_ns);
+            self.now_ns = self.now_ns.max(clock());
+        }
         self.bring_home::<true>(done)
     }
 
@@ -62,7 +66,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             record.in_fabric -= 1;
             if ABROAD && rail != 0 {
                 self.abroad.give(record, rail, grant);
-                self.abroad.ended(rail, bytes, self.now_ns);
+                self.abroad.ended(rail, bytes);
             } else {
                 let leaves = record.in_fabric == 0 && !record.whole;
                 self.window.give(grant, leaves, record.origin != 0);
@@ -88,6 +92,9 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             }
         }
         self.let_go();
+        if ABROAD && reaped > near {
+            self.abroad.pace(self.now_ns);
+        }
         self.pace.ended(near, near_bytes, self.window.wrs() > 0, self.now_ns);
         done.clear();
         self.done = done;

@@ -46,7 +46,8 @@ pub struct Config {
     /// A large op moves in slices of at most this many bytes; 4 KiB to 64 MiB.
     pub slice_bytes: u32,
     /// Microseconds that a slice is to take at the measured rate of its device: slices are made
-    /// smaller for it, down to 4 KiB; 0 to 1,000,000, where 0 leaves them as they are.
+    /// smaller for it, down to 4 KiB (32 KiB towards peers); 0 to 1,000,000, where 0 leaves them as
+    /// they are.
     pub slice_us: u32,
     /// Which op goes next.
     pub mode: Mode,

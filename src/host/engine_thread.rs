@@ -96,7 +96,7 @@ impl EngineThread {
         let mut busy_since = None;
         loop {
             let heard = self.listen();
-            let turn = self.engine.turn(now_ns);
+            let turn = self.engine.turn_by(now_ns, clock::now_ns);
             self.ring_bells();
             let told = self.tell();
             if turn.worked() || heard || told {

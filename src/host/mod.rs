@@ -56,6 +56,10 @@ use verbs::Opened;
 /// How long ops wait for a peer to whom no rail works, ns.
 const CUT_OFF_NS: u64 = 30_000_000_000;
 
+/// Bytes given to cards in one turn. Where a turn takes a microsecond that is beyond all cards that
+/// there are; where the driver moves the bytes, 25 MB/s make it ten milliseconds.
+const TURN_BYTES: u64 = 256 << 10;
+
 pub(crate) use crate::control::Ask;
 
 /// Why an engine could not be started.
@@ -297,6 +301,7 @@ impl Engine {
             window_wrs: config.window_wrs,
             window_bytes: config.window_bytes,
             slice_bytes: config.slice_bytes,
+            turn_bytes: TURN_BYTES,
             intake_budget: config.intake_budget,
             ring_idle_ns: u64::from(config.ring_idle_ms) * 1_000_000,
             cut_off_ns: CUT_OFF_NS,

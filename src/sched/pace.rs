@@ -8,15 +8,16 @@
 const SPAN_NS: u64 = 200_000;
 /// Requests must move so much each, or the rate says more of their number than of bytes. So a
 /// request costs about what so many bytes do.
-pub const REQUEST_BYTES: u64 = 4_096;
-/// Slices are never smaller, and are multiples of it.
-const GRAIN_BYTES: u32 = 4_096;
+pub const REQUEST_BYTES: u32 = 4_096;
+/// Slices are multiples of it.
+pub const GRAIN_BYTES: u32 = 4_096;
 
 /// The size of slices on one device.
 #[derive(Debug)]
 pub struct Pace {
     slice_max: u32,
     slice_ns: u64,
+    least: u32,
     slice: u32,
     /// Bytes a second, smoothed; 0 before it was measured.
     rate: u64,
@@ -27,13 +28,14 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Slices of `slice_max` bytes, or fewer so that one takes about `slice_ns`; always `slice_max`
-    /// if that is 0.
+    /// Slices of `slice_max` bytes, or fewer so that one takes about `slice_ns`, but of no fewer
+    /// than `least`; always `slice_max` if `slice_ns` is 0.
     #[must_use]
-    pub fn new(slice_max: u32, slice_ns: u64) -> Self {
+    pub fn new(slice_max: u32, slice_ns: u64, least: u32) -> Self {
         Self {
             slice_max,
             slice_ns,
+            least,
             slice: slice_max,
             rate: 0,
             since_ns: None,
@@ -53,6 +55,21 @@ impl Pace {
     #[must_use]
     pub fn rate(&self) -> u64 {
         self.rate
+    }
+
+    /// Nothing is in flight now.
+    #[inline]
+    pub fn rests(&mut self) {
+        self.since_ns = None;
+    }
+
+    /// What has ended by now was posted then, and nothing was in flight before: for a device that
+    /// is done with all by the time that a post returns, on which nothing is ever seen in flight.
+    #[inline]
+    pub fn began(&mut self, now_ns: u64) {
+        if self.since_ns.is_none() {
+            self.begin(now_ns);
+        }
     }
 
     /// Requests ended in this turn; `flying` is what is left in flight.
@@ -81,7 +98,7 @@ impl Pace {
 
     #[cold]
     fn measure(&mut self, span_ns: u64) {
-        if self.requests == 0 || self.bytes / self.requests < REQUEST_BYTES {
+        if self.requests == 0 || self.bytes / self.requests < u64::from(REQUEST_BYTES) {
             return;
         }
         let rate = u128::from(self.bytes) * 1_000_000_000 / u128::from(span_ns);
@@ -90,8 +107,8 @@ impl Pace {
         if self.slice_ns > 0 {
             let bytes = u128::from(self.rate) * u128::from(self.slice_ns) / 1_000_000_000;
             let bytes = u32::try_from(bytes).unwrap_or(u32::MAX) / GRAIN_BYTES * GRAIN_BYTES;
-            // A limit below the grain is kept to.
-            self.slice = bytes.max(GRAIN_BYTES).min(self.slice_max);
+            // A limit below the least is kept to.
+            self.slice = bytes.max(self.least).min(self.slice_max);
         }
     }
 }
@@ -112,20 +129,20 @@ mod tests {
 
     #[test]
     fn slices_follow_the_rate_down_and_up_again() {
-        let mut pace = Pace::new(128 << 10, 100_000);
+        let mut pace = Pace::new(128 << 10, 100_000, GRAIN_BYTES);
         assert_eq!(pace.slice(), 128 << 10);
         // 400 bytes a microsecond: 40,000 in 100 of them.
         let now_ns = run(&mut pace, 0, 8_192, 400, 40);
         assert_eq!(pace.slice(), 36 << 10, "{pace:?}");
         let now_ns = run(&mut pace, now_ns, 8_192, 10, 40);
-        assert_eq!(pace.slice(), 4 << 10, "never below the grain");
+        assert_eq!(pace.slice(), 4 << 10, "never below the least");
         run(&mut pace, now_ns, 65_536, 10_000, 40);
         assert_eq!(pace.slice(), 128 << 10, "{pace:?}");
     }
 
     #[test]
     fn neither_idle_time_nor_small_requests_tell_a_rate() {
-        let mut pace = Pace::new(128 << 10, 100_000);
+        let mut pace = Pace::new(128 << 10, 100_000, GRAIN_BYTES);
         let mut now_ns = 0;
         for _ in 0..1_000 {
             // One at a time, with a pause between: nothing was in flight all along.
@@ -137,8 +154,31 @@ mod tests {
     }
 
     #[test]
+    fn what_is_done_when_the_post_returns_tells_a_rate() {
+        let mut pace = Pace::new(128 << 10, 100_000, 32 << 10);
+        let mut now_ns = 0;
+        for _ in 0..40 {
+            // Two slices in 6 ms, and then a pause.
+            pace.began(now_ns);
+            now_ns += 6_000_000;
+            pace.ended(2, 256 << 10, false, now_ns);
+            now_ns += 50_000_000;
+        }
+        assert!((43_000_000..44_000_000).contains(&pace.rate()), "{pace:?}");
+        assert_eq!(pace.slice(), 32 << 10);
+        // It goes on where something stays in flight, and not over a rest.
+        pace.ended(0, 0, true, now_ns - 50_000_000);
+        pace.rests();
+        pace.began(now_ns);
+        pace.ended(1, 64 << 10, true, now_ns + 1_000);
+        pace.began(now_ns + 1_000);
+        pace.ended(1, 64 << 10, false, now_ns + 3_000_000);
+        assert!((43_000_000..44_000_000).contains(&pace.rate()), "{pace:?}");
+    }
+
+    #[test]
     fn slices_stay_whole_if_no_time_is_set() {
-        let mut pace = Pace::new(128 << 10, 0);
+        let mut pace = Pace::new(128 << 10, 0, GRAIN_BYTES);
         run(&mut pace, 0, 8_192, 10, 40);
         assert_eq!(pace.slice(), 128 << 10);
         assert!((9_000_000..11_000_000).contains(&pace.rate()));

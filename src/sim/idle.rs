@@ -160,7 +160,7 @@ impl Idle {
         let now_ns = self.net.now_ns();
         for at in 0..self.nodes.len() {
             if at > 0 {
-                self.nodes[at].turn(now_ns);
+                self.nodes[at].turn(&self.net);
             }
             while let Some(wish) = self.nodes[at].wish() {
                 for cable in self.cables.iter_mut().filter(|cable| cable.has(at, wish.rail)) {

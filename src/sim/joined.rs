@@ -1,4 +1,4 @@
-//! Two engines, joined by a rail on each of their two cards, and one client, which has imported a
+//! Two engines, joined by a rail or two, and one client, which has imported a
 //! region of the other engine's. Nothing is drawn.
 
 use std::sync::Arc;
@@ -37,8 +37,8 @@ pub(super) struct Joined {
 }
 
 impl Joined {
-    /// Each region has so many bytes. Two cards and one engine's worth of everything else are the
-    /// options' to say.
+    /// Each region has so many bytes. Cards, and which of them have a rail each, are the options'
+    /// to say.
     pub(super) fn new(options: &Options, bytes: u64) -> Self {
         let net = Net::new();
         let mut nodes: Vec<_> = (0..2).map(|at| Node::new(at, options, &net)).collect();
@@ -51,7 +51,7 @@ impl Joined {
         for node in &mut nodes {
             assert_eq!(node.take_rail(), Some(1));
         }
-        for (rail, card) in RAILS.into_iter().zip(0..) {
+        for (rail, card) in RAILS.into_iter().zip(options.strands.iter().copied()) {
             for (at, node) in nodes.iter_mut().enumerate() {
                 assert_eq!(node.take_rail(), Some(rail));
                 ends.push((at, rail, card));
@@ -70,15 +70,14 @@ impl Joined {
     /// As a world's step.
     pub(super) fn step(&mut self) {
         self.net.advance(STEP_NS);
-        let now_ns = self.net.now_ns();
         for at in 0..self.nodes.len() {
-            self.nodes[at].turn(now_ns);
+            self.nodes[at].turn(&self.net);
             while let Some(wish) = self.nodes[at].wish() {
                 self.cables[0].wish(at, wish);
             }
         }
         let Self { random, net, counts, .. } = self;
         let mut chance = Chance { random, net, counts, refusals: 0 };
-        self.cables[0].step(now_ns, &mut self.nodes, &mut chance);
+        self.cables[0].step(net.now_ns(), &mut self.nodes, &mut chance);
     }
 }

@@ -21,6 +21,8 @@ mod check;
 mod client;
 mod counts;
 mod draw;
+#[cfg(test)]
+mod eager;
 mod failover;
 mod faults;
 mod ground;

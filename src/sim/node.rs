@@ -243,9 +243,9 @@ impl Node {
         self.do_now(token, Command::TakeBack { region, rail, token });
     }
 
-    /// Makes a turn and hears what there is to hear.
-    pub(super) fn turn(&mut self, now_ns: u64) {
-        self.engine.turn(now_ns);
+    /// Makes a turn and hears what there is to hear. Some devices have time pass in it.
+    pub(super) fn turn(&mut self, net: &Net) {
+        self.engine.turn_by(net.now_ns(), || net.now_ns());
         while let Some(reply) = self.engine.reply() {
             self.replies.push_back(reply);
         }

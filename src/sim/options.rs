@@ -150,6 +150,7 @@ impl Options {
             device.caps_max =
                 Caps { sends: 3 + depth / 2, receives: 4, inline_bytes: 16, ranges: 2 };
         }
+        device.eager = random.below(6) == 0;
         let (cards, strands) = draw_cards(random, device);
         let window_wrs = 1 + random.below32(32);
         let slice_bytes = random.pick(&[64, 128, 256, 4096]);
@@ -164,6 +165,7 @@ impl Options {
             window_wrs,
             window_bytes: u64::from(slice_bytes) * (1 + random.below(8)),
             slice_bytes,
+            turn_bytes: u64::from(slice_bytes) * random.pick(&[1, 4, 64]),
             intake_budget: 1 + random.below32(16),
             ring_idle_ns: 100_000,
             cut_off_ns: random.pick(&[MS / 4, 20 * MS]),

@@ -259,15 +259,16 @@ impl World {
             if self.is_away(at) {
                 continue;
             }
-            self.nodes[at].turn(now_ns);
+            self.nodes[at].turn(&self.net);
             self.counts.add(Count::Turns);
             while let Some(wish) = self.nodes[at].wish() {
                 for cable in self.cables.iter_mut().filter(|cable| cable.has(at, wish.rail)) {
                     cable.wish(at, wish);
                 }
             }
-            self.hear(at, now_ns);
+            self.hear(at, self.net.now_ns());
         }
+        let now_ns = self.net.now_ns();
         for client in &mut self.clients {
             if !self.away.iter().any(|(_, node)| *node == client.engine) {
                 client.witness(&self.grounds, &mut self.counts);

@@ -100,7 +100,8 @@ table! {
     "slice_bytes" Bytes(u32) slice_bytes,
         "A large op moves in slices of at most this many bytes";
     "slice_us" Number(u32) slice_us,
-        "Microseconds that a slice is to take at the measured rate; 0 leaves slices whole";
+        "Microseconds that a slice is to take at the measured rate, if it has 4 KiB (32 KiB to a \
+         peer) or more; 0 leaves slices whole";
     "mode" Order mode, "Which op goes next: weighted, strict, fifo, tent or direct";
     "class_weights" PerClass class_weights, "Weighted: shares of high, medium and low";
     "min_share" Number(u16) min_share,

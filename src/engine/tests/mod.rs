@@ -48,6 +48,7 @@ mod started;
 mod streams;
 mod supersede;
 mod telemetry;
+mod turn_bytes;
 mod two;
 mod watched;
 mod why;

@@ -32,6 +32,7 @@ pub(super) const LIMITS: Limits = Limits {
     window_wrs: 4,
     window_bytes: 1024,
     slice_bytes: 256,
+    turn_bytes: 1024,
     intake_budget: 8,
     ring_idle_ns: 1_000_000,
     cut_off_ns: 30_000_000_000,

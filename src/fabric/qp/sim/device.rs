@@ -125,6 +125,7 @@ impl Provider for SimProvider {
             self.post_one(number, wr, ranges)
                 .map_err(|errno| BadPost { taken: Some(index), errno })?;
         }
+        self.net.work(number);
         stop.map_or(Ok(()), Err)
     }
 

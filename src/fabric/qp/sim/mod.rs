@@ -50,6 +50,9 @@ pub struct SimConfig {
     pub gap_ns: u64,
     /// How long a KiB takes to leave, ns: the wire's rate.
     pub kib_ns: u64,
+    /// Its driver does the work while it posts, as Soft-RoCE's does on Linux 6.1: when a post
+    /// returns, time has passed, and mostly all is answered.
+    pub eager: bool,
 }
 
 impl SimConfig {
@@ -72,6 +75,7 @@ impl SimConfig {
         latency_ns: 1_000,
         gap_ns: 50,
         kib_ns: 0,
+        eager: false,
     };
 }
 
@@ -276,6 +280,22 @@ impl Net {
         let until_ns = world.now_ns + ns;
         while world.step(until_ns) {}
         world.now_ns = until_ns;
+    }
+
+    /// Works for an eager device that has been given something: until all of a queue pair's is
+    /// answered, and no longer than that takes on a sound wire.
+    fn work(&self, number: u32) {
+        let mut world = self.world();
+        let number = number as usize;
+        let Device { config, .. } = world.devices[world.pairs[number].device];
+        if !config.eager {
+            return;
+        }
+        let pair = &world.pairs[number];
+        let each = |sent: &Sent| config.gap_ns + u64::from(sent.wr.bytes) * config.kib_ns / 1_024;
+        let time_ns = pair.sends.iter().map(each).sum::<u64>() + 2 * pair.latency_ns;
+        let until_ns = world.now_ns + time_ns;
+        while !world.pairs[number].sends.is_empty() && world.step(until_ns) {}
     }
 
     /// The time, ns.

@@ -360,6 +360,7 @@ VR_AT_(vr_record, retries, 63);
 #define VR_WAIT_REASONS 16u      /* counted apart, VR_WAIT_* from 0 */
 #define VR_FEATURE_TELEMETRY 2u  /* PROBE: TELEMETRY is served */
 #define VR_FEATURE_PEERS 4u      /* PROBE: PEERS is served */
+#define VR_FEATURE_CARDS 8u      /* PROBE: CARDS is served */
 
 struct vr_telemetry_header {
     uint64_t magic;
@@ -470,7 +471,8 @@ enum vr_kind {
     VR_KIND_WHY = 13,
     VR_KIND_RECORDER = 14,
     VR_KIND_TELEMETRY = 15,
-    VR_KIND_PEERS = 16
+    VR_KIND_PEERS = 16,
+    VR_KIND_CARDS = 17
 };
 
 /* Places in a STATS reply; those not named are 0. */
@@ -895,6 +897,34 @@ VR_AT_(vr_peers_reply, phase, 80);
 VR_AT_(vr_peers_reply, place, 88);
 VR_AT_(vr_peers_reply, rails, 216);
 VR_AT_(vr_peers_reply, error, 360);
+
+/* CARDS */
+#define VR_CARD_ADDRESSES_MAX 4u
+#define VR_CARD_NAME_BYTES 80u
+
+struct vr_cards_request { /* its own uid and root only */
+    struct vr_head head;
+    uint32_t card; /* its number, from 0, as vr_peer_rail has it */
+    uint32_t reserved;
+};
+VR_SIZE_(vr_cards_request, 24);
+
+struct vr_cards_reply {
+    struct vr_reply_head reply;
+    uint32_t card;
+    uint32_t count;        /* of all cards */
+    uint64_t window_bytes; /* that may be in flight by it, over all its rails */
+    uint32_t window_ops;
+    uint32_t window_wrs;
+    uint8_t addresses[VR_CARD_ADDRESSES_MAX][16]; /* GIDs that rails may use, best first */
+    uint8_t addresses_count;                      /* of `addresses`; the others are zeros */
+    uint8_t reserved[7];
+    char name[VR_CARD_NAME_BYTES]; /* device and port, for people */
+};
+VR_SIZE_(vr_cards_reply, 200);
+VR_AT_(vr_cards_reply, window_bytes, 32);
+VR_AT_(vr_cards_reply, addresses, 48);
+VR_AT_(vr_cards_reply, name, 120);
 
 /* ===== The client's own types ===== */
 
@@ -1847,6 +1877,37 @@ static inline int vr_peers(struct vr_session *session, uint32_t at, struct vr_pe
         !vr_padded_(peer->error, sizeof peer->error)) {
         memset(peer, 0, sizeof *peer);
         return vr_fail_(session, -EPROTO, "a peer that cannot be");
+    }
+    return 0;
+}
+
+/* Asks for a card that our engine reaches others by, for root and the engine's own uid: begin with
+ * 0. Its name is not ended by a zero where it fills its field. 0; -ENOENT behind the last, all
+ * zeros; -EOPNOTSUPP if this engine does not tell; or another -errno. */
+static inline int vr_cards(struct vr_session *session, uint32_t number,
+                           struct vr_cards_reply *card)
+{
+    struct vr_cards_request request;
+    struct vr_probe_reply probe;
+    int status;
+    memset(card, 0, sizeof *card);
+    if (number == 0) {
+        status = vr_probe(session, &probe);
+        if (status != 0)
+            return status;
+        if ((probe.features & VR_FEATURE_CARDS) == 0)
+            return vr_fail_(session, -EOPNOTSUPP, "this engine does not tell of its cards");
+    }
+    memset(&request, 0, sizeof request);
+    request.card = number;
+    status = vr_call_(session, VR_KIND_CARDS, &request, sizeof request, -1, card, sizeof *card,
+                      NULL, 0);
+    if (status != 0)
+        return status;
+    if (card->card != number || card->addresses_count > VR_CARD_ADDRESSES_MAX ||
+        !vr_padded_(card->name, sizeof card->name)) {
+        memset(card, 0, sizeof *card);
+        return vr_fail_(session, -EPROTO, "a card that cannot be");
     }
     return 0;
 }

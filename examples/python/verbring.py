@@ -29,6 +29,7 @@ import collections
 import enum
 import errno
 import fcntl
+import ipaddress
 import mmap
 import os
 import platform
@@ -781,6 +782,22 @@ class PeerReport:
                       for at in range(reply.rails_count)]
 
 
+class CardReport:
+    """A card that our engine reaches others by: a port of an RDMA device.
+
+    `card` is its number, as rails name it. `window_ops`, `window_wrs` and `window_bytes` may be in
+    flight by it, over all its rails. `addresses`, IPv6Address, are those that rails may use, at
+    most four, best first.
+    """
+
+    def __init__(self, reply):
+        self.card, self.name = reply.card, _unpadded(reply.name)
+        self.window_ops, self.window_wrs = reply.window_ops, reply.window_wrs
+        self.window_bytes = reply.window_bytes
+        self.addresses = [ipaddress.IPv6Address(reply.addresses[16 * at:16 * (at + 1)])
+                          for at in range(reply.addresses_count)]
+
+
 def _unpadded(field):
     """Returns a zero-padded field's text, with nothing that steers a terminal."""
     text = field.rstrip(b"\0").decode("utf-8", "replace")
@@ -1156,6 +1173,28 @@ class Session:
             found.append(PeerReport(reply))
             at = reply.at + 1
         return found
+
+    def cards(self):
+        """Returns a CardReport each of the cards that our engine reaches others by, in order.
+
+        For root and the engine's own uid.
+        """
+        if not self.probe().features & FEATURE_CARDS:
+            raise VerbringError(
+                Errno.EOPNOTSUPP, Detail.MESSAGE, "this engine does not tell of its cards")
+        found = []
+        while True:
+            try:
+                reply, _ = self._call(Kind.CARDS, CARDS_REQUEST, CARDS_REPLY, card=len(found))
+            except (EngineGone, SessionEnded):
+                raise
+            except VerbringError as error:
+                if error.errno == Errno.ENOENT:
+                    return found
+                raise
+            if reply.card != len(found) or reply.addresses_count > CARD_ADDRESSES_MAX:
+                raise _protocol(Detail.MESSAGE, "a card that cannot be")
+            found.append(CardReport(reply))
 
     def fileno(self):
         """Returns the engine's pidfd: readable once the engine is dead."""

@@ -58,6 +58,7 @@ TELEMETRY_MAGIC = int.from_bytes(b"VRMETERS", "little")
 TELEMETRY_HEADER_BYTES, BLOCK_STRIDE, BLOCK_COUNTERS = 4096, 4096, 32
 HISTOGRAM_BUCKETS, HISTOGRAM_UNIT_NS, HISTOGRAM_STEPS = 240, 16, 8
 TELEMETRY_LANES, WAIT_REASONS, FEATURE_TELEMETRY = 6, 16, 2
+FEATURE_CARDS, CARD_ADDRESSES_MAX, CARD_NAME_BYTES = 8, 4, 80
 FEATURE_PEERS, UNHEARD, PEER_OURS, PEER_THEIRS, PEER_RAIL_APART = 4, 0xFFFF_FFFF, 1, 2, 4
 PHASE_REACHING, PHASE_GREETING, PHASE_JOINING, PHASE_UP, PHASE_LOST, PHASE_GONE = 1, 2, 3, 4, 5, 6
 JOINT_CONNECTING, JOINT_UP, JOINT_QUIESCING, JOINT_REBUILDING = 1, 2, 3, 4
@@ -87,7 +88,7 @@ Detail = enum.IntEnum(
     "URL REQUIRE WIRE", start=0)
 Kind = enum.IntEnum(
     "Kind", "HELLO RING MAPPED REGION EXPORT IMPORT CONNECT RELEASE PREPARE PROBE STATS CANCEL WHY "
-    "RECORDER TELEMETRY PEERS")
+    "RECORDER TELEMETRY PEERS CARDS")
 Counter = enum.IntEnum(
     "Counter",
     "TAKEN COMPLETED REFUSED FAILED CANCELLED OPS_HIGH OPS_MEDIUM OPS_LOW BYTES NOTIFIED IN_FLIGHT "
@@ -212,3 +213,7 @@ PEERS_REPLY = _reply(
     "PeersReply", "at:I count:I phase_ms:Q boot_id:2Q pid:I heard_ms:I imports:I loans:I "
     "sessions:I error_ms:I phase:B direction:B rails_count:B reserved:5s "
     f"place:{URL_BYTES}s rails:{PEER_RAIL.size * PEER_RAILS_MAX}s error:{PEER_ERROR_BYTES}s")
+CARDS_REQUEST = _request("CardsRequest", "card:I reserved:I")
+CARDS_REPLY = _reply(
+    "CardsReply", "card:I count:I window_bytes:Q window_ops:I window_wrs:I "
+    f"addresses:{16 * CARD_ADDRESSES_MAX}s addresses_count:B reserved:7s name:{CARD_NAME_BYTES}s")

@@ -85,11 +85,13 @@ pub enum Kind {
     Telemetry = 15,
     /// Asks for a connection to another engine.
     Peers = 16,
+    /// Asks for a card that other engines are reached by.
+    Cards = 17,
 }
 
 impl Kind {
     /// All kinds, by number from 1.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Hello,
         Self::Ring,
         Self::Mapped,
@@ -106,6 +108,7 @@ impl Kind {
         Self::Recorder,
         Self::Telemetry,
         Self::Peers,
+        Self::Cards,
     ];
 
     /// Reads a kind; `None` for an unknown one.

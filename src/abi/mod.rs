@@ -13,6 +13,7 @@
     reason = "zerocopy's derives make helper types that have no name and no Debug"
 )]
 
+mod cards;
 mod control;
 mod cqe;
 mod edges;
@@ -25,6 +26,7 @@ mod table;
 mod telemetry;
 mod waits;
 
+pub use cards::*;
 pub use control::*;
 pub use cqe::*;
 pub use peers::*;

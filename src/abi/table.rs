@@ -78,7 +78,7 @@ fn numbers(out: &mut Vec<(String, u64)>) {
         SESSION_OWN RING_ANY
         TELEMETRY_MAGIC TELEMETRY_HEADER_BYTES BLOCK_STRIDE BLOCK_COUNTERS HISTOGRAM_BUCKETS
         HISTOGRAM_UNIT_NS HISTOGRAM_STEPS TELEMETRY_LANES WAIT_REASONS FEATURE_TELEMETRY
-        FEATURE_PEERS UNHEARD PEER_OURS PEER_THEIRS PEER_RAIL_APART
+        FEATURE_PEERS UNHEARD PEER_OURS PEER_THEIRS PEER_RAIL_APART FEATURE_CARDS
         PHASE_REACHING PHASE_GREETING PHASE_JOINING PHASE_UP PHASE_LOST PHASE_GONE
         JOINT_CONNECTING JOINT_UP JOINT_QUIESCING JOINT_REBUILDING JOINT_PUT_OFF JOINT_LOST);
     out.push(("SECRET_BYTES".to_string(), SECRET_BYTES as u64));
@@ -86,6 +86,8 @@ fn numbers(out: &mut Vec<(String, u64)>) {
     out.push(("URL_BYTES".to_string(), URL_BYTES as u64));
     out.push(("PEER_RAILS_MAX".to_string(), PEER_RAILS_MAX as u64));
     out.push(("PEER_ERROR_BYTES".to_string(), PEER_ERROR_BYTES as u64));
+    out.push(("CARD_ADDRESSES_MAX".to_string(), CARD_ADDRESSES_MAX as u64));
+    out.push(("CARD_NAME_BYTES".to_string(), CARD_NAME_BYTES as u64));
     out.push(("ERROR_TEXT_MAX".to_string(), ERROR_TEXT_MAX as u64));
     out.push(("MESSAGE_BYTES_MAX".to_string(), MESSAGE_BYTES_MAX as u64));
     out.push(("COUNTERS".to_string(), Counter::COUNT as u64));
@@ -129,7 +131,8 @@ fn messages(out: &mut Vec<(String, u64)>) {
         "stats" Stats "stats_reply" StatsReply "op_query" OpQuery "cancel_reply" CancelReply
         "why_reply" WhyReply "recorder_request" RecorderRequest "recorder_reply" RecorderReply
         "telemetry_request" TelemetryRequest "telemetry_reply" TelemetryReply
-        "peers_request" PeersRequest "peer_rail" PeerRail "peers_reply" PeersReply);
+        "peers_request" PeersRequest "peer_rail" PeerRail "peers_reply" PeersReply
+        "cards_request" CardsRequest "cards_reply" CardsReply);
 }
 
 /// `FetchAdd` to `FETCH_ADD`.

@@ -4,6 +4,7 @@
 //! Control says what there is and how it is, the telemetry page what goes through: the two are
 //! joined by the numbers of rails.
 
+use std::net::Ipv6Addr;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 use verbring::Session;
 use verbring::abi::{FABRIC_VERBS, PHASE_GONE, Tally};
 use verbring::client::{
-    ControlError, Look, PeerRail, PeerReport, Telemetry, joint_words, phase_words,
+    CardReport, ControlError, Look, PeerRail, PeerReport, Telemetry, joint_words, phase_words,
 };
 
 use super::stat::{per_second, read_period};
@@ -46,6 +47,8 @@ pub(crate) struct Peers {
 struct Survey {
     /// Whether the engine has a card for peers.
     verbs: bool,
+    /// Those that it has.
+    cards: Vec<CardReport>,
     peers: Vec<PeerReport>,
     look: Look,
     /// How long before there was another look, and what it saw.
@@ -62,6 +65,7 @@ impl Peers {
         };
         let verbs = session.probe().map_err(cannot)?.uses(FABRIC_VERBS);
         let mut peers = session.peers().map_err(cannot)?;
+        let cards = session.cards().map_err(cannot)?;
         let telemetry = session.telemetry().map_err(cannot)?;
         let mut before = None;
         if self.watch.is_none() && peers.iter().any(|peer| !peer.rails.is_empty()) {
@@ -70,7 +74,7 @@ impl Peers {
             peers = session.peers().map_err(cannot)?;
         }
         loop {
-            let (now, survey) = survey(verbs, peers, &telemetry, before);
+            let (now, survey) = survey((verbs, cards.clone()), peers, &telemetry, before);
             self.tell(&survey)?;
             let Some(period) = self.watch else { return Ok(()) };
             before = Some((now, survey.look));
@@ -89,14 +93,14 @@ impl Peers {
 }
 
 fn survey(
-    verbs: bool,
+    (verbs, cards): (bool, Vec<CardReport>),
     peers: Vec<PeerReport>,
     telemetry: &Telemetry,
     before: Option<(Instant, Look)>,
 ) -> (Instant, Survey) {
     let (now, look) = (Instant::now(), telemetry.look());
     let before = before.map(|(then, look)| (now - then, look));
-    (now, Survey { verbs, peers, look, before })
+    (now, Survey { verbs, cards, peers, look, before })
 }
 
 impl Survey {
@@ -128,9 +132,26 @@ fn name(peer: &PeerReport) -> String {
 }
 
 fn to_text(survey: &Survey) -> String {
-    if survey.peers.is_empty() {
-        return nobody(survey.verbs).to_string();
+    let mut out =
+        if survey.peers.is_empty() { nobody(survey.verbs).to_string() } else { table(survey) };
+    for card in &survey.cards {
+        let addresses: Vec<String> = card.addresses.iter().map(|it| address(*it)).collect();
+        let at = if addresses.is_empty() {
+            "without an address".to_string()
+        } else {
+            addresses.join(", ")
+        };
+        out += &format!("card {} is {}, {at}\n", card.card, card.name);
     }
+    out
+}
+
+/// As people write it.
+fn address(address: Ipv6Addr) -> String {
+    address.to_ipv4_mapped().map_or_else(|| address.to_string(), |address| address.to_string())
+}
+
+fn table(survey: &Survey) -> String {
     let mut out = format!(
         "{:40}  {:8}  {:>8}  {:>8}  {:>8}  {:>8}  {:>10}\n",
         "peer", "state", "since", "sessions", "imports", "loans", "heard"
@@ -210,7 +231,20 @@ fn span(time: Duration) -> String {
 fn to_json(survey: &Survey) -> Value {
     let seconds = survey.before.as_ref().map(|(time, _)| time.as_secs_f64());
     let peers: Vec<Value> = survey.peers.iter().map(|peer| peer_json(survey, peer)).collect();
-    json!({ "verbs": survey.verbs, "seconds": seconds, "peers": peers })
+    let cards: Vec<Value> = survey.cards.iter().map(card_json).collect();
+    json!({ "verbs": survey.verbs, "seconds": seconds, "cards": cards, "peers": peers })
+}
+
+fn card_json(card: &CardReport) -> Value {
+    let addresses: Vec<String> = card.addresses.iter().map(|it| address(*it)).collect();
+    json!({
+        "card": card.card,
+        "name": card.name,
+        "addresses": addresses,
+        "window_ops": card.window_ops,
+        "window_wrs": card.window_wrs,
+        "window_bytes": card.window_bytes,
+    })
 }
 
 fn peer_json(survey: &Survey, peer: &PeerReport) -> Value {
@@ -256,7 +290,7 @@ fn ms(time: Duration) -> u64 {
 mod tests {
     use std::os::fd::{AsFd, OwnedFd};
 
-    use verbring::abi::{self, PeersReply, TelemetryHeader};
+    use verbring::abi::{self, CardsReply, PeersReply, TelemetryHeader};
     use verbring::shm::{self, Mapping};
     use verbring::telemetry::{Page, Tallies as Counting};
 
@@ -317,7 +351,14 @@ mod tests {
         counting.publish_all();
         let before = Some((Duration::from_millis(500), then));
         let peers = replies().iter().map(|reply| PeerReport::read(reply).unwrap()).collect();
-        Survey { verbs: true, peers, look: telemetry.look(), before }
+        let mut card = CardsReply { window_bytes: 5, addresses_count: 2, ..CardsReply::default() };
+        card.name = field("rxe0 port 1");
+        for (place, address) in card.addresses.iter_mut().zip(["::ffff:10.0.0.7", "fd00::7"]) {
+            *place = address.parse::<Ipv6Addr>().unwrap().octets();
+        }
+        let none = CardsReply { card: 1, name: field("rxe1 port 1"), ..CardsReply::default() };
+        let cards = [card, none].iter().map(|card| CardReport::read(card).unwrap()).collect();
+        Survey { verbs: true, cards, peers, look: telemetry.look(), before }
     }
 
     #[test]
@@ -332,7 +373,10 @@ mod tests {
         assert_eq!(words(3)[5..11], ["high", "put", "off", "for", "30", "ms"], "{text}");
         assert_eq!(words(4).join(" "), "last error, 5 min ago: it closed its socket", "{text}");
         assert_eq!(words(5)[..6], ["from", "this", "host,", "pid", "78", "gone"], "{text}");
-        assert!(text.ends_with("last error, 0 ms ago: its process is gone\n"), "{text}");
+        assert_eq!(words(6).join(" "), "last error, 0 ms ago: its process is gone", "{text}");
+        let cards = "card 0 is rxe0 port 1, 10.0.0.7, fd00::7\n\
+                     card 1 is rxe1 port 1, without an address\n";
+        assert!(text.ends_with(cards), "{text}");
         let first = Survey { before: None, ..surveyed() };
         assert!(to_text(&first).contains(" - bytes/s"), "no rate yet");
     }
@@ -341,6 +385,9 @@ mod tests {
     fn programs_get_all_of_it() {
         let told = to_json(&surveyed());
         assert_eq!((&told["verbs"], &told["seconds"]), (&true.into(), &0.5.into()));
+        let card = &told["cards"][0];
+        assert_eq!((&card["name"], &card["window_bytes"]), (&"rxe0 port 1".into(), &5.into()));
+        assert_eq!((&card["card"], &card["addresses"][1]), (&0.into(), &"fd00::7".into()));
         let up = &told["peers"][0];
         assert_eq!((&up["direction"], &up["state"]), (&"ours".into(), &"up".into()));
         assert_eq!(up["boot_id"], "00000000000000020000000000000001");

@@ -58,8 +58,8 @@ pub(crate) struct Qos {
     #[arg(long, default_value = "1", value_parser = read_seconds)]
     seconds: Duration,
     /// A setting of the engine, as in `verbring serve`; of a running one, those that it does not
-    /// tell: class_weights, min_share, window_wrs and floor_bytes, with --peer also
-    /// verbs_window_ops, verbs_window_wrs and verbs_window_bytes. May be repeated.
+    /// tell: class_weights, min_share, floor_bytes and, without --peer, window_wrs. May be
+    /// repeated.
     #[arg(long, value_name = "NAME=VALUE")]
     set: Vec<String>,
     /// Prints one JSON object for each mode and class instead of text.
@@ -134,12 +134,7 @@ impl Qos {
         };
         let (window, rails) = match &way {
             // What goes to a peer may have to wait until the windows of all its cards are empty.
-            Some(way) => {
-                let each = |window: u32| window.saturating_mul(way.cards);
-                let bytes = config.verbs_window_bytes.saturating_mul(way.cards.into());
-                let (ops, wrs) = (config.verbs_window_ops, config.verbs_window_wrs);
-                (Bounds { ops: each(ops), wrs: each(wrs), bytes }, way.rails)
-            }
+            Some(way) => (way.window, way.rails),
             None => {
                 let (ops, bytes) = (probe.window_ops, probe.window_bytes);
                 (Bounds { ops, wrs: config.window_wrs, bytes }, 1)

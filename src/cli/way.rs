@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use verbring::Session;
 use verbring::abi::{JOINT_UP, PHASE_UP, Tally};
-use verbring::client::{Look, PeerReport};
+use verbring::client::{CardReport, Look, PeerReport};
+use verbring::sched::Bounds;
 
 use super::Failure;
 use super::stat::per_second;
@@ -17,6 +18,8 @@ use super::stat::per_second;
 pub(super) struct Way {
     /// How many they are.
     pub(super) cards: u32,
+    /// What may be in flight by all of them.
+    pub(super) window: Bounds,
     /// Rails to this peer that are up.
     pub(super) rails: u32,
     /// By number: rails of all peers on these cards.
@@ -27,7 +30,8 @@ impl Way {
     /// Asks an engine for its way to a place, called as `verbring peers` shows it.
     pub(super) fn ask(session: &Session, place: &str) -> Result<Self, Failure> {
         let cannot = |error| Failure::of("cannot have what the engine knows of others", &error);
-        Self::among(&session.peers().map_err(cannot)?, place).ok_or_else(|| {
+        let (peers, cards) = (session.peers().map_err(cannot)?, session.cards().map_err(cannot)?);
+        Self::among(&peers, &cards, place).ok_or_else(|| {
             Failure::Failed(format!(
                 "no connection to {place} is up: a session must have asked for it, and verbring \
                  peers shows how it is called"
@@ -35,7 +39,7 @@ impl Way {
         })
     }
 
-    fn among(peers: &[PeerReport], place: &str) -> Option<Self> {
+    fn among(peers: &[PeerReport], known: &[CardReport], place: &str) -> Option<Self> {
         let up = |peer: &&PeerReport| peer.place == place && peer.phase == PHASE_UP;
         let peer = peers.iter().find(up)?;
         let rails = peer.rails.iter().filter(|rail| rail.state == JOINT_UP);
@@ -45,8 +49,15 @@ impl Way {
         cards.dedup();
         let all = peers.iter().flat_map(|peer| &peer.rails);
         let shared = all.filter(|rail| cards.contains(&rail.card)).map(|rail| rail.rail).collect();
+        let mut window = Bounds { ops: 0, wrs: 0, bytes: 0 };
+        for card in &cards {
+            let known = known.iter().find(|known| known.card == *card)?;
+            window.ops = window.ops.saturating_add(known.window_ops);
+            window.wrs = window.wrs.saturating_add(known.window_wrs);
+            window.bytes = window.bytes.saturating_add(known.window_bytes);
+        }
         let cards = u32::try_from(cards.len()).ok().filter(|cards| *cards > 0)?;
-        Some(Self { cards, rails: count, shared })
+        Some(Self { cards, window, rails: count, shared })
     }
 
     /// Bytes a second that the cards move for whoever uses them, over so long.
@@ -72,7 +83,7 @@ impl Way {
 
 #[cfg(test)]
 mod tests {
-    use verbring::abi::{self, PeersReply};
+    use verbring::abi::{self, CardsReply, PeersReply};
 
     use super::*;
 
@@ -94,12 +105,21 @@ mod tests {
             peer("lost", abi::PHASE_LOST, &[(7, 0, JOINT_UP)]),
             peer("off", PHASE_UP, &[(8, 1, abi::JOINT_PUT_OFF)]),
         ];
-        let one = Way { cards: 1, rails: 1, shared: vec![2, 4, 7] };
-        assert_eq!(Way::among(&peers, "one"), Some(one));
-        let two = Way { cards: 2, rails: 3, shared: vec![2, 3, 4, 5, 6, 7, 8] };
-        assert_eq!(Way::among(&peers, "two"), Some(two));
+        let card = |card: u32, window_ops| {
+            let (window_wrs, window_bytes) = (10 * window_ops, 100 * u64::from(window_ops));
+            let reply =
+                CardsReply { card, window_ops, window_wrs, window_bytes, ..CardsReply::default() };
+            CardReport::read(&reply).unwrap()
+        };
+        let cards = [card(0, 1), card(1, 7)];
+        let window = Bounds { ops: 1, wrs: 10, bytes: 100 };
+        let one = Way { cards: 1, window, rails: 1, shared: vec![2, 4, 7] };
+        assert_eq!(Way::among(&peers, &cards, "one"), Some(one));
+        let window = Bounds { ops: 8, wrs: 80, bytes: 800 };
+        let two = Way { cards: 2, window, rails: 3, shared: vec![2, 3, 4, 5, 6, 7, 8] };
+        assert_eq!(Way::among(&peers, &cards, "two"), Some(two));
         for nowhere in ["lost", "off", "three", ""] {
-            assert_eq!(Way::among(&peers, nowhere), None, "{nowhere}");
+            assert_eq!(Way::among(&peers, &cards, nowhere), None, "{nowhere}");
         }
     }
 }

@@ -40,6 +40,8 @@ pub(super) struct Fake {
 #[derive(Default)]
 struct Told {
     peers: Vec<abi::PeersReply>,
+    /// What CARDS tells.
+    cards: Vec<abi::CardsReply>,
     /// Whatever place is asked for, all are behind it.
     lies: bool,
 }
@@ -83,6 +85,11 @@ impl Fake {
     /// PEERS tells of these.
     pub(super) fn tell<const PEERS: usize>(&self, peers: [abi::PeersReply; PEERS]) {
         self.peers.lock().unwrap().peers = peers.into();
+    }
+
+    /// CARDS tells of these.
+    pub(super) fn has<const CARDS: usize>(&self, cards: [abi::CardsReply; CARDS]) {
+        self.peers.lock().unwrap().cards = cards.into();
     }
 
     /// PEERS tells of them again and again.
@@ -219,7 +226,7 @@ impl Serving {
             Kind::Probe => {
                 let opcodes = 1 << abi::Opcode::Write as u8;
                 let fabrics = 1 << abi::FABRIC_LOCAL;
-                let features = abi::FEATURE_PEERS;
+                let features = abi::FEATURE_PEERS | abi::FEATURE_CARDS;
                 let reply = abi::ProbeReply {
                     opcodes,
                     fabrics,
@@ -247,6 +254,7 @@ impl Serving {
             }
             Kind::Connect => self.connect(head, &body(message)),
             Kind::Peers => self.tell_of_peers(head, &body(message)),
+            Kind::Cards => self.tell_of_cards(head, &body(message)),
             Kind::Recorder | Kind::Telemetry | Kind::Prepare => {
                 panic!("the client does not send it")
             }
@@ -319,9 +327,20 @@ impl Serving {
     fn tell_of_peers(&self, head: Head, request: &abi::PeersRequest) {
         let told = self.told.lock().unwrap();
         let found = told.peers.iter().find(|peer| told.lies || peer.at >= request.at);
-        if let Some(peer) = found {
-            return self.send(head, *peer, &[]);
+        match found {
+            Some(peer) => self.send(head, *peer, &[]),
+            None => self.tell_no_more(head),
         }
+    }
+
+    fn tell_of_cards(&self, head: Head, request: &abi::CardsRequest) {
+        match self.told.lock().unwrap().cards.get(request.card as usize) {
+            Some(card) => self.send(head, *card, &[]),
+            None => self.tell_no_more(head),
+        }
+    }
+
+    fn tell_no_more(&self, head: Head) {
         let mut bytes = reply_head(head, 0);
         bytes.status = -errno::ENOENT;
         send_failure(&self.socket, bytes, "no more");
@@ -375,6 +394,25 @@ pub(super) fn told(at: u32) -> abi::PeersReply {
         rebuilt: 8,
         put_off_ms: 40,
     };
+    reply
+}
+
+/// A card, as CARDS tells of it.
+pub(super) fn card(card: u32) -> abi::CardsReply {
+    let name = format!("mlx5_{card} port 2");
+    let mut reply = abi::CardsReply {
+        card,
+        count: 2,
+        window_bytes: 2 << 20,
+        window_ops: 64,
+        window_wrs: 256,
+        addresses_count: 2,
+        ..Default::default()
+    };
+    reply.name[..name.len()].copy_from_slice(name.as_bytes());
+    for (place, address) in reply.addresses.iter_mut().zip(["::ffff:10.0.0.7", "fd00::7"]) {
+        *place = address.parse::<std::net::Ipv6Addr>().unwrap().octets();
+    }
     reply
 }
 

@@ -16,6 +16,7 @@
 //! **Deliberately absent**: the engine; threads; anything asynchronous beyond a bell to poll.
 //! **Tests**: here against a small peer that answers by hand; `tests/` against the engine.
 
+mod cards;
 mod error;
 #[cfg(test)]
 mod fake;
@@ -35,6 +36,7 @@ mod telemetry;
 mod tests;
 mod wire;
 
+pub use cards::CardReport;
 pub use error::{
     ConnectError, ControlError, LendError, OpError, PushError, PushReason, Refusal, RingError,
     Unfit, UnfitReason,

@@ -163,7 +163,7 @@ fn rail(rail: &abi::PeerRail) -> PeerRail {
 }
 
 /// Zero-padded text, which others may have written: nothing in it steers a terminal.
-fn text(field: &[u8]) -> Option<String> {
+pub(super) fn text(field: &[u8]) -> Option<String> {
     let end = field.iter().position(|byte| *byte == 0).unwrap_or(field.len());
     let text = std::str::from_utf8(&field[..end]).ok()?;
     let padded = field[end..].iter().all(|byte| *byte == 0);

@@ -23,7 +23,7 @@ impl Server {
     /// `FEATURE_*` bits of what is served.
     fn features(&self) -> u64 {
         let recorder = if self.config.recorder_entries == 0 { 0 } else { abi::FEATURE_RECORDER };
-        recorder | abi::FEATURE_TELEMETRY | abi::FEATURE_PEERS
+        recorder | abi::FEATURE_TELEMETRY | abi::FEATURE_PEERS | abi::FEATURE_CARDS
     }
 
     pub(super) fn probe(&mut self, key: usize, request: &Probe) -> Result<(), Refusal> {

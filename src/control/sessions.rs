@@ -381,6 +381,7 @@ impl Server {
             Request::Recorder(recorder) => self.recorder(key, recorder),
             Request::Telemetry(telemetry) => self.show_telemetry(key, telemetry),
             Request::Peers(peers) => self.show_peers(key, peers),
+            Request::Cards(cards) => self.show_card(key, cards),
         }
     }
 

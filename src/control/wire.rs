@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::abi::{
-    self, Connect, Detail, ERROR_TEXT_MAX, Export, Head, Hello, Import, Kind, Mapped, OpQuery,
-    PeersRequest, Probe, REPLY, RecorderRequest, RegionRequest, Release, ReplyHead, RingRequest,
-    Stats, TelemetryRequest, errno,
+    self, CardsRequest, Connect, Detail, ERROR_TEXT_MAX, Export, Head, Hello, Import, Kind, Mapped,
+    OpQuery, PeersRequest, Probe, REPLY, RecorderRequest, RegionRequest, Release, ReplyHead,
+    RingRequest, Stats, TelemetryRequest, errno,
 };
 
 /// A well-formed request.
@@ -30,6 +30,7 @@ pub enum Request {
     Recorder(RecorderRequest),
     Telemetry(TelemetryRequest),
     Peers(PeersRequest),
+    Cards(CardsRequest),
 }
 
 /// Why a request is refused.
@@ -123,6 +124,11 @@ pub fn parse(bytes: &[u8]) -> Result<Request, Refusal> {
             let peers: PeersRequest = exact(bytes)?;
             reserved(peers.reserved)?;
             Request::Peers(peers)
+        }
+        Kind::Cards => {
+            let cards: CardsRequest = exact(bytes)?;
+            reserved(cards.reserved)?;
+            Request::Cards(cards)
         }
         Kind::Prepare => {
             let text = "PREPARE is defined but not served by this engine";
@@ -272,7 +278,7 @@ mod tests {
     use super::*;
 
     /// Bytes of each request; PREPARE has none.
-    fn sizes() -> [(Kind, usize); 16] {
+    fn sizes() -> [(Kind, usize); 17] {
         [
             (Kind::Hello, 64),
             (Kind::Ring, 32),
@@ -290,6 +296,7 @@ mod tests {
             (Kind::Recorder, 24),
             (Kind::Telemetry, 16),
             (Kind::Peers, 24),
+            (Kind::Cards, 24),
         ]
     }
 
@@ -317,9 +324,9 @@ mod tests {
                 assert_eq!(refusal.errno, errno::EPROTO, "{kind:?}, {other} bytes");
             }
         }
-        for number in [0, 17, 0x7fff, u16::MAX] {
+        for number in [0, 18, 0x7fff, u16::MAX] {
             let refusal = parse(&message(number, 24)).unwrap_err();
-            assert!(refusal.text.ends_with("is not known; 1 to 16 are"), "{refusal}");
+            assert!(refusal.text.ends_with("is not known; 1 to 17 are"), "{refusal}");
         }
     }
 

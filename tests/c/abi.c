@@ -273,6 +273,7 @@ static void numbers(void)
     NUMBER(PEER_OURS);
     NUMBER(PEER_THEIRS);
     NUMBER(PEER_RAIL_APART);
+    NUMBER(FEATURE_CARDS);
     NUMBER(PHASE_REACHING);
     NUMBER(PHASE_GREETING);
     NUMBER(PHASE_JOINING);
@@ -290,6 +291,8 @@ static void numbers(void)
     NUMBER(URL_BYTES);
     NUMBER(PEER_RAILS_MAX);
     NUMBER(PEER_ERROR_BYTES);
+    NUMBER(CARD_ADDRESSES_MAX);
+    NUMBER(CARD_NAME_BYTES);
     NUMBER(ERROR_TEXT_MAX);
     NUMBER(MESSAGE_BYTES_MAX);
     NUMBER(COUNTERS);
@@ -376,6 +379,7 @@ static void numbers(void)
     NUMBER(KIND_RECORDER);
     NUMBER(KIND_TELEMETRY);
     NUMBER(KIND_PEERS);
+    NUMBER(KIND_CARDS);
     NUMBER(COUNTER_TAKEN);
     NUMBER(COUNTER_COMPLETED);
     NUMBER(COUNTER_REFUSED);
@@ -635,6 +639,21 @@ static void messages(void)
     FIELD(peers_reply, place);
     FIELD(peers_reply, rails);
     FIELD(peers_reply, error);
+    SIZE(cards_request);
+    FIELD(cards_request, head);
+    FIELD(cards_request, card);
+    FIELD(cards_request, reserved);
+    SIZE(cards_reply);
+    FIELD(cards_reply, reply);
+    FIELD(cards_reply, card);
+    FIELD(cards_reply, count);
+    FIELD(cards_reply, window_bytes);
+    FIELD(cards_reply, window_ops);
+    FIELD(cards_reply, window_wrs);
+    FIELD(cards_reply, addresses);
+    FIELD(cards_reply, addresses_count);
+    FIELD(cards_reply, reserved);
+    FIELD(cards_reply, name);
 }
 
 int main(void)

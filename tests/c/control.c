@@ -119,6 +119,7 @@ union message {
     struct vr_op_query query;
     struct vr_recorder_request recorder;
     struct vr_peers_request peers;
+    struct vr_cards_request cards;
     char bytes[VR_MESSAGE_BYTES_MAX];
 };
 
@@ -137,6 +138,7 @@ union answer {
     struct vr_recorder_reply recorder;
     struct vr_telemetry_reply telemetry;
     struct vr_peers_reply peers;
+    struct vr_cards_reply cards;
     char bytes[2 * VR_MESSAGE_BYTES_MAX];
 };
 
@@ -404,6 +406,30 @@ static void tell_peers(struct engine *engine, const union message *request, unio
     answer_tricked(engine, request, with, sizeof with->peers, NULL, 0);
 }
 
+/* There are two. */
+static void tell_card(struct engine *engine, const union message *request, union answer *with)
+{
+    enum trick trick = engine->victim == VR_KIND_CARDS ? engine->trick : HONEST;
+    uint32_t card = request->cards.card;
+    if (request->cards.reserved != 0)
+        _exit(1);
+    if (card > 1) {
+        with->reply.status = -ENOENT;
+        answer_tricked(engine, request, with, sizeof with->reply, NULL, 0);
+        return;
+    }
+    with->cards.card = trick == PLACE_BEFORE ? card + 1 : card;
+    with->cards.count = 2;
+    with->cards.window_bytes = UINT64_C(1) << 33;
+    with->cards.window_ops = 64;
+    with->cards.window_wrs = 256;
+    with->cards.addresses_count = trick == RAILS_TOO_MANY ? VR_CARD_ADDRESSES_MAX + 1 : 1;
+    with->cards.addresses[0][15] = 7;
+    memcpy(with->cards.name, "rxe0 port 1", 12);
+    with->cards.name[VR_CARD_NAME_BYTES - 1] = trick == TEXT_UNPADDED ? 'x' : '\0';
+    answer_tricked(engine, request, with, sizeof with->cards, NULL, 0);
+}
+
 static void make_recorder(struct engine *engine, const union message *request, union answer *with)
 {
     enum trick trick = engine->victim == VR_KIND_RECORDER ? engine->trick : HONEST;
@@ -538,7 +564,8 @@ static void serve_one(struct engine *engine)
         break;
     case VR_KIND_PROBE:
         with.probe.opcodes = 0xf7f;
-        with.probe.features = VR_FEATURE_RECORDER | VR_FEATURE_TELEMETRY | VR_FEATURE_PEERS;
+        with.probe.features = VR_FEATURE_RECORDER | VR_FEATURE_TELEMETRY | VR_FEATURE_PEERS |
+                              VR_FEATURE_CARDS;
         answer_tricked(engine, &request, &with, sizeof with.probe, NULL, 0);
         break;
     case VR_KIND_RECORDER:
@@ -570,6 +597,9 @@ static void serve_one(struct engine *engine)
         break;
     case VR_KIND_PEERS:
         tell_peers(engine, &request, &with);
+        break;
+    case VR_KIND_CARDS:
+        tell_card(engine, &request, &with);
         break;
     case VR_KIND_PREPARE:
         _exit(1);
@@ -645,12 +675,18 @@ static int call(struct vr_session *session, const struct expectation *want)
     struct vr_recorder recorder;
     struct vr_telemetry telemetry;
     struct vr_peers_reply told;
+    struct vr_cards_reply card;
     int status;
     switch (want->victim) {
     case VR_KIND_PEERS:
         status = vr_peers(session, 2, &told);
         CHECK(status < 0);
         CHECK(told.at == 0 && told.place[0] == '\0' && told.rails_count == 0);
+        return status;
+    case VR_KIND_CARDS:
+        status = vr_cards(session, 1, &card);
+        CHECK(status < 0);
+        CHECK(card.card == 0 && card.name[0] == '\0' && card.addresses_count == 0);
         return status;
     case VR_KIND_CONNECT:
         /* Asked for any, a fabric that cannot be is still found out. */
@@ -835,6 +871,12 @@ static void lies_are_found_out(void)
         {"peers: a place before", PLACE_BEFORE, VR_KIND_PEERS, -EPROTO, 1},
         {"peers: 13 rails", RAILS_TOO_MANY, VR_KIND_PEERS, -EPROTO, 1},
         {"peers: text unpadded", TEXT_UNPADDED, VR_KIND_PEERS, -EPROTO, 1},
+        {"cards: refused", REFUSED, VR_KIND_CARDS, -EDQUOT, 1},
+        {"cards: a gift", ONE_DESCRIPTOR_MORE, VR_KIND_CARDS, -EPROTO, 0},
+        {"cards: shorter", SHORTER, VR_KIND_CARDS, -EPROTO, 0},
+        {"cards: another one", PLACE_BEFORE, VR_KIND_CARDS, -EPROTO, 1},
+        {"cards: 5 addresses", RAILS_TOO_MANY, VR_KIND_CARDS, -EPROTO, 1},
+        {"cards: text unpadded", TEXT_UNPADDED, VR_KIND_CARDS, -EPROTO, 1},
     };
     size_t at;
     for (at = 0; at < sizeof cases / sizeof cases[0]; at++)
@@ -927,6 +969,7 @@ static void an_honest_engine_is_understood(void)
     struct vr_peer peer;
     struct vr_remote remote;
     struct vr_peers_reply told;
+    struct vr_cards_reply card;
     struct vr_why_reply why;
     struct vr_ring ring;
     pid_t child = fork_engine(HONEST, VR_KIND_HELLO);
@@ -970,6 +1013,12 @@ static void an_honest_engine_is_understood(void)
     CHECK(told.place[VR_URL_BYTES - 1] == 'p' && strcmp(told.error, "gone") == 0);
     CHECK(vr_peers(&session, told.at + 1, &told) == 0 && told.at == 8);
     CHECK(vr_peers(&session, told.at + 1, &told) == -ENOENT && told.count == 0);
+    CHECK(vr_cards(&session, 0, &card) == 0 && card.card == 0 && card.count == 2);
+    CHECK(card.window_bytes == UINT64_C(1) << 33 && card.window_ops == 64 && card.window_wrs == 256);
+    CHECK(card.addresses_count == 1 && card.addresses[0][15] == 7);
+    CHECK(strcmp(card.name, "rxe0 port 1") == 0);
+    CHECK(vr_cards(&session, 1, &card) == 0 && card.card == 1);
+    CHECK(vr_cards(&session, 2, &card) == -ENOENT && card.count == 0);
     CHECK(vr_cancel(&ring, VR_CANCEL_BY_RECORD, 99, &record) == 0 && record == 99);
     CHECK(vr_cancel(&ring, VR_CANCEL_BY_NUMBER, 1, NULL) == 0);
     CHECK(vr_why(&ring, VR_CANCEL_BY_NUMBER, 5, &why) == 0);

@@ -239,6 +239,8 @@ class FakeEngine:
         self.sessions, self.rings, self.regions, self.exports = {}, {}, {}, {}
         # Peers that were connected, and what PEERS tells: fields of its replies.
         self.connected, self.told = 0, None
+        # What CARDS tells likewise.
+        self.held = None
         self.requests, self.records = [], 1 << 32
         self.poller = select.poll()
         for end in (self.listener, self.stop_heard):
@@ -402,6 +404,7 @@ class FakeEngine:
         features = abi.FEATURE_RECORDER if self.kept else 0
         features |= abi.FEATURE_TELEMETRY if self.page else 0
         features |= abi.FEATURE_PEERS if self.told is not None else 0
+        features |= abi.FEATURE_CARDS if self.held is not None else 0
         return (abi.PROBE_REPLY,
                 dict(opcodes=0x77F, features=features, op_bytes_max=abi.OP_BYTES_MAX), ())
 
@@ -421,6 +424,12 @@ class FakeEngine:
             if peer["at"] >= at:
                 return abi.PEERS_REPLY, peer, ()
         return self.refused(abi.Errno.ENOENT, abi.Detail.PEER)
+
+    def cards(self, request, _):
+        card = abi.CARDS_REQUEST.unpack(request).card
+        if card < len(self.held):
+            return abi.CARDS_REPLY, self.held[card], ()
+        return self.refused(abi.Errno.ENOENT, abi.Detail.MESSAGE)
 
     def stats(self, request, _):
         scope = abi.STATS.unpack(request).scope

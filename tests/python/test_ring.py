@@ -11,6 +11,7 @@ table. Cursors start three short of 2^32 throughout.
 import contextlib
 import errno
 import gc
+import ipaddress
 import os
 import pathlib
 import select
@@ -633,6 +634,26 @@ class Control(WithEngine):
         self.assertEqual(session.peers(), [])
         self.engine.told = [dict(up, rails_count=13)]
         self.assertRaises(vr.VerbringError, session.peers)
+
+    def test_cards_are_told_of_one_by_one(self):
+        session = self.start()
+        with self.assertRaises(vr.VerbringError) as caught:
+            session.cards()
+        self.assertEqual(caught.exception.errno, vr.Errno.EOPNOTSUPP)
+        addresses = [ipaddress.IPv6Address(at) for at in ("::ffff:10.0.0.7", "fd00::7")]
+        first = dict(count=2, window_bytes=1 << 33, window_ops=64, window_wrs=256,
+                     addresses=b"".join(at.packed for at in addresses), addresses_count=2,
+                     name=b"mlx5_0 port 1")
+        self.engine.held = [first, dict(first, card=1, addresses_count=0)]
+        one, other = session.cards()
+        self.assertEqual((one.card, one.name, one.addresses), (0, "mlx5_0 port 1", addresses))
+        self.assertEqual((one.window_bytes, one.window_ops, one.window_wrs), (1 << 33, 64, 256))
+        self.assertEqual((other.card, other.addresses), (1, []))
+        self.engine.held = []
+        self.assertEqual(session.cards(), [])
+        for wrong in (dict(first, card=1), dict(first, addresses_count=5)):
+            self.engine.held = [wrong]
+            self.assertRaises(vr.VerbringError, session.cards)
 
     def test_calls_carry_what_they_say(self):
         session = self.start()

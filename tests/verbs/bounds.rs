@@ -31,10 +31,9 @@ const DEFAULTS: &[[&str; 2]] = &[["--log", "warn"]];
 const WIDE: &[[&str; 2]] = &[
     ["--slice-bytes", "16KiB"],
     ["--slice-us", "0"],
-    ["--verbs-window-bytes", WIDE_WINDOW],
+    ["--verbs-window-bytes", "8MiB"],
     ["--log", "warn"],
 ];
-const WIDE_WINDOW: &str = "8MiB";
 /// Bytes of one op of the flood, and places that its ops go to: all are under way at once.
 const LOW: u64 = 1 << 20;
 const LOWS: u64 = 32;
@@ -263,11 +262,10 @@ struct Took {
 }
 
 /// `verbring qos --bound`, as a user would ask: it measures for 20 s.
-fn ask(near: &Host, far: &Host, window: Option<&str>) -> Child {
+fn ask(near: &Host, far: &Host) -> Child {
     Command::new(env!("CARGO_BIN_EXE_verbring"))
         .args(["qos", "--bound", "--json", "--seconds", SECONDS, "--peer", &far.url, "--socket"])
         .arg(&near.served.socket)
-        .args(window.map(|window| format!("--set=verbs_window_bytes={window}")))
         .env_clear()
         .envs(std::env::vars().filter(|(name, _)| !name.starts_with("VERBRING_")))
         .stdin(Stdio::null())
@@ -294,8 +292,6 @@ fn of_the_bound(mode: &str, engine: &[[&str; 2]], slices: usize, ops: usize) -> 
     let [first, second] = places();
     let key = KeyFile::new();
     let settings = [engine, &[["--mode", mode]]].concat();
-    let window = engine.iter().find(|[name, _]| *name == "--verbs-window-bytes");
-    let window = window.map(|[_, window]| *window);
     let host = |name, place, at| Host::with_settings(name, &[place], at, &key, &settings);
     let near = host("near", &first, "127.0.0.1:7500");
     let far = host("far", &second, "127.0.0.1:7501");
@@ -309,7 +305,7 @@ fn of_the_bound(mode: &str, engine: &[[&str; 2]], slices: usize, ops: usize) -> 
     let flood = Flood::start(&near, &far, &secret);
     let mut ratios: Vec<u128> = (0..slices)
         .map(|_| {
-            let mut asked = ask(&near, &far, window);
+            let mut asked = ask(&near, &far);
             let over = || asked.try_wait().expect("a child").is_some();
             let took = urgent.run(&format!("{mode}, beside a flood"), ops, over);
             let (bound, rate) = answer(asked);

@@ -15,9 +15,11 @@ use super::joint::Stage;
 use super::message::Hello;
 use super::{Connection, Phase, RailPlace, Whose};
 use crate::abi::{
-    self, Detail, Kind, PEER_ERROR_BYTES, PEER_RAILS_MAX, PeerRail, PeersReply, PeersRequest, errno,
+    self, CARD_ADDRESSES_MAX, CardsReply, CardsRequest, Detail, Kind, PEER_ERROR_BYTES,
+    PEER_RAILS_MAX, PeerRail, PeersReply, PeersRequest, errno,
 };
 use crate::clock;
+use crate::control::card::Card;
 use crate::control::server::Server;
 use crate::control::wire::{self, Refusal, Url};
 
@@ -189,6 +191,36 @@ impl Server {
         };
         let reply = wire::reply_head::<PeersReply>(Kind::Peers, request.head.tag);
         self.answer(key, &PeersReply { reply, count, ..told }, &[]);
+        Ok(())
+    }
+
+    /// CARDS: one of the cards that other engines are reached by.
+    pub(in crate::control) fn show_card(
+        &mut self,
+        key: usize,
+        request: &CardsRequest,
+    ) -> Result<(), Refusal> {
+        self.check_operator(key, "what is known of cards is")?;
+        let count = self.card.as_ref().map_or(0, Card::count);
+        let known = u8::try_from(request.card).ok().filter(|card| *card < count);
+        let Some((known, card)) = known.zip(self.card.as_ref()) else {
+            let text = format!("there is no card {}; there are {count}", request.card);
+            return Err(Refusal::new(errno::ENOENT, Detail::Message, text));
+        };
+        let addresses = card.addresses_of(known).len().min(CARD_ADDRESSES_MAX);
+        let reply = CardsReply {
+            reply: wire::reply_head::<CardsReply>(Kind::Cards, request.head.tag),
+            card: request.card,
+            count: count.into(),
+            window_bytes: self.config.verbs_window_bytes,
+            window_ops: self.config.verbs_window_ops,
+            window_wrs: self.config.verbs_window_wrs,
+            addresses: card.told(known),
+            addresses_count: u8::try_from(addresses).unwrap_or(0),
+            name: field(card.name_of(known)),
+            ..CardsReply::default()
+        };
+        self.answer(key, &reply, &[]);
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! What operators are told of connections that tests play: phases, rails, and why the last one was
 //! lost. The cards are played; the engine and its rails are real.
 
+use std::net::Ipv6Addr;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -9,8 +10,8 @@ use super::message::{Hello, Message};
 use super::scripted::{Door, HELLO, no_pair};
 use super::two_cards::{NUMBER, Stage};
 use crate::abi;
-use crate::client::PeerReport;
-use crate::control::{CardDone, CardOrder, CardWork, PairWork};
+use crate::client::{CardReport, PeerReport};
+use crate::control::{Address, CardDone, CardOrder, CardWork, PairWork};
 use crate::fabric::qp::provider::Move;
 use crate::fabric::verbs::AsyncEvent;
 use crate::host::tests::PATIENCE;
@@ -195,9 +196,45 @@ fn loans_are_counted() {
     stage.let_go(region);
 }
 
+/// Cards are told of with their windows, and with the addresses that they have at the time.
+#[test]
+fn cards_are_told_of() {
+    let stage = Stage::with("cards", 2, 5, |config| crate::host::Config {
+        verbs_window_ops: 65,
+        verbs_window_wrs: 257,
+        verbs_window_bytes: 3 << 20,
+        ..config
+    });
+    let cards = stage.session.cards().unwrap();
+    let told: Vec<_> = cards.iter().map(|it| (it.card, it.name.as_str())).collect();
+    assert_eq!(told, [(0, "card0 port 1"), (1, "card1 port 2")]);
+    for card in &cards {
+        let CardReport { window_ops, window_wrs, window_bytes, addresses, .. } = card;
+        assert_eq!((*window_ops, *window_wrs, *window_bytes), (65, 257, 3 << 20));
+        assert!(addresses.is_empty());
+    }
+    stage.card.say(0, CardDone::Event(1, AsyncEvent::AddressesChanged(2)));
+    let texts = ["::ffff:10.0.0.7", "fd00::1", "fd00::2", "fd00::3", "fd00::4"];
+    let there = texts.map(|text| text.parse::<Ipv6Addr>().unwrap());
+    let found = there.map(|it| Address { gid_index: 1, gid: it.octets() });
+    stage.looked_at(1, &found);
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let cards = stage.session.cards().unwrap();
+        assert!(cards[0].addresses.is_empty());
+        if cards[1].addresses == there[..4] {
+            break;
+        }
+        assert!(Instant::now() < end, "in vain: {cards:?}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Without a card there are no peers, and that is an answer.
 #[test]
 fn an_engine_without_a_card_has_no_peers() {
     let engine = Engine::builder().spawn().unwrap();
-    assert_eq!(engine.connect().unwrap().peers().unwrap(), []);
+    let session = engine.connect().unwrap();
+    assert_eq!(session.peers().unwrap(), []);
+    assert_eq!(session.cards().unwrap(), []);
 }

@@ -54,6 +54,8 @@ impl Edges {
             hold!(Edges, open.is_empty(), "an ARM tells before {open:?} are over: {cqe:?}");
             return;
         }
+        let over = self.graph.is_over(number);
+        hold!(OneCqe, !over, "a second CQE, or one of a success that was skipped: {cqe:?}");
         match self.graph.end(number, cqe, 0) {
             // Its rail failed under it, before its predecessor's end was known.
             Err(_) if cqe.res < 0 && self.may_ride(number) => self.graph.fail(number, cqe, 0),

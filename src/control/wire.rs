@@ -63,21 +63,7 @@ pub fn head(bytes: &[u8]) -> Option<Head> {
 /// # Errors
 /// A [`Refusal`] for the sender.
 pub fn parse(bytes: &[u8]) -> Result<Request, Refusal> {
-    let malformed = |text: String| Refusal::new(errno::EPROTO, Detail::Message, text);
-    let Some(head) = head(bytes) else {
-        return Err(malformed(format!("a message of {} bytes has no 16-byte head", bytes.len())));
-    };
-    if head.reserved != 0 {
-        return Err(malformed(format!("head.reserved is {}, but must be 0", head.reserved)));
-    }
-    if usize::try_from(head.bytes) != Ok(bytes.len()) {
-        let (said, came) = (head.bytes, bytes.len());
-        return Err(malformed(format!("head.bytes is {said}, but {came} bytes came")));
-    }
-    let Some(kind) = Kind::from_number(head.kind) else {
-        let (kind, last) = (head.kind, Kind::ALL.len());
-        return Err(malformed(format!("kind {kind} is not known; 1 to {last} are")));
-    };
+    let kind = kind_of(bytes)?;
     let reserved = |value: u32| {
         if value == 0 { Ok(()) } else { Err(malformed(format!("reserved is {value}, must be 0"))) }
     };
@@ -134,6 +120,28 @@ pub fn parse(bytes: &[u8]) -> Result<Request, Refusal> {
             let text = "PREPARE is defined but not served by this engine";
             return Err(Refusal::new(errno::EOPNOTSUPP, Detail::Message, text));
         }
+    })
+}
+
+fn malformed(text: String) -> Refusal {
+    Refusal::new(errno::EPROTO, Detail::Message, text)
+}
+
+/// Checks what is alike in all kinds.
+fn kind_of(bytes: &[u8]) -> Result<Kind, Refusal> {
+    let Some(head) = head(bytes) else {
+        return Err(malformed(format!("a message of {} bytes has no 16-byte head", bytes.len())));
+    };
+    if head.reserved != 0 {
+        return Err(malformed(format!("head.reserved is {}, but must be 0", head.reserved)));
+    }
+    if usize::try_from(head.bytes) != Ok(bytes.len()) {
+        let (said, came) = (head.bytes, bytes.len());
+        return Err(malformed(format!("head.bytes is {said}, but {came} bytes came")));
+    }
+    Kind::from_number(head.kind).ok_or_else(|| {
+        let (kind, last) = (head.kind, Kind::ALL.len());
+        malformed(format!("kind {kind} is not known; 1 to {last} are"))
     })
 }
 

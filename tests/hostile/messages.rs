@@ -8,8 +8,7 @@ use super::raw::{Answer, Wire};
 use super::stage::Stage;
 
 /// Bytes of each kind's request, by kind from 1.
-const LENGTHS: [usize; 17] =
-    [64, 32, 24, 32, 88, 128, 152, 24, 16, 16, 24, 32, 32, 24, 16, 24, 24];
+const LENGTHS: [usize; 17] = [64, 32, 24, 32, 88, 128, 152, 24, 16, 16, 24, 32, 32, 24, 16, 24, 24];
 
 /// A message of some kind whose fields behind the head are all zero.
 fn message(kind: u16, length: usize) -> Vec<u8> {

@@ -1183,18 +1183,19 @@ class Session:
             raise VerbringError(
                 Errno.EOPNOTSUPP, Detail.MESSAGE, "this engine does not tell of its cards")
         found = []
-        while True:
+        for card in range(256):
             try:
-                reply, _ = self._call(Kind.CARDS, CARDS_REQUEST, CARDS_REPLY, card=len(found))
+                reply, _ = self._call(Kind.CARDS, CARDS_REQUEST, CARDS_REPLY, card=card)
             except (EngineGone, SessionEnded):
                 raise
             except VerbringError as error:
                 if error.errno == Errno.ENOENT:
-                    return found
+                    break
                 raise
-            if reply.card != len(found) or reply.addresses_count > CARD_ADDRESSES_MAX:
+            if reply.card != card or reply.addresses_count > CARD_ADDRESSES_MAX:
                 raise _protocol(Detail.MESSAGE, "a card that cannot be")
             found.append(CardReport(reply))
+        return found
 
     def fileno(self):
         """Returns the engine's pidfd: readable once the engine is dead."""

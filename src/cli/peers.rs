@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde_json::{Value, json};
 use verbring::Session;
-use verbring::abi::{FABRIC_VERBS, PHASE_GONE, Tally};
+use verbring::abi::{FABRIC_VERBS, PHASE_GONE, Tally, errno};
 use verbring::client::{
     CardReport, ControlError, Look, PeerRail, PeerReport, Telemetry, joint_words, phase_words,
 };
@@ -65,7 +65,6 @@ impl Peers {
         };
         let verbs = session.probe().map_err(cannot)?.uses(FABRIC_VERBS);
         let mut peers = session.peers().map_err(cannot)?;
-        let cards = session.cards().map_err(cannot)?;
         let telemetry = session.telemetry().map_err(cannot)?;
         let mut before = None;
         if self.watch.is_none() && peers.iter().any(|peer| !peer.rails.is_empty()) {
@@ -74,7 +73,8 @@ impl Peers {
             peers = session.peers().map_err(cannot)?;
         }
         loop {
-            let (now, survey) = survey((verbs, cards.clone()), peers, &telemetry, before);
+            let cards = cards_of(&session).map_err(cannot)?;
+            let (now, survey) = survey((verbs, cards), peers, &telemetry, before);
             self.tell(&survey)?;
             let Some(period) = self.watch else { return Ok(()) };
             before = Some((now, survey.look));
@@ -89,6 +89,14 @@ impl Peers {
         }
         say(&to_text(survey))?;
         if self.watch.is_some() { say("\n") } else { Ok(()) }
+    }
+}
+
+/// The cards, if the engine tells of them.
+fn cards_of(session: &Session) -> Result<Vec<CardReport>, ControlError> {
+    match session.cards() {
+        Err(ControlError::Refused(refusal)) if refusal.errno == errno::EOPNOTSUPP => Ok(Vec::new()),
+        told => told,
     }
 }
 

@@ -164,6 +164,9 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
             return;
         }
         for rail in each_bit(self.abroad.flying) {
+            if round.is_full() {
+                break;
+            }
             let last = self.abroad.last(rail).and_then(|id| self.ledger.find(id));
             if let Some(last) = last
                 && self.rider(last).is_some()

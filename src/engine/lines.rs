@@ -118,8 +118,9 @@ pub(super) struct Card {
     pub(super) full: bool,
     /// The op that it is reserved for has asked again.
     pub(super) asked: bool,
-    /// It had nothing in flight when this turn's posts began.
+    /// It had nothing in flight when this turn's posts began, and it is posted to in this turn.
     pub(super) idle: bool,
+    pub(super) posted: bool,
     /// Requests that have ended since the pace was told, and their bytes.
     ended: (u32, u64),
 }
@@ -206,6 +207,7 @@ impl Abroad {
             full: false,
             asked: false,
             idle: true,
+            posted: false,
             ended: (0, 0),
         };
         let (sessions, peers) = if several { (sessions, rails) } else { (1, 1) };
@@ -562,10 +564,28 @@ impl Abroad {
         }
     }
 
-    /// For the same: cards that had nothing in flight have what was posted at that time.
-    pub(super) fn posted_at(&mut self, now_ns: u64) {
-        for card in self.cards.iter_mut().filter(|card| card.idle) {
+    /// For the same: something was done by the time that a post returned, of what was posted at
+    /// `now_ns` or before. Only of a card that alone was posted to is it known how long it took.
+    pub(super) fn done_at_once(&mut self, now_ns: u64) {
+        let mut posted = self.cards.iter_mut().filter(|card| card.posted);
+        if let (Some(card), None) = (posted.next(), posted.next())
+            && card.idle
+        {
             card.pace.began(now_ns);
+        }
+    }
+
+    /// Bytes that the slowest card of those with a known rate moves in a millisecond; 0 if none is
+    /// known.
+    pub(super) fn in_a_millisecond(&self) -> u64 {
+        let rates = self.cards.iter().map(|card| card.pace.rate()).filter(|rate| *rate > 0);
+        rates.min().unwrap_or(0) / 1_000
+    }
+
+    /// Nothing is kept for an op any more.
+    pub(super) fn unreserve(&mut self, slot: u32) {
+        for card in &mut self.cards {
+            card.reserved = card.reserved.filter(|(other, _)| *other != slot);
         }
     }
 

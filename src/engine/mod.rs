@@ -104,10 +104,11 @@ pub struct Limits {
     pub window_bytes: u64,
     /// Bytes of a slice.
     pub slice_bytes: u32,
-    /// Bytes given to rails in one turn: once it was so many, no more is begun with. The rest of
-    /// what windows hold goes in the turns after, which costs a doorbell for so many bytes and
-    /// fills a window as well. So a device whose driver moves the bytes while it posts (Soft-RoCE)
-    /// keeps the engine from rings and completions for no longer than these take.
+    /// Bytes given to rails in one turn: once it was so many, and what the cards move in a
+    /// millisecond, no more is begun with. The rest of what windows hold goes in the turns after.
+    /// So a device whose driver moves the bytes while it posts (Soft-RoCE) keeps the engine from
+    /// rings and completions for no longer than these take. Chains that go on in a turn have as
+    /// many beside.
     pub turn_bytes: u64,
     /// SQEs taken from one ring in a turn.
     pub intake_budget: u32,

@@ -59,8 +59,16 @@ enum Hold {
 pub(super) struct Round {
     /// Lines that take something, a bit each.
     pub(super) open: u64,
-    /// Bytes laid.
+    /// Bytes laid, and how many may be before no more is begun with.
     laid: u64,
+    most: u64,
+}
+
+impl Round {
+    /// The turn has given enough.
+    pub(super) fn is_full(&self) -> bool {
+        self.laid >= self.most
+    }
 }
 
 /// What an op posts next.
@@ -146,12 +154,14 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let mut round = self.begin_round(&mut ends);
         if chains {
             self.ride_on_abroad(&mut round);
+            // Whoever waits has as much again: chains that are fed without end hold nobody back.
+            round.laid = 0;
         }
         let (ops, bytes) = self.abroad.left();
         self.abroad.queue.begin(ops, bytes);
         let mut steps = 2 * STEPS_PER_TURN;
         while steps > 0 && ends > 0 && self.abroad.queued() & round.open != 0 {
-            if round.laid >= self.limits.turn_bytes {
+            if round.is_full() {
                 self.keep_reserved(&round);
                 break;
             }
@@ -182,9 +192,11 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
 
     /// Looks what each line with ops takes, and brings those back into turn that take something.
     fn begin_round(&mut self, ends: &mut u32) -> Round {
-        let mut round = Round { open: 0, laid: 0 };
+        let most = self.limits.turn_bytes.max(self.abroad.in_a_millisecond());
+        let mut round = Round { open: 0, laid: 0, most };
         for card in &mut self.abroad.cards {
-            (card.full, card.idle) = (false, card.window.wrs() == 0);
+            (card.full, card.posted) = (false, false);
+            card.idle = card.window.wrs() == 0;
             if card.idle {
                 card.pace.rests();
             }
@@ -271,6 +283,10 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
     /// An op cannot go: others are let by that can.
     fn hold(&mut self, slot: u32, hold: Hold, round: &mut Round) {
         let line = self.ledger[slot].line;
+        if matches!(hold, Hold::Cap | Hold::Credit | Hold::Rail(..)) {
+            // It could not use what is kept for it.
+            self.abroad.unreserve(slot);
+        }
         match hold {
             Hold::Cap => {
                 self.note_wait(slot, WAIT_CAP);
@@ -326,7 +342,8 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         }
     }
 
-    /// The turn has given enough: whoever would have asked again for what is kept for it still may.
+    /// The turn has given enough: whoever was not come to may ask in the next one for what is kept
+    /// for it.
     fn keep_reserved(&mut self, round: &Round) {
         for card in &mut self.abroad.cards {
             let waits = |&(slot, id): &(u32, RecordId)| {
@@ -520,6 +537,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         way.room.notifies = way.room.notifies.saturating_sub(u32::from(next.notifies));
         let card = self.abroad.card(rail);
         card.reserved = card.reserved.filter(|(other, _)| *other != slot);
+        card.posted = true;
         let line = self.ledger[slot].line;
         if self.openings(line).takes == 0 {
             round.open &= !(1 << line);

@@ -39,7 +39,7 @@ impl<F: Fabric, M: Memory> Engine<F, M> {
         let mut done = std::mem::take(&mut self.done);
         self.fabric.poll_rails(self.now_ns, &mut done);
         if !done.is_empty() {
-            self.abroad.posted_at(self.now_ns);
+            self.abroad.done_at_once(self.now_ns);
             self.now_ns = self.now_ns.max(clock());
         }
         self.bring_home::<true>(done)

@@ -143,8 +143,7 @@ fn bound_ns(policy: &Policy, cards: u32) -> u64 {
 
 #[test]
 fn an_urgent_op_waits_for_no_more_than_a_turn_or_two() {
-    for (cards, slice_ns, slice) in [(1, 0, SLICE), (1, 100_000, 32 << 10), (2, 100_000, 32 << 10)]
-    {
+    for (cards, slice_ns, slice) in [(1, 0, SLICE), (1, 100_000, 32 << 10), (2, 100_000, SLICE)] {
         let options = options(usize::try_from(cards).unwrap(), slice_ns, TURN);
         let urgent = urgent(&options);
         let (most_ns, bound_ns) = (urgent.most_ns, bound_ns(&options.limits.policy, cards));
@@ -153,7 +152,7 @@ fn an_urgent_op_waits_for_no_more_than_a_turn_or_two() {
         // The turn that it came in, and its own, each with a slice beyond what a turn may give.
         let turn_ns = (TURN + u64::from(slice)) * KIB_NS / 1_024;
         assert!(most_ns <= 2 * turn_ns + MS, "{most_ns} ns, turns of {turn_ns}");
-        // Its own turn's time is known, and the card's rate.
+        // Its own turn's time is known, and the rate of a card that is posted to alone.
         assert!((turn_ns / 2..turn_ns + MS).contains(&urgent.told_ns), "{} ns", urgent.told_ns);
         assert_eq!(urgent.slice, slice);
     }

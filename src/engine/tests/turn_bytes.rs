@@ -2,7 +2,7 @@
 
 use super::two::{CONFIG, ME, Two, transfer};
 use super::world::LIMITS;
-use crate::abi::{Class, Opcode, RIGHTS_ALL, Sqe};
+use crate::abi::{Class, Opcode, RIGHTS_ALL, SQE_LINK, SQE_NOTIFY, Sqe};
 use crate::engine::Limits;
 use crate::fabric::qp;
 use crate::ids::RecordId;
@@ -54,6 +54,34 @@ fn a_slice_beyond_the_limit_goes() {
     two.expect_rest();
 }
 
+/// Chains go on before all others; whoever waits has its turn all the same.
+#[test]
+fn chains_that_go_on_hold_nobody_back() {
+    let limits = Limits { turn_bytes: u64::from(SLICE), ..LIMITS };
+    let mut two = Two::with(limits, qp::Config { depth: 16, ..CONFIG }, 1);
+    let (near, target) = (two.region(0), two.region(1));
+    let far = two.offer(1, target, RIGHTS_ALL, [1; 3]);
+    let op = |class: Class, flags: u16| Sqe {
+        class: class as u8,
+        flags,
+        ..transfer(Opcode::Write, (near, far), 0, SLICE)
+    };
+    for _ in 0..5 {
+        two.push(0, op(Class::Low, SQE_LINK));
+    }
+    two.push(0, op(Class::Low, 0));
+    // The first, and what rides behind it.
+    two.worlds[0].turn();
+    assert_eq!(posted(&two, 1), 2);
+    two.push(0, op(Class::High, 0));
+    // One more of the chain, the urgent one, and behind that nothing of the chain may ride.
+    two.worlds[0].turn();
+    assert_eq!(posted(&two, 1), 4);
+    two.settle();
+    assert_eq!(two.worlds[0].pop(ME).len(), 7);
+    two.expect_rest();
+}
+
 /// An op for which a card's window is kept keeps it, though others take all that a turn may give.
 #[test]
 fn what_is_kept_for_an_op_is_kept_over_a_full_turn() {
@@ -87,11 +115,49 @@ fn what_is_kept_for_an_op_is_kept_over_a_full_turn() {
     high(&mut two, SLICES);
     two.worlds[0].turn();
     assert_eq!((posted(&two, 1), kept(&two)), (6 + SLICES, low));
-    // What others lack now is not theirs to have kept.
+    // What another one lacks then is not kept for that one instead.
     high(&mut two, SLICES);
     two.worlds[0].turn();
     assert_eq!((posted(&two, 1), kept(&two)), (6 + SLICES + 2, low));
     two.settle();
     assert_eq!(two.worlds[0].pop(ME).len(), 7 + 2 * SLICES);
+    two.expect_rest();
+}
+
+/// An op that could not use what is kept for it has it no more, whatever the turn gives others.
+#[test]
+fn what_is_kept_for_an_op_that_cannot_go_is_not_kept_over_a_full_turn() {
+    let card = Bounds { bytes: 6 * u64::from(SLICE), ..Bounds::NONE };
+    let limits = Limits { policy: Policy { card, ..LIMITS.policy }, ..LIMITS };
+    let mut two = Two::with(limits, qp::Config { depth: 32, ..CONFIG }, 1);
+    let (near, target) = (two.region(0), two.region(1));
+    let far = two.offer(1, target, RIGHTS_ALL, [1; 3]);
+    let op = |class: Class, flags: u16, bytes: u32| Sqe {
+        class: class as u8,
+        flags,
+        ..transfer(Opcode::Write, (near, far), 0, bytes)
+    };
+    let kept = |two: &Two| two.worlds[0].engine.abroad.cards[0].reserved.is_some();
+    for bytes in [SLICE, SLICE, SLICE, SLICE, SLICE, SLICE / 2] {
+        two.push(0, op(Class::High, 0, bytes));
+    }
+    two.push(0, op(Class::Medium, SQE_NOTIFY, SLICE));
+    two.worlds[0].turn();
+    two.worlds[0].turn();
+    assert!(kept(&two));
+    // All of it ends. More urgent ones use up what notifications there may be, before low ones
+    // take all that the turn gives.
+    two.net.advance(1_000_000);
+    for _ in 0..CONFIG.receives {
+        two.push(0, op(Class::High, SQE_NOTIFY, 8));
+    }
+    for _ in 0..SLICES {
+        two.push(0, op(Class::Low, 0, SLICE));
+    }
+    let before = posted(&two, 1);
+    two.worlds[0].turn();
+    assert!(posted(&two, 1) >= before + SLICES);
+    assert!(!kept(&two));
+    two.settle();
     two.expect_rest();
 }

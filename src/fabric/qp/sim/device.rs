@@ -121,12 +121,12 @@ impl Provider for SimProvider {
         let number = self.number(rail).ok_or(UNKNOWN)?;
         let plan = self.net.pair(number).post_plans.pop_front();
         let (taken, stop) = Self::stop(plan, list.len());
-        for (wr, index) in list[..taken].iter().zip(0..) {
-            self.post_one(number, wr, ranges)
-                .map_err(|errno| BadPost { taken: Some(index), errno })?;
-        }
+        let refused = list[..taken].iter().zip(0..).find_map(|(wr, index)| {
+            let errno = self.post_one(number, wr, ranges).err()?;
+            Some(BadPost { taken: Some(index), errno })
+        });
         self.net.work(number);
-        stop.map_or(Ok(()), Err)
+        refused.or(stop).map_or(Ok(()), Err)
     }
 
     fn post_receives(&mut self, rail: u16, wr_id: u64, count: u32) -> Result<(), BadPost> {
